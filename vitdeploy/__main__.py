@@ -1,0 +1,5 @@
+"""`python -m vitdeploy`."""
+
+from vitdeploy.cli import main
+
+main()

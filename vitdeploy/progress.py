@@ -1,0 +1,79 @@
+"""Progress of long steps: the library reports, whoever runs it decides how that looks.
+
+Library code writes
+
+    with progress.task("Calibrating", total=128, unit="images") as step:
+        for image in images:
+            ...
+            step.advance()
+
+and knows nothing of terminals. Silent by default; the command line installs a reporter with `use`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Protocol
+
+__all__ = ["Reporter", "Step", "note", "task", "use"]
+
+
+class Step(Protocol):
+    """One running step."""
+
+    def advance(self, amount: float = 1) -> None:
+        """Say that `amount` more units are done."""
+
+    def update(self, *, completed: float | None = None, total: float | None = None, detail: str | None = None) -> None:
+        """Set what is done, what there is in all, or a few words on the current phase."""
+
+
+class Reporter(Protocol):
+    """Where progress goes."""
+
+    def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Step]:
+        """Open a step; leaving the context closes it."""
+
+    def note(self, message: str) -> None:
+        """Say one line that stays: a tick with its tolerance, a warning in plain words."""
+
+
+class _SilentStep:
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def update(self, *, completed: float | None = None, total: float | None = None, detail: str | None = None) -> None:
+        pass
+
+
+class _Silent:
+    def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Step]:
+        return nullcontext(_SilentStep())
+
+    def note(self, message: str) -> None:
+        pass
+
+
+_reporter: ContextVar[Reporter] = ContextVar("vitdeploy_progress", default=_Silent())
+
+
+def task(description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Step]:
+    """Open a step named `description` of `total` units (None: not known)."""
+    return _reporter.get().task(description, total, unit)
+
+
+def note(message: str) -> None:
+    """Report one line that stays on the screen."""
+    _reporter.get().note(message)
+
+
+@contextmanager
+def use(reporter: Reporter) -> Iterator[None]:
+    """Send progress to `reporter` inside the block."""
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)

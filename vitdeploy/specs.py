@@ -1,0 +1,123 @@
+"""The frozen descriptions that travel between the parts and into the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph's input or output: a dimension that is a string is dynamic and named."""
+
+    name: str
+    dtype: str  # NumPy's name: "uint8", "float32", ...
+    shape: tuple[int | str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TensorSpec:
+        return cls(data["name"], data["dtype"], tuple(data["shape"]))
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """What one dimension of an engine's input may be: `minimum` <= n <= `maximum`, fastest at `optimum`."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise ValueError(f"needs 1 <= minimum <= optimum <= maximum, got {self}")
+
+    def to_json(self) -> list[int]:
+        return [self.minimum, self.optimum, self.maximum]
+
+
+@dataclass(frozen=True)
+class ResizeSpec:
+    """How an image is resized before it is cropped.
+
+    Exactly one of these says the target size in pixels: `height` and `width` together (aspect ratio not
+    kept), or `shortest_edge` (aspect ratio kept), optionally with `longest_edge` as an upper bound.
+    `resample` is Pillow's filter by name: nearest, box, bilinear, hamming, bicubic, lanczos.
+    """
+
+    resample: str
+    height: int | None = None
+    width: int | None = None
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """What the image processor does to uint8 RGB pixels, in this order: resize, crop, rescale, normalise.
+
+    `crop` is (height, width) of the centre crop; `rescale` the factor on 0..255 values; `mean` and `std` are per
+    channel, in the rescaled units. A step that is None is not done. The result is (batch, 3, height, width) float32.
+    """
+
+    resize: ResizeSpec | None
+    crop: tuple[int, int] | None
+    rescale: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        resize = None
+        if self.resize is not None:
+            resize = {name: value for name, value in vars(self.resize).items() if value is not None}
+        return {
+            "resize": resize,
+            "crop": None if self.crop is None else list(self.crop),
+            "rescale": self.rescale,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PreprocessSpec:
+        def numbers(name: str) -> Any:
+            return None if data[name] is None else tuple(data[name])
+
+        return cls(
+            resize=None if data["resize"] is None else ResizeSpec(**data["resize"]),
+            crop=numbers("crop"),
+            rescale=data["rescale"],
+            mean=numbers("mean"),
+            std=numbers("std"),
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of a prediction: `score` is its softmax probability, 0..1."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best class of one image, and the `top_k` best in falling order (the first is the best)."""
+
+    label: str
+    index: int
+    score: float
+    top_k: tuple[Score, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "index": self.index,
+            "score": self.score,
+            "top_k": [{"label": s.label, "index": s.index, "score": s.score} for s in self.top_k],
+        }

@@ -1,0 +1,184 @@
+"""Files that are either whole or not there: atomic writes, staged folders, locks, hashes.
+
+Everything is written under a temporary name beside its destination, flushed to the disk and renamed.
+A killed command, a full disk or Ctrl-C leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import BundleError, OutputExistsError, VitdeployError
+
+__all__ = ["disk_errors", "fsync_path", "locked", "read_json", "sha256", "staged_folder", "write_atomically"]
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network and container file systems can't sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder inside the block into an error with the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise VitdeployError(
+                f"no space left on the disk while writing {what}",
+                hint="free some space and run the command again; what was there before is unchanged",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise VitdeployError(
+                f"not allowed to write {what}: {error.strerror}", hint="choose an --output that you may write to"
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    content = data.encode() if isinstance(data, str) else data
+    with disk_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; ValueError says why it can't be parsed."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+@contextmanager
+def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
+    """Fill a folder beside `output` and swap it in when the block ends well.
+
+    Args:
+        output: where the folder shall be.
+        overwrite: replace an `output` that exists.
+        ours: says whether an existing folder is of the kind being written; any other is never replaced.
+        what: the kind, for messages ("bundle", "checkpoint").
+
+    Raises:
+        OutputExistsError: `output` exists and may not be replaced.
+    """
+    output = Path(os.path.abspath(output))
+    empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not empty:
+        if not overwrite:
+            raise OutputExistsError(
+                f"{output} already exists", hint="choose another --output, or replace it with --overwrite"
+            )
+        if not output.is_dir() or not ours(output):
+            raise OutputExistsError(
+                f"{output} exists and is no {what}, so --overwrite does not replace it",
+                hint="choose another --output, or remove it yourself",
+            )
+    with disk_errors(str(output)):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+        try:
+            os.chmod(staging, 0o777 & ~_umask())
+            yield staging
+            for root, _, files in os.walk(staging):
+                for name in files:
+                    fsync_path(Path(root, name))
+                fsync_path(Path(root))
+            _swap(staging, output)
+            fsync_path(output.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _swap(staging: Path, output: Path) -> None:
+    if not output.exists():
+        os.rename(staging, output)
+        return
+    if not _exchange(staging, output):
+        aside = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.previous-"))
+        os.rename(output, aside / "old")
+        try:
+            os.rename(staging, output)
+        except BaseException:
+            os.rename(aside / "old", output)
+            aside.rmdir()
+            raise
+        staging = aside
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step (Linux renameat2); False where the system can't."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_cwd, exchange = -100, 2
+    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; released by the system if the process dies.
+
+    Raises:
+        BundleError: another process holds it.
+    """
+    import fcntl
+
+    with disk_errors(str(path)), open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BundleError(
+                f"another command is writing to {path.parent}", hint="wait until it has ended, then run this one again"
+            ) from error
+        yield
