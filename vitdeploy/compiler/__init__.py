@@ -1,0 +1,1 @@
+"""Makes a bundle from a checkpoint: export, calibrate, quantise, build engines."""

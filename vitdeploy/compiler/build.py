@@ -1,0 +1,233 @@
+"""Bundle -> bundle with FP16 and INT8 forms and TensorRT engines in it.
+
+The order: the ONNX forms first, in one change of the bundle, then one engine after the other, each a change of its own.
+What is already there and up to date is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy import __version__, progress
+from vitdeploy.bundle import Artifact, Bundle, BundleEditor
+from vitdeploy.compiler.calibration import Calibration, calibrate
+from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.parity import Check, compare
+from vitdeploy.compiler.quantize import quantize
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.errors import DatasetError, InputError, ModelError, require
+
+if TYPE_CHECKING:
+    from vitdeploy.compiler.engine import EngineOptions
+    from vitdeploy.datasets import ImageDataset
+
+__all__ = ["PRECISIONS", "TARGETS", "BuildResult", "build"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+HALF_TOLERANCE = 0.05  # FP16 has 11 bits: a sound model stays under 0.01 of the logits' range
+TARGETS = ("auto", "tensorrt", "tensorrt-rtx", "onnx")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The bundle after the build, what was made, and what was there already and up to date."""
+
+    bundle: Bundle
+    target: str
+    built: tuple[Artifact, ...]
+    kept: tuple[Artifact, ...]
+
+
+def build(
+    bundle: Bundle | str | os.PathLike[str],
+    precisions: Sequence[str],
+    *,
+    target: str = "auto",
+    recipe: Recipe | None = None,
+    engine_options: EngineOptions | None = None,
+    force: bool = False,
+) -> BuildResult:
+    """Make forms of a bundle and engines from them.
+
+    Args:
+        bundle: the bundle, or its folder.
+        precisions: of "fp32" (only an engine), "fp16", "int8".
+        target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
+        recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration.
+        engine_options: batch and image sizes, workspace ... of the engines.
+        force: build again what is up to date.
+
+    Raises:
+        InputError: a precision that is not known, or INT8 with neither a recipe nor a calibration in the bundle.
+        EngineError: the target can't be built here.
+    """
+    from vitdeploy.compiler.engine import choose_target
+
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    wanted = _check_precisions(precisions)
+    chosen = choose_target(target)
+    before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
+    if {"fp16", "int8"} & set(wanted):
+        with opened.edit() as editor:
+            _Forms(opened, editor, recipe, force).make(wanted)
+        opened = opened.reopen()
+    if chosen != "onnx":
+        for precision in wanted:
+            _build_engine(opened, precision, chosen, engine_options, force)
+            opened = opened.reopen()
+    built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a)
+    kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
+    kept = tuple(a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds)
+    return BuildResult(opened, chosen, built, kept)
+
+
+def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision {precision!r} is not known", hint=f"one of {', '.join(PRECISIONS)}")
+    if not precisions:
+        raise InputError("no precision was asked for", hint="add --fp16, --int8 or both")
+    return tuple(precision for precision in PRECISIONS if precision in precisions)
+
+
+class _Forms:
+    """The FP16 and INT8 graphs of a bundle, made from its FP32 graph."""
+
+    def __init__(self, bundle: Bundle, editor: BundleEditor, recipe: Recipe | None, force: bool) -> None:
+        single = bundle.find(kind="onnx", precision="fp32")
+        if single is None:
+            raise InputError(f"{bundle.path} has no model.onnx", hint="export it again")
+        self._bundle, self._editor, self._recipe, self._force = bundle, editor, recipe, force
+        self._single = single
+        self._path = bundle.file(single)
+
+    def make(self, precisions: tuple[str, ...]) -> None:
+        if "fp16" in precisions and not self._current("model.fp16.onnx", {}):
+            with progress.task("FP16 graph"):
+                self._write("model.fp16.onnx", "fp16", "any", {})
+        if "int8" in precisions:
+            calibration, origin = self._calibration()
+            for name, target in (("model.int8.onnx", "tensorrt"), ("model.int8-cpu.onnx", "cpu")):
+                if not self._current(name, origin):
+                    with progress.task(f"INT8 graph ({target})"):
+                        self._write(name, "int8", target, origin, calibration)
+
+    def _current(self, name: str, origin: dict[str, str]) -> bool:
+        there = next((a for a in self._bundle.manifest.artifacts if a.path == name), None)
+        return (
+            there is not None
+            and not self._force
+            and there.built_from == self._single.sha256
+            and there.built_with.get("vitdeploy") == __version__
+            and all(there.built_with.get(key) == value for key, value in origin.items())
+            and (self._bundle.path / name).is_file()
+        )
+
+    def _write(
+        self, name: str, precision: str, target: str, origin: dict[str, str], calibration: Calibration | None = None
+    ) -> None:
+        ir = require("onnx_ir", extra="build")
+        model = ir.load(self._path)
+        if calibration is not None:
+            quantize(model, calibration, target=target)
+        if target != "cpu":
+            to_half(model)
+        path = self._editor.path_for(name)
+        ir.save(model, path)
+        check = _check_form(path, self._path, precision)
+        self._editor.add(
+            name,
+            kind="onnx",
+            precision=precision,
+            target=target,
+            built_from=self._single.sha256,
+            built_with={"vitdeploy": __version__, **origin, "check": None if check is None else check.to_json()},
+        )
+
+    def _calibration(self) -> tuple[Calibration, dict[str, str]]:
+        """The calibration to use, and the hash that ties the forms to it."""
+        cached = self._bundle.find(kind="calibration")
+        if self._recipe is None and cached is None:
+            raise InputError(
+                "INT8 needs calibration images",
+                hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
+            )
+        if cached is not None:
+            calibration = None
+            path = self._bundle.file(cached)
+            if self._recipe is None:
+                calibration = Calibration.load(path, self._single.sha256)
+            elif not self._force and cached.built_from == self._single.sha256:
+                loaded = Calibration.load(path, self._single.sha256)
+                calibration = loaded if loaded.recipe == self._recipe else None
+            if calibration is not None:
+                progress.note("The bundle's calibration.json is used; its images are not needed.")
+                return calibration, {"calibration_sha256": cached.sha256}
+        assert self._recipe is not None
+        images = _calibration_images(self._recipe)
+        calibration = calibrate(
+            self._path,
+            self._single.sha256,
+            (images.image(index) for index in range(len(images))),
+            len(images),
+            self._recipe,
+            images.describe(),
+        )
+        path = self._editor.path_for("calibration.json")
+        path.write_text(calibration.dumps(), encoding="utf-8")
+        artifact = self._editor.add(
+            "calibration.json",
+            kind="calibration",
+            built_from=self._single.sha256,
+            built_with={"vitdeploy": __version__, "recipe": self._recipe.to_json(), "images": calibration.images},
+        )
+        return calibration, {"calibration_sha256": artifact.sha256}
+
+
+def _calibration_images(recipe: Recipe) -> ImageDataset:
+    from vitdeploy.datasets import load_dataset
+
+    if recipe.dataset is None:
+        raise InputError(
+            "the recipe names no dataset", hint='add dataset = "..." to it, or give --calibration-data as well'
+        )
+    images = load_dataset(recipe.dataset, recipe.split, limit=recipe.count, seed=recipe.seed)
+    if len(images) == 0:
+        raise DatasetError(f"{recipe.dataset} has no images in {recipe.split}", hint="name another --calibration-data")
+    return images
+
+
+def _check_form(path: Path, single: Path, precision: str) -> Check | None:
+    """Run a new form beside the FP32 one on an image: one that gives no finite logits is never kept.
+
+    INT8 has no tolerance here: what it costs is measured on real images by the benchmark.
+    """
+    from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+    logits = []
+    for form in (path, single):
+        with OnnxRuntimeRunner(form) as runner:
+            shape = {spec.name: spec.shape for spec in runner.inputs}["image"]
+            height, width = (dim if isinstance(dim, int) else 96 for dim in shape[1:3])
+            image = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+            logits.append(runner.infer({"image": image})["logits"])
+    if not np.isfinite(logits[0]).all():
+        raise ModelError(
+            f"the {precision} form of this model gives no finite logits: an activation left float16's range",
+            hint="use FP32, or INT8 with an FP32 remainder (--int8 --target onnx), for this model",
+        )
+    if precision != "fp16":
+        return None
+    check = compare("FP16 graph against FP32", *logits, tolerance=HALF_TOLERANCE)
+    progress.note(str(check))
+    if not check.passed:
+        raise ModelError(
+            f"FP16 loses too much on this model: {check}", hint="use FP32 or INT8 (--int8 --target onnx) for this model"
+        )
+    return check

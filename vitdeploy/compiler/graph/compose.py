@@ -1,0 +1,57 @@
+"""Put the preprocessing graph in front of the model's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitdeploy.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["PIXEL_VALUES", "put_in_front"]
+
+PIXEL_VALUES = "pixel_values"
+"""The tensor between preprocessing and model, (batch, channels, height, width), by this name in every graph."""
+
+
+def put_in_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:
+    """Feed the model's only input from the preprocessing's only output; both arguments are used up.
+
+    Raises:
+        ModelError: the preprocessing makes another size than the model takes.
+    """
+    import onnx_ir as ir
+
+    front, graph = preprocessing.graph, model.graph
+    made, taken = front.outputs[0], graph.inputs[0]
+    made_size, taken_size = _size(made), _size(taken)
+    if made_size != taken_size:
+        raise ModelError(
+            f"the image processor makes {made_size[0]}x{made_size[1]} pixels, the model takes"
+            f" {taken_size[0]}x{taken_size[1]}",
+            hint="mend preprocessor_config.json (size, crop_size) so that it fits the model's image_size",
+        )
+    clash = set(front.initializers) & set(graph.initializers)
+    assert not clash, f"names in both graphs: {sorted(clash)[:3]}"
+    for name, value in list(front.initializers.items()):
+        del front.initializers[name]
+        graph.register_initializer(value)
+    inputs = list(front.inputs)
+    nodes = list(front)
+    front.outputs.clear()
+    front.inputs.clear()
+    front.remove(nodes)
+    ir.convenience.replace_all_uses_with(taken, made)
+    graph.inputs.clear()
+    graph.inputs.extend(inputs)
+    first = next(iter(graph))
+    graph.insert_before(first, nodes)
+    made.name = PIXEL_VALUES
+    return model
+
+
+def _size(value: ir.Value) -> tuple[object, object]:
+    shape = value.shape
+    assert shape is not None and len(shape) == 4, "pixel values are (batch, channels, height, width)"
+    return shape[2], shape[3]
