@@ -7,7 +7,6 @@ does not answer (or HF_HUB_OFFLINE is set), only its local cache is read.
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 import threading
 import urllib.error
@@ -42,7 +41,7 @@ def is_reachable(timeout_s: float = _PROBE_SECONDS) -> bool:
     constants = require("huggingface_hub.constants", extra="build")
     if constants.HF_HUB_OFFLINE:
         return False
-    if os.environ.get("ALL_PROXY") or os.environ.get("all_proxy"):
+    if "all" in urllib.request.getproxies():
         return True  # urllib does not speak SOCKS, so the real client has to find out
     answers: list[bool] = []
     # A thread, since looking a name up obeys no timeout.
