@@ -31,7 +31,8 @@ class CheckpointFolder:
     """Where a checkpoint's files lie, and its parsed config.json.
 
     `name` is what the user gave, for messages; `source` is what may be written down: for a folder only its last
-    part, since results must not carry this machine's paths. `revision` is the commit for a Hub model, None for a folder. `weights` are the weight files, in order.
+    part, since results must not carry this machine's paths. `revision` is the commit of a Hub model (a folder has
+    none). `weights` are the weight files, in order.
     """
 
     path: Path

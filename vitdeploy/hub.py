@@ -20,7 +20,7 @@ from typing import Any
 from vitdeploy import progress
 from vitdeploy.errors import VitdeployError, require
 
-__all__ = ["fetch", "is_reachable", "looks_like_path", "quiet_libraries"]
+__all__ = ["fetch", "is_reachable", "looks_like_path", "offline", "quiet_libraries"]
 
 _PROBE_SECONDS = 4.0
 
@@ -119,6 +119,23 @@ def fetch(
 
 def _first(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def offline(active: bool = True) -> Iterator[None]:
+    """Keep Hugging Face's libraries to their local caches inside the block (if `active`)."""
+    import sys
+
+    require("datasets.config", extra="build")
+    switches = [sys.modules["huggingface_hub.constants"], sys.modules["datasets.config"]]
+    before = [module.HF_HUB_OFFLINE for module in switches]
+    try:
+        for module in switches if active else ():
+            module.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module, value in zip(switches, before, strict=True):
+            module.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,0 +1,16 @@
+"""A name, Hub id or local path to labelled images.
+
+    train = load_dataset("cifar10", "train")
+    image, label = train.image(0), train.labels[train.label_ids[0]]
+
+Class folders and `digits` need no package beyond NumPy and Pillow (and scikit-learn for the digits themselves);
+parquet files and Hub ids need `datasets`.
+"""
+
+from __future__ import annotations
+
+from vitdeploy.datasets.core import ImageDataset, ImageSource
+from vitdeploy.datasets.load import KNOWN_DATASETS, load_dataset
+from vitdeploy.datasets.sampling import stratified_sample, stratified_split
+
+__all__ = ["KNOWN_DATASETS", "ImageDataset", "ImageSource", "load_dataset", "stratified_sample", "stratified_split"]
