@@ -1,0 +1,158 @@
+"""Which answers count, in which batches, against which labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from forms_for_tests import Clock, KnownRunner, Pictures
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitdeploy.bench.accuracy import (
+    AccuracyRun,
+    Verdicts,
+    batches,
+    classify,
+    label_mapping,
+    stratified,
+    summarise,
+)
+from vitdeploy.errors import DatasetError, InputError
+
+SIZES = ((4, 4), (6, 4), (4, 8))
+
+
+def verdicts(runner: KnownRunner, images: Pictures, batch_size: int) -> Verdicts:
+    with runner:
+        run = AccuracyRun({"a": runner}, images, len(images.labels), batch_size)
+        run.run()
+    return run.verdicts["a"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
+def test_batches_hold_every_image_once_and_one_size_each(batch_size: int) -> None:
+    images = Pictures(50, 5, SIZES)
+    seen = []
+    for indices, pixels in batches(images, batch_size):
+        assert 1 <= len(indices) == len(pixels) <= batch_size
+        assert all(np.array_equal(images.image(i), p) for i, p in zip(indices, pixels, strict=True))
+        seen += indices
+    assert sorted(seen) == list(range(50))
+
+
+def test_images_that_all_differ_in_size_do_not_pile_up() -> None:
+    images = Pictures(200, 5, tuple((1, width) for width in range(1, 201)))
+    read = []
+    images_read = type(
+        "Spy", (), {"__len__": lambda s: 200, "image": lambda s, i: (read.append(i), images.image(i))[1]}
+    )()
+    waiting = []
+    done = 0
+    for indices, _ in batches(images_read, 2):
+        done += len(indices)
+        waiting.append(len(read) - done)
+    assert max(waiting) <= 32
+
+
+def test_answers_depend_neither_on_batch_size_nor_on_order() -> None:
+    flip = lambda number: number % 9 == 0  # noqa: E731
+    images = Pictures(120, 7, SIZES)
+    shuffled = images.subset(np.random.default_rng(0).permutation(120))
+    expected = verdicts(KnownRunner(Clock(), 7, flip=flip), images, 1)
+    for batch_size in (5, 16, 200):
+        found = verdicts(KnownRunner(Clock(), 7, flip=flip), images, batch_size)
+        assert np.array_equal(found.logits, expected.logits) and found.done.all()
+        moved = verdicts(KnownRunner(Clock(), 7, flip=flip), shuffled, batch_size)
+        assert np.array_equal(moved.logits, expected.logits[shuffled.numbers])
+        assert summarise(moved, shuffled.label_ids) == summarise(expected, images.label_ids)
+    other = verdicts(KnownRunner(Clock(), 7), images, 16)
+    assert not np.array_equal(other.logits, expected.logits)  # the flipped answers are there to be seen
+
+
+def test_three_percent_of_labels_flipped_show_as_that_drop() -> None:
+    images = Pictures(2000, 10)
+    plain = verdicts(KnownRunner(Clock(), 10), images, 64)
+    flipped = verdicts(KnownRunner(Clock(), 10, flip=lambda number: number % 100 < 3), images, 64)
+    found = summarise(flipped, images.label_ids, plain)
+    assert found is not None and found.delta_ci95 is not None and found.mcnemar_p is not None
+    assert found.delta == pytest.approx(-0.03) and found.agreement == pytest.approx(0.97)
+    assert found.delta_ci95[0] < -0.03 < found.delta_ci95[1] < 0
+    assert found.mcnemar_p < 1e-10
+    same = summarise(plain, images.label_ids, plain)
+    assert same is not None and (same.delta, same.mcnemar_p, same.agreement, same.top1) == (0, 1, 1, 1)
+
+
+def test_top5_counts_the_five_best() -> None:
+    logits = np.tile(np.arange(8, dtype=np.float32), (8, 1))  # classes 3..7 are the five best
+    found = summarise(Verdicts(logits, np.ones(8, np.bool_)), np.arange(8))
+    assert found is not None and found.top5 == 5 / 8 and found.top1 == 1 / 8
+    few = summarise(Verdicts(logits[:, :5], np.ones(8, np.bool_)), np.zeros(8, np.int64))
+    assert few is not None and few.top5 is None
+
+
+def test_only_images_that_both_saw_are_compared() -> None:
+    logits = np.eye(3, dtype=np.float32)
+    form = Verdicts(logits, np.array([True, True, False]))
+    base = Verdicts(logits, np.array([False, True, True]))
+    found = summarise(form, np.arange(3), base)
+    assert found is not None and found.count == 1 and found.per_class == (None, 1.0, None)
+    assert summarise(Verdicts(logits, np.zeros(3, np.bool_)), np.arange(3)) is None
+
+
+def test_a_form_that_takes_smaller_batches_is_given_smaller_ones() -> None:
+    images = Pictures(40, 5)
+    assert np.array_equal(
+        verdicts(KnownRunner(Clock(), 5, max_batch=3), images, 16).logits,
+        verdicts(KnownRunner(Clock(), 5), images, 16).logits,
+    )
+    with pytest.raises(InputError, match="outside"):
+        verdicts_of_one = KnownRunner(Clock(), 5, max_batch=0)
+        with verdicts_of_one:
+            classify(verdicts_of_one, images.image(0)[np.newaxis], 5)
+
+
+def test_wrong_scores_are_named() -> None:
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    runner = KnownRunner(Clock(), 5)
+    with runner, pytest.raises(InputError, match="6 classes are expected"):
+        classify(runner, pixels, 6)
+    broken = type("NaN", (), {"infer": lambda s, f: {"logits": np.full((2, 5), np.nan, np.float32)}})()
+    with pytest.raises(InputError, match="NaN"):
+        classify(broken, pixels, 5)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(1, 200), st.integers(0, 3))
+def test_a_limit_keeps_the_share_of_every_class(values: list[int], limit: int, seed: int) -> None:
+    labels = np.array(values)
+    chosen = stratified(labels, limit, seed)
+    assert len(chosen) == len(set(chosen.tolist())) == min(limit, len(labels))
+    assert list(chosen) == sorted(chosen)
+    for value in set(values):
+        share = (labels == value).mean()
+        assert abs((labels[chosen] == value).sum() - share * len(chosen)) <= 1.5  # one image, and one half of rounding
+
+
+def test_a_limit_is_drawn_by_its_seed() -> None:
+    labels = np.arange(100) % 10
+    assert np.array_equal(stratified(labels, 30, 1), stratified(labels, 30, 1))
+    assert not np.array_equal(stratified(labels, 30, 1), stratified(labels, 30, 2))
+
+
+def test_labels_are_matched_by_name() -> None:
+    mapping, note = label_mapping(("cat", "sea_lion", "Dog"), ("dog", "cat", "Sea lion"))
+    assert mapping.tolist() == [2, 0, 1] and note is not None and "by name" in note
+    assert label_mapping(("cat", "dog"), ("cat", "dog"))[1] is None
+
+
+def test_labels_without_names_are_matched_by_position_and_it_is_said() -> None:
+    mapping, note = label_mapping(("LABEL_0", "LABEL_1"), ("cat", "dog"))
+    assert mapping.tolist() == [0, 1] and note is not None and "by position" in note
+    mapping, note = label_mapping(("cat", "car"), ("cat", "automobile"))
+    assert mapping.tolist() == [0, 1] and note is not None and "automobile" in note
+
+
+def test_labels_that_contradict_are_refused() -> None:
+    with pytest.raises(DatasetError, match="10 classes, the model has 3"):
+        label_mapping(("a", "b", "c"), tuple("0123456789"))
+    with pytest.raises(DatasetError, match="contradict"):
+        label_mapping(("cat", "dog", "cow"), ("dog", "cat", "horse"))

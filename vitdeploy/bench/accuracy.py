@@ -1,0 +1,242 @@
+"""What each form keeps: all forms see the same images, their logits are kept, and they are compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdeploy import progress
+from vitdeploy.bench.statistics import Interval, calibration_error, mcnemar_exact, paired_difference, wilson
+from vitdeploy.errors import DatasetError, InputError
+
+__all__ = ["Accuracy", "AccuracyRun", "Images", "Infers", "Verdicts", "label_mapping", "stratified", "summarise"]
+
+Pixels = npt.NDArray[np.uint8]
+_WAITING_BATCHES = 16  # images of many sizes wait for company in at most this many batches' worth of memory
+
+
+class Images(Protocol):
+    """The part of a dataset that is used here."""
+
+    @property
+    def label_ids(self) -> npt.NDArray[np.int64]:
+        """One class index per image."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int, /) -> Pixels:
+        """(height, width, 3) RGB."""
+
+
+class Infers(Protocol):
+    """The part of a runner that is used here."""
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]], /) -> Mapping[str, npt.NDArray[Any]]:
+        """`image` uint8 (batch, height, width, 3) in, `logits` (batch, classes) out."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a form is right, and how that differs from the baseline on the same images.
+
+    Shares are 0..1. `delta` is form minus baseline; it, its interval, `mcnemar_p` and `agreement` (how often both
+    have the same best class) are None without a baseline. `per_class` holds the share of right answers per class.
+    """
+
+    top1: float
+    top5: float | None  # None where there are no more than five classes
+    count: int
+    ci95: Interval
+    calibration_error: float
+    per_class: tuple[float | None, ...]
+    delta: float | None = None
+    delta_ci95: Interval | None = None
+    mcnemar_p: float | None = None
+    agreement: float | None = None
+
+
+@dataclass
+class Verdicts:
+    """The logits of one form; `done` says which images it has seen."""
+
+    logits: npt.NDArray[np.float32]  # (count, classes)
+    done: npt.NDArray[np.bool_]  # (count,)
+
+
+class AccuracyRun:
+    """Run forms over the images of a dataset; what was done survives an interruption of `run`.
+
+    Args:
+        runners: the forms, open.
+        images: what to classify.
+        classes: how many scores each form must give.
+        batch_size: images per call; images of one size go together.
+    """
+
+    def __init__(self, runners: Mapping[str, Infers], images: Images, classes: int, batch_size: int = 16) -> None:
+        self._runners = dict(runners)
+        self._images = images
+        self._classes = classes
+        self._batch_size = batch_size
+        self.failures: dict[str, Exception] = {}
+        self.verdicts = {
+            name: Verdicts(np.zeros((len(images), classes), np.float32), np.zeros(len(images), np.bool_))
+            for name in self._runners
+        }
+
+    def run(self) -> None:
+        """Classify every image with every form; a form that raises is dropped and the others go on."""
+        with progress.task("Comparing accuracy", total=len(self._images), unit="images") as step:
+            for indices, pixels in batches(self._images, self._batch_size):
+                for name in list(self._runners):
+                    try:
+                        logits = classify(self._runners[name], pixels, self._classes)
+                    except Exception as error:
+                        self.failures[name] = error
+                        del self._runners[name], self.verdicts[name]
+                        continue
+                    self.verdicts[name].logits[indices] = logits
+                    self.verdicts[name].done[indices] = True
+                step.advance(len(indices))
+
+
+def batches(images: Images, batch_size: int) -> Iterator[tuple[list[int], Pixels]]:
+    """All images as (their indices, pixels (batch, height, width, 3)), images of one size together."""
+    waiting: dict[tuple[int, ...], list[tuple[int, Pixels]]] = {}
+
+    def flush(shape: tuple[int, ...]) -> tuple[list[int], Pixels]:
+        group = waiting.pop(shape)
+        return [index for index, _ in group], np.stack([pixels for _, pixels in group])
+
+    for index in range(len(images)):
+        pixels = images.image(index)
+        waiting.setdefault(pixels.shape, []).append((index, pixels))
+        if len(waiting[pixels.shape]) == batch_size:
+            yield flush(pixels.shape)
+        elif sum(map(len, waiting.values())) > _WAITING_BATCHES * batch_size:
+            yield flush(max(waiting, key=lambda shape: len(waiting[shape])))
+    while waiting:
+        yield flush(next(iter(waiting)))
+
+
+def classify(runner: Infers, pixels: Pixels, classes: int) -> npt.NDArray[np.float32]:
+    """Logits (batch, classes) of one batch; a batch that is too large for the form (an engine's range) is halved.
+
+    Raises:
+        InputError: the form gives another number of scores than `classes`.
+    """
+    try:
+        logits = np.asarray(runner.infer({"image": pixels})["logits"], dtype=np.float32)
+    except InputError:
+        if len(pixels) == 1:
+            raise
+        half = len(pixels) // 2
+        return np.concatenate([classify(runner, pixels[:half], classes), classify(runner, pixels[half:], classes)])
+    if logits.shape != (len(pixels), classes):
+        raise InputError(
+            f"it gives scores of shape {logits.shape} for {len(pixels)} images, where {classes} classes are expected",
+            hint="compare forms of one model: the baseline must be the checkpoint that the bundle was exported from",
+        )
+    if not np.isfinite(logits).all():
+        raise InputError("its scores hold NaN or infinity", hint="this form overflows: build it again in FP32 or FP16")
+    return logits
+
+
+def summarise(form: Verdicts, labels: npt.NDArray[np.int64], baseline: Verdicts | None = None) -> Accuracy | None:
+    """Compare the images that were seen by the form (and by the baseline, where there is one); None if none was."""
+    seen = form.done if baseline is None else form.done & baseline.done
+    count = int(seen.sum())
+    if count == 0:
+        return None
+    logits, truth = form.logits[seen], labels[seen]
+    best = logits.argmax(axis=1)
+    right = best == truth
+    classes = logits.shape[1]
+    top5 = None
+    if classes > 5:
+        five = np.argpartition(-logits, 4, axis=1)[:, :5]
+        top5 = float((five == truth[:, None]).any(axis=1).mean())
+    comparison: dict[str, Any] = {}
+    if baseline is not None:
+        base_best = baseline.logits[seen].argmax(axis=1)
+        base_right = base_best == truth
+        lost, won = int((base_right & ~right).sum()), int((right & ~base_right).sum())
+        delta, interval = paired_difference(lost, won, count)
+        comparison = {
+            "delta": delta,
+            "delta_ci95": interval,
+            "mcnemar_p": mcnemar_exact(lost, won),
+            "agreement": float((best == base_best).mean()),
+        }
+    return Accuracy(
+        top1=float(right.mean()),
+        top5=top5,
+        count=count,
+        ci95=wilson(int(right.sum()), count),
+        calibration_error=calibration_error(logits, truth),
+        per_class=tuple(float(right[truth == c].mean()) if (truth == c).any() else None for c in range(classes)),
+        **comparison,
+    )
+
+
+def stratified(label_ids: npt.NDArray[np.int64], limit: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Indices, rising, of `limit` images drawn so that every class keeps its share (to within one image)."""
+    if limit >= len(label_ids):
+        return np.arange(len(label_ids), dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(label_ids))
+    # Place the k-th of a class's n images at (k + 1/2) / n: the first `limit` places hold each class's share.
+    place = np.empty(len(label_ids))
+    for value in np.unique(label_ids):
+        members = shuffled[label_ids[shuffled] == value]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    rank = np.empty(len(label_ids), dtype=np.int64)
+    rank[shuffled] = np.arange(len(label_ids))
+    return np.sort(np.lexsort((rank, place))[:limit]).astype(np.int64)
+
+
+def label_mapping(model: tuple[str, ...], dataset: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], str | None]:
+    """Which class of the model each label of the dataset is, and a note where that was not plain.
+
+    Equal names are mapped by name in whatever order. Names the model never had (LABEL_0, 0 ...) and names that
+    clash nowhere are mapped by position, and the note says so.
+
+    Raises:
+        DatasetError: the numbers of classes differ, or the names contradict the order.
+    """
+    if len(model) != len(dataset):
+        raise DatasetError(
+            f"the dataset has {len(dataset)} classes, the model has {len(model)}",
+            hint="measure on the dataset that the model was trained for (--dataset), or name its label column",
+        )
+    ours, theirs = [_plain(name) for name in model], [_plain(name) for name in dataset]
+    if len(set(ours)) == len(ours) and set(ours) == set(theirs):
+        mapping = np.array([ours.index(name) for name in theirs], dtype=np.int64)
+        moved = not np.array_equal(mapping, np.arange(len(mapping)))
+        return (
+            mapping,
+            "the dataset's labels have another order than the model's and were matched by name" if moved else None,
+        )
+    misplaced = [name for i, name in enumerate(theirs) if name in ours and ours[i] != name]
+    if misplaced:
+        raise DatasetError(
+            f"the labels of the dataset and of the model contradict each other: {misplaced[0]!r} has another place in"
+            f" each, and not all names match (model: {_some(model)}; dataset: {_some(dataset)})",
+            hint="rename the labels in the dataset, or in id2label of the checkpoint, so that the same names are used",
+        )
+    if ours == theirs:
+        return np.arange(len(model), dtype=np.int64), None
+    return np.arange(len(model), dtype=np.int64), (
+        f"label names differ (model: {_some(model)}; dataset: {_some(dataset)}), so they were matched by position"
+    )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -1,0 +1,199 @@
+"""Which forms of a bundle there are to judge, and which of them can run on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.bench.accuracy import Infers
+from vitdeploy.bench.report import ArtifactRef
+from vitdeploy.bundle import Artifact, Bundle
+from vitdeploy.errors import InputError
+from vitdeploy.storage import sha256
+
+__all__ = ["BACKENDS", "Form", "Open", "baseline_form", "bundle_forms", "choose"]
+
+BACKENDS = ("pytorch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+Open = Callable[[], AbstractContextManager[Infers]]
+
+_PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
+_MODULES = {  # backend: (what is imported, what the package is called, the extra that installs it)
+    "pytorch": ("torch", "torch", "build"),
+    "onnxruntime": ("onnxruntime", "onnxruntime", "cpu"),
+    "openvino": ("openvino", "openvino", "cpu"),
+    "tensorrt": ("tensorrt", "tensorrt", "gpu"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", "rtx"),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One thing to judge. `open` makes its runner; `reason` says why it can't run here (then `open` is not used)."""
+
+    form: str
+    backend: str
+    open: Open
+    artifact: ArtifactRef | None = None
+    size_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What the form is called in a report, unique there."""
+        return f"{self.form}/{self.backend}"
+
+
+def baseline_form(model: str | Path, threads: int) -> Form:
+    """The checkpoint as people run it today: PyTorch, float32, and transformers' own image processor."""
+
+    def open_it() -> AbstractContextManager[Infers]:
+        from vitdeploy.runtime.pytorch import PyTorchRunner
+
+        return PyTorchRunner(model, threads=threads)
+
+    name = Path(model).resolve().name if Path(model).exists() else str(model)
+    weights = _weights(str(model))
+    digest = sha256(weights[0]) if len(weights) == 1 else None
+    size = sum(path.stat().st_size for path in weights) or None
+    artifact = ArtifactRef(f"{name}/{weights[0].name}" if len(weights) == 1 else name, digest)
+    return Form("fp32", "pytorch", open_it, artifact, size, _missing("pytorch"))
+
+
+def bundle_forms(bundle: Bundle, threads: int) -> list[Form]:
+    """Every form of the bundle on every backend it is meant for, the ones that can't run here with their reason.
+
+    The INT8 graph made for TensorRT is the source of its engines; it gets rows of its own (form `int8-tensorrt`) only
+    through `choose(..., precisions=["int8-tensorrt"])`, or as `int8` where the bundle has no graph made for CPUs.
+    """
+    forms: list[Form] = []
+    graphs = bundle.select(kind="onnx")
+    for artifact in graphs:
+        precision = artifact.precision or "fp32"
+        alone = not any(other.precision == artifact.precision and other is not artifact for other in graphs)
+        name = precision if artifact.target in ("any", "cpu") or alone else f"{precision}-{artifact.target}"
+        forms += [_graph_form(bundle, artifact, name, backend, threads) for backend in ("onnxruntime", "openvino")]
+    forms += [_engine_form(bundle, artifact) for artifact in bundle.select(kind="engine")]
+    return sorted(forms, key=_place)
+
+
+def _place(form: Form) -> tuple[int, str, int]:
+    """Tables go from FP32 to INT8, and within that from backend to backend."""
+    return _PRECISIONS.get(form.form.partition("-")[0], 9), form.form, BACKENDS.index(form.backend)
+
+
+def choose(
+    forms: Iterable[Form], backends: Iterable[str] | None = None, precisions: Iterable[str] | None = None
+) -> list[Form]:
+    """The forms that were asked for; without a wish, all but graphs that only exist to build engines from.
+
+    Raises:
+        InputError: nothing of the bundle fits the wish.
+    """
+    every = list(forms)
+    wanted_backends = None if backends is None else set(backends)
+    wanted_forms = None if precisions is None else set(precisions)
+    chosen = [
+        form
+        for form in every
+        if (wanted_backends is None or form.backend in wanted_backends)
+        and (form.form in wanted_forms if wanted_forms is not None else "-" not in form.form)
+    ]
+    if not chosen:
+        there = ", ".join(form.key for form in every) or "no graph and no engine"
+        raise InputError("no form of the bundle fits --backend and --precision", hint=f"it has: {there}")
+    return chosen
+
+
+def _graph_form(bundle: Bundle, artifact: Artifact, name: str, backend: str, threads: int) -> Form:
+    def open_it() -> AbstractContextManager[Infers]:
+        path = bundle.file(artifact)
+        if backend == "onnxruntime":
+            from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+            return OnnxRuntimeRunner(path, threads=threads)
+        from vitdeploy.runtime.openvino import OpenVinoRunner
+
+        return OpenVinoRunner(path, threads=threads)
+
+    return Form(name, backend, open_it, _reference(artifact), artifact.size_bytes, _missing(backend))
+
+
+def _engine_form(bundle: Bundle, artifact: Artifact) -> Form:
+    flavour = "tensorrt-rtx" if artifact.target.startswith("tensorrt-rtx") else "tensorrt"
+
+    def open_it() -> AbstractContextManager[Infers]:
+        from vitdeploy.runtime.tensorrt import TensorRTRunner
+
+        return TensorRTRunner(bundle.file(artifact), flavour=flavour)
+
+    reason = None
+    if _gpu_count() == 0:
+        built_for = _built_for(artifact.built_with)
+        reason = f"engine built for {built_for}; no NVIDIA GPU here" if built_for else "no NVIDIA GPU here"
+    else:
+        reason = _missing(flavour)
+    return Form(artifact.precision or "engine", flavour, open_it, _reference(artifact), artifact.size_bytes, reason)
+
+
+def _reference(artifact: Artifact) -> ArtifactRef:
+    return ArtifactRef(artifact.path, artifact.sha256)
+
+
+def _missing(backend: str) -> str | None:
+    module, package, extra = _MODULES[backend]
+    if importlib.util.find_spec(module) is None:
+        return f"the package {package} is not installed: pip install 'vitdeploy[{extra}]'"
+    return None
+
+
+def _built_for(built_with: Mapping[str, Any]) -> str | None:
+    """The GPUs an engine was built for, as far as its builder wrote it down."""
+    for name in ("compute_capabilities", "compute_capability"):
+        value = built_with.get(name)
+        if value:
+            listed = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            return f"compute capability {listed}"
+    gpu = built_with.get("gpu")
+    return str(gpu) if gpu else None
+
+
+def _gpu_count() -> int:
+    """NVIDIA GPUs that the driver offers; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _weights(model: str) -> list[Path]:
+    """The files that hold a checkpoint's weights: of a local folder, or of the Hub's cache; empty if not found."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return _cached_weights(model)
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def _cached_weights(model: str) -> list[Path]:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return []
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "model.safetensors")
+    except HFValidationError:
+        return []
+    return [Path(found)] if isinstance(found, str) else []
