@@ -48,7 +48,7 @@ __all__ = [
 
 LEVELS = 127  # symmetric: the largest magnitude is 127 steps, zero is exact
 _ROWS = 768  # rows of each activation on which errors are measured
-_ALPHAS = (0.0, 0.3, 0.5, 0.7)
+_ALPHAS = (0.0, 0.4, 0.55, 0.7, 0.85)
 _CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales stay normal numbers in float16
 

@@ -109,7 +109,7 @@ def _quantize_activation(graph: ir.Graph, group: LayerGroup, scale: float, targe
         new_initializer(graph, f"{name}.zero", zero),
     ]
     q = _node(graph, "QuantizeLinear", [group.activation, *constants], f"{name}/QuantizeLinear", first)
-    q.shape = group.activation.shape
+    q.type, q.shape = constants[1].type, group.activation.shape
     dq = _node(graph, "DequantizeLinear", [q, *constants], f"{name}/DequantizeLinear", first)
     dq.type, dq.shape = group.activation.type, group.activation.shape
     return dq

@@ -26,7 +26,7 @@ def fold_attention_scale(model: ir.Model) -> PassResult:
     graph = model.graph
     changed = 0
     for mul in list(graph):
-        if mul.op_type != "Mul":
+        if mul.op_type != "Mul" or mul.outputs[0].is_graph_output():
             continue
         factors = [constant(value) for value in mul.inputs]
         if (factors[0] is None) == (factors[1] is None):

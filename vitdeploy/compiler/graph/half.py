@@ -47,8 +47,12 @@ def to_half(model: ir.Model) -> PassResult:
     """
     import onnx_ir as ir
 
+    from onnx_ir.passes import common
+
     graph = model.graph
     nodes = model_nodes(model)
+    if any(value.dtype is None for node in nodes for value in node.outputs):
+        common.ShapeInferencePass()(model)
     halves: dict[str, ir.Value] = {}
     casts: dict[ir.Value, ir.Value] = {}
     single, half = ir.DataType.FLOAT, ir.DataType.FLOAT16

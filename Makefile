@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# Tested version. Where there is no GPU a CPU build of this version is enough; point pip at one to save a large download.
+TORCH ?= torch==2.13.0
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+EXTRAS := $(if $(GPU),build$(comma)gpu,build$(comma)cpu)
+comma := ,
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-full test-gpu lint install clean
+
+demo: $(STAMP)
+	$(BIN)/vitdeploy demo --output demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not full and not gpu"
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(STAMP)
+	@echo "Needs an NVIDIA GPU with its driver, and: pip install '.[gpu]' (see docs/gpu.md)"
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),dev]"
+	@# tensorrt-rtx builds engines without a GPU, on x86 only; without it the demo says so and goes on.
+	$(BIN)/python -m pip install --quiet --editable ".[rtx]" || echo "tensorrt-rtx is not to be had here: no RTX engines"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

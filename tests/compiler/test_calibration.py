@@ -1,0 +1,199 @@
+"""Calibration keeps what matters, and its cache rebuilds INT8 bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler.calibration import Calibration, calibrate, fake_quantize, weight_scales
+from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.quantize import quantize
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.errors import BundleError, InputError, ModelError
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+PLAIN = Recipe(method="minmax", smoothing=False, bias_correction=False)
+
+
+def images(count: int = 24, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    ramp = np.linspace(0, 120, 40)[:, np.newaxis, np.newaxis]
+    return [
+        np.clip(ramp * generator.random(3) + generator.integers(0, 136, (40, 40, 3)), 0, 255).astype(np.uint8)
+        for _ in range(count)
+    ]
+
+
+def solve(bundle: Path, recipe: Recipe, pictures: list[np.ndarray] | None = None) -> Calibration:
+    pictures = images() if pictures is None else pictures
+    return calibrate(bundle / "model.onnx", "hash", pictures, len(pictures), recipe, {"name": "noise"})
+
+
+def logits(model: ir.Model | Path, folder: Path, pictures: list[np.ndarray]) -> np.ndarray:
+    path = folder / "model.onnx"
+    if isinstance(model, Path):
+        path = model
+    else:
+        ir.save(model, path)
+    with OnnxRuntimeRunner(path) as runner:
+        return runner.infer({"image": np.stack(pictures)})["logits"]
+
+
+def int8(bundle: Path, calibration: Calibration, target: str = "cpu") -> ir.Model:
+    model = ir.load(bundle / "model.onnx")
+    quantize(model, calibration, target=target)
+    return model
+
+
+def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Path:
+    """The same FP32 function with LayerNorm outputs in which two channels are `factor` times larger."""
+    model = ir.load(source)
+    for node in list(model.graph):
+        if node.op_type != "LayerNormalization":
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        if not all(reader.op_type == "MatMul" for reader in readers):
+            continue
+        for value in node.inputs[1:3]:
+            assert value is not None and value.const_value is not None
+            array = value.const_value.numpy().copy()
+            array[[3, 17]] *= factor
+            value.const_value = ir.tensor(array, name=value.name)
+        for reader in readers:
+            weight = reader.inputs[1]
+            assert weight is not None and weight.const_value is not None
+            array = weight.const_value.numpy().copy()
+            array[[3, 17]] /= factor
+            weight.const_value = ir.tensor(array, name=weight.name)
+    ir.save(model, path)
+    return path
+
+
+def error(values: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((values - reference) ** 2)) / np.std(reference))
+
+
+def test_int8_stays_close_and_smoothing_pays_where_there_are_outliers(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outliers"
+    folder.mkdir()
+    with_outlier_channels(tiny_bundle / "model.onnx", folder / "model.onnx")
+    fresh = images(64, seed=9)
+    reference = logits(tiny_bundle / "model.onnx", tmp_path, fresh)
+    same = logits(folder / "model.onnx", tmp_path, fresh)
+    np.testing.assert_allclose(same, reference, atol=1e-4)  # the rescaling left FP32 as it was
+    ours = error(logits(int8(folder, solve(folder, Recipe())), tmp_path, fresh), reference)
+    naive = error(logits(int8(folder, solve(folder, PLAIN)), tmp_path, fresh), reference)
+    assert ours < 0.08, "8 bits a layer leave a few per cent of the logits' spread"
+    assert naive > 3 * ours, "min-max must lose here, or the model has no outliers and the test shows nothing"
+
+
+def test_bias_correction_lowers_the_error(tiny_bundle: Path) -> None:
+    plain, corrected = (solve(tiny_bundle, replace(PLAIN, bias_correction=on)) for on in (False, True))
+    for before, after in zip(plain.groups, corrected.groups, strict=True):
+        assert after.sqnr_db >= before.sqnr_db
+        assert not before.bias and after.bias
+
+
+def test_each_method_chooses_its_own_range(tiny_bundle: Path) -> None:
+    clips = {
+        method: [group.clip for group in solve(tiny_bundle, replace(PLAIN, method=method, percentile=99.0)).groups]
+        for method in ("minmax", "percentile", "mse")
+    }
+    assert set(clips["minmax"]) == {1.0}
+    assert all(clip < 1 for clip in clips["percentile"])
+    assert clips["mse"] != clips["minmax"]
+
+
+def test_the_cache_rebuilds_int8_bit_for_bit(tiny_bundle: Path, tmp_path: Path) -> None:
+    calibration = solve(tiny_bundle, Recipe())
+    (tmp_path / "calibration.json").write_text(calibration.dumps())
+    again = Calibration.load(tmp_path / "calibration.json", "hash")
+    assert ir.to_proto(int8(tiny_bundle, again)) == ir.to_proto(int8(tiny_bundle, calibration))
+
+
+def test_the_cache_of_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(solve(tiny_bundle, PLAIN).dumps())
+    with pytest.raises(BundleError, match="made for another model"):
+        Calibration.load(tmp_path / "calibration.json", "another hash")
+
+
+def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text("{")
+    with pytest.raises(BundleError, match="can't be read"):
+        Calibration.load(tmp_path / "calibration.json", "hash")
+
+
+def test_both_spellings_hold_the_same_integers_and_give_the_same_logits(tiny_bundle: Path, tmp_path: Path) -> None:
+    calibration = solve(tiny_bundle, Recipe())
+    signed, unsigned = int8(tiny_bundle, calibration, "tensorrt"), int8(tiny_bundle, calibration, "cpu")
+    for name, value in signed.graph.initializers.items():
+        if name.endswith("weight_int8"):
+            other = unsigned.graph.initializers[name]
+            assert value.const_value is not None and other.const_value is not None
+            np.testing.assert_array_equal(value.const_value.numpy(), other.const_value.numpy())
+    fresh = images(16, seed=5)
+    # The same real numbers; the products are summed in another order.
+    np.testing.assert_allclose(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh), atol=2e-3)
+
+
+def test_the_tensorrt_form_is_symmetric_int8_in_half_precision(tiny_bundle: Path) -> None:
+    model = ir.load(tiny_bundle / "model.int8.onnx")
+    pairs = [node for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 12 * 2 + 18  # Q and DQ of 12 activations, DQ of 18 weights
+    for node in pairs:
+        scale, zero = node.inputs[1], node.inputs[2]
+        assert scale is not None and scale.dtype == ir.DataType.FLOAT16
+        assert zero is not None and zero.const_value is not None and zero.dtype == ir.DataType.INT8
+        assert not zero.const_value.numpy().any()
+    assert not [node for node in pairs if any(use.node.op_type == "Add" for use in node.outputs[0].uses())]
+
+
+def test_a_calibration_of_other_layers_is_refused(tiny_bundle: Path) -> None:
+    calibration = solve(tiny_bundle, PLAIN)
+    renamed = replace(calibration, groups=(replace(calibration.groups[0], name="elsewhere"),))
+    with pytest.raises(BundleError, match="a layer 'elsewhere' that the graph has not"):
+        int8(tiny_bundle, renamed)
+
+
+def test_no_images_and_no_layers_are_errors(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no calibration images"):
+        solve(tiny_bundle, PLAIN, pictures=[])
+    empty = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[n] image) => (float[n] logits) { logits = Neg (image) }'
+    )
+    ir.save(empty, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="nothing to quantise"):
+        solve(tmp_path, PLAIN)
+
+
+def test_weights_lose_at_most_half_a_step() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32) * np.logspace(-3, 1, 8, dtype=np.float32)
+    scales = weight_scales(weight)
+    assert (scales == scales.astype(np.float16)).all()
+    # Half a step, and what rounding the scale to 11 bits adds at the ends of the range: 127 * 2**-11 steps.
+    assert (np.abs(fake_quantize(weight, scales) - weight) <= (0.5 + 127 / 2048) * scales).all()
+
+
+def test_the_bundle_records_the_images_and_the_recipe(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    data = json.loads((tiny_bundle / "calibration.json").read_text())
+    assert data["images"]["count"] == 24 and data["images"]["fingerprint"]
+    assert data["recipe"]["count"] == 24
+    for artifact in bundle.select(kind="onnx", precision="int8"):
+        cache = bundle.find(kind="calibration")
+        assert cache is not None and artifact.built_with["calibration_sha256"] == cache.sha256
+
+
+def test_half_precision_after_quantisation_keeps_the_integers(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = int8(tiny_bundle, solve(tiny_bundle, Recipe()), "tensorrt")
+    fresh = images(16, seed=5)
+    single = logits(model, tmp_path, fresh)
+    to_half(model)
+    # FP16 between the products: a thousandth of the logits' spread, and now and then one step of an activation more.
+    assert error(logits(model, tmp_path, fresh), single) < 0.03
