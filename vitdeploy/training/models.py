@@ -1,0 +1,188 @@
+"""A checkpoint made ready for a dataset: its classes, its image size, float32 weights.
+
+Position embeddings are resized as transformers' `interpolate_pos_encoding` does it: bicubic on the patch grid,
+align_corners=False, the class token's left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vitdeploy import hub
+from vitdeploy.checkpoints import CheckpointFolder, load_processor, reading_weights
+from vitdeploy.errors import InputError, ModelError, require
+
+__all__ = ["Trainable", "load_trainable"]
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A float32 `...ForImageClassification`, its image processor, and what was changed on the way, in words."""
+
+    module: Any
+    processor: Any
+    notes: tuple[str, ...]
+
+
+def load_trainable(
+    folder: CheckpointFolder, labels: tuple[str, ...], *, image_size: int | None, seed: int
+) -> Trainable:
+    """Load the weights; give them a new head unless theirs is trained for these very classes.
+
+    Raises:
+        ModelError: damaged, incomplete, or no model that can be fine-tuned here (or at that image size).
+    """
+    torch = require("torch", extra="build")
+    notes: list[str] = []
+    config = _config(folder, labels)
+    module, report = _load(folder, config)
+    head = _head(module)
+    missing = {key for key in report["missing_keys"] if not key.startswith(_prefix(module))}
+    if missing:
+        notes.append(f"{folder.source} has no classification head: a new one for {len(labels)} classes is trained.")
+    elif _own_labels(folder) != labels:
+        notes.append(
+            f"The head of {folder.source} was for {len(_own_labels(folder))} other classes: a new one for"
+            f" {len(labels)} classes is trained."
+        )
+    if notes:
+        _initialise(torch, head, config, seed)
+    if folder.config.get("dtype", folder.config.get("torch_dtype")) in ("float16", "bfloat16"):
+        notes.append(f"The weights of {folder.source} are stored in 16 bits: they are trained and saved in float32.")
+    if image_size is not None and image_size != config.image_size:
+        notes.append(f"Image size {config.image_size} becomes {image_size}: the position embeddings are resized.")
+        module = _resize(torch, module, image_size)
+    processor, note = _fit_processor(load_processor(folder), module.config.image_size)
+    return Trainable(module, processor, (*notes, *note))
+
+
+def _config(folder: CheckpointFolder, labels: tuple[str, ...]) -> Any:
+    transformers = require("transformers", extra="build")
+    with hub.quiet_libraries(), reading_weights(folder):
+        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.num_labels = len(labels)
+    if not isinstance(getattr(config, "image_size", None), int) or not isinstance(
+        getattr(config, "patch_size", None), int
+    ):
+        raise ModelError(
+            f"{folder.name} is a {config.model_type} model without one image size and one patch size",
+            hint="fine-tune a model of the ViT family: vit, deit, dinov2 ...",
+        )
+    return config
+
+
+def _load(folder: CheckpointFolder, config: Any) -> tuple[Any, dict[str, Any]]:
+    torch = require("torch", extra="build")
+    transformers = require("transformers", extra="build")
+    with hub.quiet_libraries(), reading_weights(folder):
+        module, report = transformers.AutoModelForImageClassification.from_pretrained(
+            folder.path,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the head's; all others are refused below
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    prefix = _prefix(module)
+    wrong = sorted(str(key[0]) for key in report["mismatched_keys"] if str(key[0]).startswith(prefix))
+    if wrong:
+        raise ModelError(
+            f"the weights of {folder.name} have other shapes than its config.json says ({wrong[0]} for one)",
+            hint="restore the config.json that belongs to these weights",
+        )
+    lacking = sorted(key for key in report["missing_keys"] if key.startswith(prefix))
+    if lacking:
+        raise ModelError(
+            f"{folder.name} is incomplete: {len(lacking)} weights are missing, {lacking[0]} for one",
+            hint="download or copy the whole checkpoint again",
+        )
+    return module.float(), report
+
+
+def _prefix(module: Any) -> str:
+    return f"{module.base_model_prefix}."
+
+
+def _own_labels(folder: CheckpointFolder) -> tuple[str, ...]:
+    names = folder.config.get("id2label") or {}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _head(module: Any) -> dict[str, Any]:
+    """The layers outside the backbone, by name."""
+    return {
+        name: layer for name, layer in module.named_modules() if name and not f"{name}.".startswith(_prefix(module))
+    }
+
+
+def _initialise(torch: Any, head: dict[str, Any], config: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for layer in head.values():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight, std=config.initializer_range, generator=generator)
+            torch.nn.init.zeros_(layer.bias)
+
+
+def _resize(torch: Any, module: Any, image_size: int) -> Any:
+    """The same model for images of another size."""
+    config = type(module.config).from_dict(module.config.to_dict())
+    if image_size % config.patch_size:
+        raise InputError(
+            f"image size {image_size} is no multiple of the patch size {config.patch_size}",
+            hint=f"try --image-size {max(1, round(image_size / config.patch_size)) * config.patch_size}",
+        )
+    old_side, new_side = config.image_size // config.patch_size, image_size // config.patch_size
+    config.image_size = image_size
+    resized = type(module)(config)
+    state = module.state_dict()
+    for key, target in resized.state_dict().items():
+        if state[key].shape == target.shape:
+            continue
+        if (
+            not key.endswith("position_embeddings")
+            or target.shape[1] - new_side**2 != state[key].shape[1] - old_side**2
+        ):
+            raise ModelError(
+                f"a {config.model_type} model can't take another image size: {key} depends on it",
+                hint="leave --image-size out",
+            )
+        state[key] = _resize_positions(torch, state[key], old_side, new_side)
+    resized.load_state_dict(state)
+    return resized
+
+
+def _resize_positions(torch: Any, positions: Any, old_side: int, new_side: int) -> Any:
+    """(1, special + old_side^2, hidden) -> (1, special + new_side^2, hidden)."""
+    special = positions.shape[1] - old_side**2
+    hidden = positions.shape[2]
+    grid = (
+        positions[:, special:].reshape(1, old_side, old_side, hidden).permute(0, 3, 1, 2)
+    )  # (1, hidden, rows, columns)
+    grid = torch.nn.functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).reshape(1, new_side**2, hidden)
+    return torch.cat([positions[:, :special], patches], dim=1)
+
+
+def _fit_processor(processor: Any, image_size: int) -> tuple[Any, list[str]]:
+    """Let the processor give images of `image_size`; what it resizes to before a crop keeps its proportion to it."""
+    settings = processor.to_dict()
+    cropped = bool(settings.get("do_center_crop")) and settings.get("crop_size")
+    target = dict(settings["crop_size"] if cropped else settings["size"])
+    current = target.get("height") or target.get("shortest_edge")
+    if current == image_size and target.get("width", image_size) == image_size and "shortest_edge" not in target:
+        return processor, []
+    square = {"height": image_size, "width": image_size}
+    if cropped:
+        size = {
+            name: round(value * image_size / current)
+            for name, value in dict(settings["size"]).items()
+            if value is not None
+        }
+        settings.update(size=size, crop_size=square)
+    else:
+        settings.update(size=square)
+    note = f"The image processor now gives {image_size}x{image_size} pixels (before: {current})."
+    return type(processor).from_dict(settings), [note]
