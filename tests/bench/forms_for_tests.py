@@ -47,9 +47,7 @@ class KnownRunner:
         self.open += 1
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.open -= 1
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]], /) -> dict[str, npt.NDArray[np.float32]]:

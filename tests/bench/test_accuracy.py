@@ -105,10 +105,8 @@ def test_a_form_that_takes_smaller_batches_is_given_smaller_ones() -> None:
         verdicts(KnownRunner(Clock(), 5, max_batch=3), images, 16).logits,
         verdicts(KnownRunner(Clock(), 5), images, 16).logits,
     )
-    with pytest.raises(InputError, match="outside"):
-        verdicts_of_one = KnownRunner(Clock(), 5, max_batch=0)
-        with verdicts_of_one:
-            classify(verdicts_of_one, images.image(0)[np.newaxis], 5)
+    with KnownRunner(Clock(), 5, max_batch=0) as none_fits, pytest.raises(InputError, match="outside"):
+        classify(none_fits, images.image(0)[np.newaxis], 5)
 
 
 def test_wrong_scores_are_named() -> None:
