@@ -157,7 +157,9 @@ class Bundle:
 
     @classmethod
     @contextmanager
-    def create(cls, path: str | os.PathLike[str], manifest: Manifest, *, overwrite: bool = False) -> Iterator[BundleEditor]:
+    def create(
+        cls, path: str | os.PathLike[str], manifest: Manifest, *, overwrite: bool = False
+    ) -> Iterator[BundleEditor]:
         """Make a new bundle; it appears at `path`, whole, when the block ends well.
 
         Raises:
@@ -188,7 +190,9 @@ class Bundle:
                 manifest = editor.result()
                 for file in staging.rglob("*"):
                     fsync_path(file)
-                write_atomically(self.path / _NEXT, _dump(manifest))  # from here on the change will happen
+                write_atomically(staging / _NEXT, _dump(manifest))
+                os.replace(staging / _NEXT, self.path / _NEXT)  # from here on the change will happen
+                fsync_path(self.path)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -207,9 +211,7 @@ class Bundle:
         return [
             artifact
             for artifact in self.manifest.artifacts
-            if artifact.kind == kind
-            and precision in (None, artifact.precision)
-            and target in (None, artifact.target)
+            if artifact.kind == kind and precision in (None, artifact.precision) and target in (None, artifact.target)
         ]
 
     def file(self, artifact: Artifact, *, verify: bool = True) -> Path:
@@ -221,12 +223,13 @@ class Bundle:
         path = self.path / artifact.path
         if not path.is_file():
             raise BundleError(
-                f"{self.path} is incomplete: {artifact.path} is missing", hint="copy the whole folder again, or rebuild it"
+                f"{self.path} is incomplete: {artifact.path} is missing",
+                hint="copy the whole folder again, or rebuild it",
             )
         if verify and (path.stat().st_size != artifact.size_bytes or sha256(path) != artifact.sha256):
             raise BundleError(
                 f"{path} is not the file that the manifest describes (its SHA-256 differs)",
-                hint="copy the whole folder again, or rebuild the file; never load a plan or graph that was tampered with",
+                hint="copy the whole folder again, or rebuild the file; do not load a file that was tampered with",
             )
         return path
 

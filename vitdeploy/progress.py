@@ -56,7 +56,8 @@ class _Silent:
         pass
 
 
-_reporter: ContextVar[Reporter] = ContextVar("vitdeploy_progress", default=_Silent())
+_SILENT = _Silent()
+_reporter: ContextVar[Reporter] = ContextVar("vitdeploy_progress", default=_SILENT)
 
 
 def task(description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Step]:

@@ -123,7 +123,10 @@ def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool]
             )
     with disk_errors(str(output)):
         output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+        prefix = f".{output.name}.partial-"
+        _remove_abandoned(output.parent, prefix)
+        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=prefix))
+        alive = _hold(staging)
         try:
             os.chmod(staging, 0o777 & ~_umask())
             yield staging
@@ -136,6 +139,27 @@ def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool]
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+        finally:
+            os.close(alive)
+
+
+def _hold(folder: Path) -> int:
+    """A lock on a folder that says its maker lives; the system lets go of it when the maker dies."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what killed commands left behind."""
+    for folder in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+        try:
+            os.close(_hold(folder))
+        except OSError:
+            continue  # its maker is at work
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _swap(staging: Path, output: Path) -> None:
@@ -162,7 +186,7 @@ def _exchange(first: Path, second: Path) -> bool:
     except (AttributeError, OSError):
         return False
     at_cwd, exchange = -100, 2
-    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+    return bool(renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0)
 
 
 @contextmanager

@@ -14,9 +14,7 @@ class ImageSize(click.ParamType):
 
     name = "HxW"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))

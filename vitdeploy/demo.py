@@ -1,0 +1,121 @@
+"""The whole story on one machine, offline: train, export, FP16 and INT8, engines, benchmark.
+
+The images are scikit-learn's handwritten digits, real images that come with a package. The steps are the library calls
+behind the commands, in the order in which a user would give them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitdeploy import progress
+from vitdeploy.storage import staged_folder, write_atomically
+
+if TYPE_CHECKING:
+    from vitdeploy.bench.report import BenchReport
+    from vitdeploy.training import FinetuneResult
+
+__all__ = ["DemoResult", "demo"]
+
+_CHECKPOINT = "checkpoint"
+_BUNDLE = "bundle"
+_REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where everything lies, and what was measured."""
+
+    folder: Path
+    training: FinetuneResult
+    report: BenchReport
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / _CHECKPOINT
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / _BUNDLE
+
+    @property
+    def report_json(self) -> Path:
+        return self.folder / _REPORT
+
+    @property
+    def report_html(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def image(self) -> Path:
+        """One digit of the test split, to try `predict` on."""
+        return self.folder / "digit.png"
+
+
+def demo(
+    output: str | os.PathLike[str] = "demo", *, overwrite: bool = False, epochs: float | None = None, seed: int = 0
+) -> DemoResult:
+    """Run the main job on the digits and write checkpoint, bundle and report to `output`.
+
+    Args:
+        output: folder to write; it appears when everything is done.
+        overwrite: replace what an earlier demo wrote.
+        epochs: passes over the training images; None: what the digits need.
+        seed: of the weights, the order of images and the benchmark.
+
+    Raises:
+        OutputExistsError: `output` exists and may not be replaced.
+        DependencyError: a package is missing; the message says which.
+
+    Example:
+        demo("demo", overwrite=True).report.rows
+    """
+    from vitdeploy.bench import bench
+    from vitdeploy.bench.html import render_html
+    from vitdeploy.bench.run import save
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.compiler.build import build
+    from vitdeploy.compiler.export import export
+    from vitdeploy.compiler.recipe import Recipe
+    from vitdeploy.datasets import load_dataset
+    from vitdeploy.training import finetune
+    from vitdeploy.training.scratch import create_digits_vit, digits_config
+
+    def ours(folder: Path) -> bool:
+        return (folder / _REPORT).is_file() and Bundle.is_bundle(folder / _BUNDLE)
+
+    with staged_folder(Path(output), overwrite=overwrite, ours=ours, what="demo") as folder:
+        progress.note("1/4  Train a small ViT on scikit-learn's handwritten digits")
+        start = create_digits_vit(folder / "start", seed=seed)
+        changes = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+        trained = finetune(digits_config(start, folder / _CHECKPOINT, **changes))
+        progress.note("2/4  Export it, preprocessing inside the graph")
+        bundle = export(folder / _CHECKPOINT, folder / _BUNDLE)
+        progress.note("3/4  FP16 and INT8 forms, and the engines that this machine can build")
+        recipe = Recipe(dataset="digits", split="train", count=256, seed=seed)
+        bundle = build(bundle, ["fp16", "int8"], recipe=recipe).bundle
+        progress.note("4/4  Compare every form with PyTorch on the test images")
+        test = load_dataset("digits", "test")
+        report = bench(bundle, test, baseline=folder / _CHECKPOINT, command="vitdeploy demo", seed=seed)
+        page = render_html(report)
+        save(report, bundle, page)
+        write_atomically(folder / _REPORT, report.dumps() + "\n")
+        write_atomically(folder / "report.html", page)
+        _write_digit(test.image(0), folder / "digit.png")
+        _remove(folder / "start")
+    return DemoResult(Path(output), trained, report)
+
+
+def _write_digit(pixels: object, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
