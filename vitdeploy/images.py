@@ -29,7 +29,7 @@ __all__ = ["FORMATS", "MAX_PIXELS", "Source", "decode"]
 MAX_PIXELS = 89_478_485
 """Most pixels of one image unless the caller says otherwise: 256 MiB of RGB, and Pillow's own first limit."""
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read; none of them runs another program."""
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO, "Image", npt.NDArray[Any]]
@@ -108,8 +108,10 @@ def _from_array(array: npt.NDArray[Any], max_pixels: int) -> npt.NDArray[np.uint
 def _from_file(file: BinaryIO, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
+    Image.init()
     try:
-        image = Image.open(file, formats=FORMATS)
+        # AVIF and WebP are optional parts of Pillow
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
