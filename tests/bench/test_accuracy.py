@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from forms_for_tests import Clock, KnownRunner, Pictures
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vitdeploy.bench.accuracy import (
     AccuracyRun,
@@ -14,7 +12,6 @@ from vitdeploy.bench.accuracy import (
     batches,
     classify,
     label_mapping,
-    stratified,
     summarise,
 )
 from vitdeploy.errors import DatasetError, InputError
@@ -117,23 +114,6 @@ def test_wrong_scores_are_named() -> None:
     broken = type("NaN", (), {"infer": lambda s, f: {"logits": np.full((2, 5), np.nan, np.float32)}})()
     with pytest.raises(InputError, match="NaN"):
         classify(broken, pixels, 5)
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(1, 200), st.integers(0, 3))
-def test_a_limit_keeps_the_share_of_every_class(values: list[int], limit: int, seed: int) -> None:
-    labels = np.array(values)
-    chosen = stratified(labels, limit, seed)
-    assert len(chosen) == len(set(chosen.tolist())) == min(limit, len(labels))
-    assert list(chosen) == sorted(chosen)
-    for value in set(values):
-        share = (labels == value).mean()
-        assert abs((labels[chosen] == value).sum() - share * len(chosen)) <= 1.5  # one image, and one half of rounding
-
-
-def test_a_limit_is_drawn_by_its_seed() -> None:
-    labels = np.arange(100) % 10
-    assert np.array_equal(stratified(labels, 30, 1), stratified(labels, 30, 1))
-    assert not np.array_equal(stratified(labels, 30, 1), stratified(labels, 30, 2))
 
 
 def test_labels_are_matched_by_name() -> None:

@@ -13,7 +13,7 @@ from vitdeploy import progress
 from vitdeploy.bench.statistics import Interval, calibration_error, mcnemar_exact, paired_difference, wilson
 from vitdeploy.errors import DatasetError, InputError
 
-__all__ = ["Accuracy", "AccuracyRun", "Images", "Infers", "Verdicts", "label_mapping", "stratified", "summarise"]
+__all__ = ["Accuracy", "AccuracyRun", "Images", "Infers", "Verdicts", "label_mapping", "summarise"]
 
 Pixels = npt.NDArray[np.uint8]
 _WAITING_BATCHES = 16  # images of many sizes wait for company in at most this many batches' worth of memory
@@ -181,21 +181,6 @@ def summarise(form: Verdicts, labels: npt.NDArray[np.int64], baseline: Verdicts 
         per_class=tuple(float(right[truth == c].mean()) if (truth == c).any() else None for c in range(classes)),
         **comparison,
     )
-
-
-def stratified(label_ids: npt.NDArray[np.int64], limit: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Indices, rising, of `limit` images drawn so that every class keeps its share (to within one image)."""
-    if limit >= len(label_ids):
-        return np.arange(len(label_ids), dtype=np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(label_ids))
-    # Place the k-th of a class's n images at (k + 1/2) / n: the first `limit` places hold each class's share.
-    place = np.empty(len(label_ids))
-    for value in np.unique(label_ids):
-        members = shuffled[label_ids[shuffled] == value]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    rank = np.empty(len(label_ids), dtype=np.int64)
-    rank[shuffled] = np.arange(len(label_ids))
-    return np.sort(np.lexsort((rank, place))[:limit]).astype(np.int64)
 
 
 def label_mapping(model: tuple[str, ...], dataset: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], str | None]:

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitdeploy import progress
-from vitdeploy.bench.accuracy import Verdicts, label_mapping, stratified, summarise
+from vitdeploy.bench.accuracy import Verdicts, label_mapping, summarise
 from vitdeploy.bench.forms import BACKENDS, Form, baseline_form, bundle_forms, choose
 from vitdeploy.bench.judge import Finding, Judge, JudgeSettings
 from vitdeploy.bench.latency import LatencySettings, Track
@@ -24,10 +24,8 @@ from vitdeploy.bench.report import BenchReport, Disagreement, Latency, Row
 from vitdeploy.bench.statistics import percentiles, softmax, speedup
 from vitdeploy.bench.verdict import choice, headline, named
 from vitdeploy.bundle import Bundle
+from vitdeploy.datasets import ImageDataset, stratified_sample
 from vitdeploy.errors import DatasetError, InputError
-
-if TYPE_CHECKING:
-    from vitdeploy.datasets import ImageDataset
 
 __all__ = ["bench", "save"]
 
@@ -89,11 +87,7 @@ def bench(
     _check(dataset, limit, batch_sizes, backends, threads, rounds, latency or accuracy)
     workers = threads or usable_cores()
     mapping, label_note = label_mapping(opened.manifest.labels, tuple(dataset.labels))
-    images = (
-        dataset
-        if limit is None or limit >= len(dataset)
-        else dataset.subset(stratified(dataset.label_ids, limit, seed))
-    )
+    images = dataset if limit is None else stratified_sample(dataset, limit, seed=seed)
     forms = choose(bundle_forms(opened, workers), backends, precisions)
     if baseline is not None:
         forms = [baseline_form(baseline, workers), *forms]
@@ -114,7 +108,7 @@ def bench(
         "command": command,
         "machine": before,
         "versions": versions(),
-        "dataset": {**public_text(images.describe()), "fingerprint": images.fingerprint, "count": len(images)},
+        "dataset": public_text(images.describe()),
         "bundle": _bundle_facts(opened),
         "settings": _settings_facts(settings, workers, limit, seed, max_drop_points, judge),
         "labels": opened.manifest.labels,

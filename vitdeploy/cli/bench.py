@@ -1,0 +1,173 @@
+"""`vitdeploy bench`: compare every form's latency and accuracy with PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vitdeploy.bench import BenchReport
+
+_INTERRUPTED = 130
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers with commas between them: 1,8,32."""
+
+    name = "n[,n...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers such as 1,8", param, ctx)
+
+
+class _Words(click.ParamType):  # type: ignore[type-arg]
+    """Words out of a fixed set, with commas between them."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+        self.name = "|".join(words)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = tuple(part.strip() for part in str(value).split(","))
+        for word in words:
+            if word not in self._words:
+                self.fail(f"{word!r} is not one of {', '.join(self._words)}", param, ctx)
+        return words
+
+
+_BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+_PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--dataset", required=True, help="cifar10, digits, a Hub id, or a local folder or file.")
+@click.option("--split", default="test", show_default=True, help="Which part of the dataset.")
+@click.option("--image-column", help="Column that holds the images, where it can't be found.")
+@click.option("--label-column", help="Column that holds the labels, where it can't be found.")
+@click.option("--baseline", metavar="MODEL", help="Checkpoint (folder or Hub id) that PyTorch runs as the baseline.")
+@click.option("--limit", type=click.IntRange(1), help="Compare on this many images; each class keeps its share.")
+@click.option("--batch-size", "batch_sizes", type=_Numbers(), default="1", show_default=True, help="Batches to time.")
+@click.option("--backend", "backends", type=_Words(_BACKENDS), help="Only these backends.")
+@click.option("--precision", "precisions", type=_Words(_PRECISIONS), help="Only these forms.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of every backend.  [default: usable cores]")
+@click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="Turns that each form has.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    help="Stop adding rounds after this time.",
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(0), default=1.0, show_default=True, help="Points of top-1 a form may lose."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Orders the rounds, draws the --limit images.")
+@click.option("--latency/--no-latency", default=True, help="Measure times.")
+@click.option("--accuracy/--no-accuracy", default=True, help="Compare answers.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
+@click.option("--report", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
+@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--save/--no-save", default=True, help="Keep the report in the bundle.")
+def command(
+    bundle: Path,
+    dataset: str,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    json_file: str | None,
+    html_file: Path | None,
+    markdown_file: Path | None,
+    save: bool,
+    max_drop: float,
+    **options: Any,
+) -> int:
+    """Compare every form of BUNDLE that can run here: what it costs, what it keeps.
+
+    The forms take turns on the same images; each time runs from decoded pixels to class scores, PyTorch's with
+    transformers' image processor. Ctrl-C ends the measurement and keeps what was measured.
+
+    \b
+    vitdeploy bench bundles/vit --dataset cifar10 --baseline runs/vit
+    vitdeploy bench bundles/vit --dataset photos/ --limit 500 --batch-size 1,8 --report bench.html
+    vitdeploy bench bundles/vit --dataset digits --backend openvino --no-accuracy --json -
+    """
+    from vitdeploy.bench import bench
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.datasets import load_dataset
+
+    opened = Bundle.open(bundle)
+    data = load_dataset(dataset, split, image_column=image_column, label_column=label_column)
+    report = bench(opened, data, max_drop_points=max_drop, command=_shown(sys.argv[1:]), **options)
+    _write(report, json_file, html_file, markdown_file)
+    if save:
+        _keep(report, opened)
+    if json_file != "-":
+        _show(report)
+    return _INTERRUPTED if report.partial else 0
+
+
+def _write(report: BenchReport, json_file: str | None, html_file: Path | None, markdown_file: Path | None) -> None:
+    from vitdeploy.bench import markdown, render_html
+    from vitdeploy.cli.terminal import errors_console
+    from vitdeploy.storage import write_atomically
+
+    if json_file == "-":
+        click.echo(report.dumps())
+    elif json_file is not None:
+        report.write_json(Path(json_file))
+    if html_file is not None:
+        write_atomically(html_file, render_html(report))
+    if markdown_file is not None:
+        write_atomically(markdown_file, markdown(report))
+    for path in (json_file if json_file != "-" else None, html_file, markdown_file):
+        if path is not None:
+            errors_console.print(f"Written: {path}", markup=False)
+
+
+def _keep(report: BenchReport, bundle: Any) -> None:
+    from vitdeploy import progress
+    from vitdeploy.bench import render_html, save
+    from vitdeploy.errors import VitdeployError
+
+    try:
+        save(report, bundle, render_html(report))
+    except (VitdeployError, OSError) as error:
+        progress.note(f"Note: the report was not kept in the bundle: {error}")
+    else:
+        progress.note(f"Kept in the bundle: {bundle.path / 'bench' / 'report.html'}")
+
+
+def _show(report: BenchReport) -> None:
+    from rich.console import Console
+
+    from vitdeploy.bench import terminal_table
+
+    console = Console(highlight=False)
+    # A table that is piped or in a narrow window keeps its columns rather than cutting their numbers off.
+    console.print(terminal_table(report), width=max(console.width, 140), soft_wrap=True)
+
+
+def _shown(arguments: list[str]) -> str:
+    """The command line as a reader may see it: paths that lead out of here are cut to their last part."""
+    import shlex
+
+    from vitdeploy.bench.machine import public_text
+
+    def plain(argument: str) -> str:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if value.startswith(("/", "~", "..")):
+            value = Path(value).name or value
+        return str(public_text(f"{option}{equals}{value}"))
+
+    return shlex.join(["vitdeploy", *(plain(argument) for argument in arguments)])
