@@ -26,6 +26,7 @@ from vitdeploy.errors import DatasetError, VitdeployError, require
 __all__ = ["has_hub_layout", "load_from_hub", "load_hub_layout", "load_parquet", "parquet_files"]
 
 _DISK_PROBLEMS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_UNSPLIT = "train"  # what `datasets` calls data without splits; "all" is a reserved word there
 _LOCAL_COPY = "use a local copy: --dataset PATH (class folders, parquet files, or a clone of the Hub's repository)"
 
 
@@ -74,7 +75,7 @@ def load_parquet(
             hint="put train, test or validation in its name, or move it away",
         )
     existing = [] if "" in by_split else list(by_split)
-    data_files = {found or "all": paths for found, paths in by_split.items()}
+    data_files = {found or _UNSPLIT: paths for found, paths in by_split.items()}
     with _reading(str(path), hint="copy or write the parquet files again; all must have the same columns"):
         tables = _load("parquet", name, data_files=data_files)
     return _dataset(tables, name, "local", split, existing, image_column, label_column)
@@ -106,7 +107,7 @@ def _dataset(
     label_column: str | None,
 ) -> ImageDataset:
     chosen = choose_split(name, split, existing)
-    table = tables[chosen.name if existing else "all"]
+    table = tables[chosen.name if existing else _UNSPLIT]
     image, label = find_columns(table.features, name, image_column, label_column)
     names, values = label_names(list(tables.values()), label, name)
     label_ids = to_label_ids(table, label, values, f"{name}/{chosen.name}")
