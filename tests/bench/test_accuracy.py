@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from forms_for_tests import Clock, KnownRunner, Pictures
 
+from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures
 from vitdeploy.bench.accuracy import (
     AccuracyRun,
     Verdicts,

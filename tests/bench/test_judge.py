@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forms_for_tests import Clock, KnownRunner, Pictures, form
 
+from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
 from vitdeploy.bench.judge import Judge, JudgeSettings, batch_feeds, typical_images
 from vitdeploy.bench.latency import LatencySettings
 from vitdeploy.bench.report import BenchReport

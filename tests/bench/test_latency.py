@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from forms_for_tests import Clock
 
+from tests.bench.forms_for_tests import Clock
 from vitdeploy.bench.latency import LatencyRun, LatencySettings, Track
 from vitdeploy.bench.statistics import percentiles, speedup
 

@@ -169,6 +169,7 @@ svg.narrow { display: none !important; }
   .method div { grid-template-columns: 1fr; }
   main { padding: 28px 16px 48px; }
   h2 { margin-top: 40px; }
+  tr.best td.name b::after { display: table; margin: 3px 0 1px; }
   .numbers { grid-template-columns: 1fr 1fr; }
   .number { padding: 13px 14px 12px; } .number b { font-size: 23px; }
   td { padding: 8px 10px; } th { padding: 10px 10px 6px; }

@@ -28,6 +28,7 @@ _HEAD = (
 )
 _BATCH = 2  # the column that is left out where only one batch size was measured
 _NONE = "–"
+_FULL_WIDTH = 137  # terminal columns that the table with its intervals takes
 
 
 def markdown(report: BenchReport) -> str:
@@ -46,15 +47,26 @@ def markdown(report: BenchReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal_table(report: BenchReport) -> RenderableType:
-    """The table for a terminal, with the forms that are missing and the sentence below it."""
+def terminal_table(report: BenchReport, width: int = _FULL_WIDTH) -> RenderableType:
+    """The table for a terminal, with the forms that are missing and the sentence below it.
+
+    Args:
+        report: what to show.
+        width: columns there are; the intervals are left out where they would not fit.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    head, body = _grid(report)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    narrow = width < _FULL_WIDTH
+    head, body = _grid(report, intervals=not narrow)
+    if narrow:
+        head = [name.replace(" ms", "").replace("images/s", "img/s").replace("agreement", "agree") for name in head]
+        body = [[value.replace(" %", "").replace("baseline", "base") for value in line] for line in body]
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=not narrow, padding=0 if narrow else (0, 1), header_style="bold"
+    )
     for place, name in enumerate(head):
         table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True, overflow="ellipsis")
     best = report.recommendation.get("key")
@@ -116,7 +128,7 @@ def size(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
 
 
-def cells(row: Row, latency: Latency | None, *, is_baseline: bool) -> tuple[str, ...]:
+def cells(row: Row, latency: Latency | None, *, is_baseline: bool, intervals: bool = True) -> tuple[str, ...]:
     """The texts of one line of the table, as the columns of `_HEAD`."""
     times: tuple[str, ...] = (_NONE,) * 5
     batch = _NONE
@@ -125,7 +137,7 @@ def cells(row: Row, latency: Latency | None, *, is_baseline: bool) -> tuple[str,
         times = (
             *(_ms(value) for value in (latency.p50, latency.p95, latency.p99)),
             f"{latency.images_per_s:.0f}" if latency.images_per_s >= 100 else f"{latency.images_per_s:.1f}",
-            _speedup(latency, is_baseline=is_baseline),
+            _speedup(latency, is_baseline=is_baseline, interval=intervals),
         )
     kept: tuple[str, ...] = (_NONE,) * 3
     if row.accuracy is not None:
@@ -133,19 +145,22 @@ def cells(row: Row, latency: Latency | None, *, is_baseline: bool) -> tuple[str,
         change = "baseline" if is_baseline else _NONE
         if accuracy.delta is not None and accuracy.delta_ci95 is not None:
             low, high = accuracy.delta_ci95
-            change = f"{points(accuracy.delta)} [{points(low)}, {points(high)}]"
+            change = points(accuracy.delta) + (f" [{points(low)}, {points(high)}]" if intervals else "")
         agreement = _NONE if accuracy.agreement is None else f"{100 * accuracy.agreement:.2f} %"
         kept = (f"{100 * accuracy.top1:.2f} %", change, agreement)
     return (form_name(row.form), NAMES[row.backend], batch, size(row.size_bytes), *times, *kept)
 
 
-def _grid(report: BenchReport) -> tuple[list[str], list[list[str]]]:
+def _grid(report: BenchReport, *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """Heads, and a line per form and batch size that was measured."""
     body = []
     for row in report.rows:
         if row.status == "ok":
             is_baseline = row.key == report.baseline.get("key")
-            body += [list(cells(row, latency, is_baseline=is_baseline)) for latency in row.latencies or (None,)]
+            body += [
+                list(cells(row, latency, is_baseline=is_baseline, intervals=intervals))
+                for latency in row.latencies or (None,)
+            ]
     head = list(_HEAD)
     if len(report.settings.get("batch_sizes", [])) < 2:
         for line in [head, *body]:
@@ -157,13 +172,13 @@ def _ms(value: float) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def _speedup(latency: Latency, *, is_baseline: bool) -> str:
+def _speedup(latency: Latency, *, is_baseline: bool, interval: bool) -> str:
     if latency.speedup is None or latency.speedup_ci95 is None:
         return _NONE
     if is_baseline:
         return "1×"
     low, high = latency.speedup_ci95
-    return f"{latency.speedup:.2f}× [{low:.2f}, {high:.2f}]"
+    return f"{latency.speedup:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if interval else "")
 
 
 def _escape(text: str) -> str:

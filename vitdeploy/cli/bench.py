@@ -154,8 +154,9 @@ def _show(report: BenchReport) -> None:
     from vitdeploy.bench import terminal_table
 
     console = Console(highlight=False)
-    # A table that is piped or in a narrow window keeps its columns rather than cutting their numbers off.
-    console.print(terminal_table(report), width=max(console.width, 140), soft_wrap=True)
+    # What is piped has no width of its own and keeps everything; no window makes the table cut its numbers off.
+    width = console.width if console.is_terminal else 160
+    console.print(terminal_table(report, width), width=max(width, 86))
 
 
 def _shown(arguments: list[str]) -> str:

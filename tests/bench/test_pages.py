@@ -1,0 +1,197 @@
+"""The page, the table and the Markdown: well formed, escaped, without anything from outside, readable by a browser."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
+from vitdeploy.bench import BenchReport, markdown, render_html, terminal_table
+from vitdeploy.bench.judge import Judge, JudgeSettings
+from vitdeploy.bench.latency import LatencySettings
+from vitdeploy.bench.run import assemble
+from vitdeploy.bench.svg import linear, logarithmic
+from vitdeploy.bench.verdict import choice, front, headline
+
+EVIL = '<script>alert("&1")</script>'
+VOID = {"meta", "img", "br"}
+
+
+@pytest.fixture(scope="module")
+def report() -> BenchReport:
+    """A report in which every text that can come from outside tries to break out."""
+    clock, images = Clock(), Pictures(200, 10)
+    images.labels = (EVIL, *images.labels[1:])
+    draw = np.random.default_rng(0)
+
+    def takes(milliseconds: float):
+        return lambda: milliseconds * float(draw.lognormal(0, 0.04))
+
+    forms = [
+        form("fp32", "pytorch", KnownRunner(clock, 10, takes_ms=takes(30))),
+        form("fp16", "openvino", KnownRunner(clock, 10, takes_ms=takes(20))),
+        form("int8", "onnxruntime", KnownRunner(clock, 10, takes_ms=takes(8), flip=lambda n: n % 150 == 0)),
+        form("fp16", "tensorrt-rtx", None, reason=f"no GPU {EVIL}"),
+        form("int8", "openvino", KnownRunner(clock, 10, breaks_after=0, raises=RuntimeError(EVIL))),
+    ]
+    judge = Judge(forms, images, 10, JudgeSettings((1, 4), LatencySettings(rounds=12)), clock=clock)
+    judge.run()
+    facts = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "machine": {
+            "cpu": f"Fast {EVIL}",
+            "cores": 4,
+            "gpu": [{"name": EVIL, "driver_version": "1"}],
+            "memory_bytes": 8e9,
+        },
+        "versions": {"python": "3.11"},
+        "dataset": {"name": EVIL, "split": "test", "count": 200, "fingerprint": "0" * 64},
+        "bundle": {"name": EVIL, "manifest_sha256": "1" * 64},
+        "labels": images.labels,
+        "notes": (EVIL,),
+        "partial": True,
+        "command": f"vitdeploy bench '{EVIL}'",
+        "settings": {
+            "threads": 2,
+            "batch_sizes": [1, 4],
+            "accuracy": True,
+            "image_size": [4, 4],
+            "max_drop_points": 1.0,
+            "latency": vars(LatencySettings(rounds=12)),
+        },
+    }
+    return replace(assemble(judge, images, images.label_ids, facts), noise=(EVIL,))
+
+
+class Tags(HTMLParser):
+    """Keeps what is open, and fails where a tag closes another than the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(report: BenchReport) -> None:
+    page = render_html(report)
+    tags = Tags()
+    tags.feed(page)
+    tags.close()
+    assert tags.open == []
+    assert {"svg", "table", "img", "style"} <= set(tags.seen) and not {"script", "link", "iframe"} & set(tags.seen)
+    assert tags.links and all(link.startswith("data:image/png;base64,") for link in tags.links)
+    assert not re.search(r"https?://|@import|url\(", page)
+
+
+def test_every_text_from_outside_is_escaped(report: BenchReport) -> None:
+    page = render_html(report)
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;") >= 8  # bundle, CPU, GPU, dataset, note, noise, reasons, label, command
+
+
+def test_the_page_says_what_matters(report: BenchReport) -> None:
+    page = render_html(report)
+    for words in ("INT8 on ONNX Runtime is the fastest form", "Partial.", "Noisy.", "recommended", "no GPU", "failed"):
+        assert words in page
+    assert page.count("<svg") >= 4 and page.count('class="card image"') == len(report.disagreements) == 2
+
+
+def test_the_page_is_the_same_from_json(report: BenchReport) -> None:
+    assert render_html(BenchReport.from_json(report.to_json())) == render_html(report)
+
+
+def test_a_page_without_latency_or_accuracy_leaves_their_parts_out(report: BenchReport) -> None:
+    slow = replace(report, rows=tuple(replace(row, latencies=()) for row in report.rows))
+    unknown = replace(report, rows=tuple(replace(row, accuracy=None) for row in report.rows), disagreements=())
+    for changed, missing in ((slow, "How steady"), (unknown, "Class by class")):
+        assert missing in render_html(report) and missing not in render_html(changed)
+        assert "What each form keeps" not in render_html(changed)
+    nothing = replace(report, rows=(), disagreements=(), recommendation={"key": None, "sentence": headline(slow)})
+    Tags().feed(render_html(nothing))
+
+
+@pytest.mark.parametrize(("width", "window"), [("wide", "1200,3000"), ("narrow", "500,3000")])
+def test_a_real_browser_shows_it_without_errors(report: BenchReport, tmp_path: Path, width: str, window: str) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on the PATH")
+    (tmp_path / "report.html").write_text(render_html(report), encoding="utf-8")
+    flags = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={window}"),
+    )
+    # A page may not say that it is well only because nothing was loaded: the picture must hold more than a blank.
+    picture = tmp_path / "page.png"
+    page = (tmp_path / "report.html").as_uri()
+    done = subprocess.run(
+        [browser, *flags, f"--screenshot={picture}", page], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "CONSOLE" not in done.stderr
+    from PIL import Image
+
+    assert len(set(Image.open(picture).convert("L").resize((200, 500)).getdata())) > 30
+
+
+def test_markdown_is_one_table_with_reasons_below(report: BenchReport) -> None:
+    text = markdown(report)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3 * 2 and {line.count("|") for line in lines} == {13}
+    assert "- FP16 on TensorRT-RTX: skipped: no GPU" in text and "- INT8 on OpenVINO: failed" in text
+    assert "Partial" in text and "Noisy" in text and "Command" in text
+
+
+def shown(report: BenchReport, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(terminal_table(report, width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_terminal_shows_every_form_and_drops_intervals_where_it_is_narrow(report: BenchReport) -> None:
+    wide, narrow = shown(report, 160), shown(report, 86)
+    assert max(len(line) for line in narrow.splitlines()) <= 86
+    for text in (wide, narrow):
+        assert "INT8" in text and "no GPU" in text and "Noisy" in text and "fastest form" in text
+        assert "…" not in text
+    assert "[" in wide.split("skipped")[0] and "[" not in narrow.split("skipped")[0]
+
+
+def test_the_front_and_the_choice(report: BenchReport) -> None:
+    rows = report.rows
+    assert front(rows) == {"fp16/openvino", "int8/onnxruntime"}
+    best = choice(rows, 1.5)
+    assert best is not None and best.key == "int8/onnxruntime"
+    strict = choice(rows, 0.5)  # it loses one point: two of 200 images
+    assert strict is not None and strict.key == "fp16/openvino"
+    assert choice((), 1.0) is None
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.001, 4000.0], [3.1, 3.2], [-4.0, 0.0, 2.5], [12.0, 29.0]])
+def test_scales_have_a_few_round_ticks_inside(values: list[float]) -> None:
+    scales = [linear(values, 0, 100)]
+    if min(values) > 0:
+        scales.append(logarithmic(values, 0, 100))
+    for scale in scales:
+        assert len(scale.ticks) <= 8 and all(0 <= scale(value) <= 100 for value in (*values, *scale.ticks))
+        assert list(scale.ticks) == sorted(set(scale.ticks))
+    assert len(scales[0].ticks) >= 2
