@@ -1,0 +1,45 @@
+"""What a report may say about where it was made."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from vitdeploy.bench.machine import BusyMeter, machine, memory_bytes, public_text, usable_cores, versions
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot read /home/ada/bundles/vit/model.onnx: gone", "cannot read model.onnx: gone"),
+        ("~/models/vit", "vit"),
+        ("~/vit", "vit"),
+        ("../shared/cifar10", "cifar10"),
+        ("--json=/tmp/out/report.json", "--json=report.json"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("models/vit and 3/4 of it", "models/vit and 3/4 of it"),
+        ("see https://huggingface.co/docs/x", "see https://huggingface.co/docs/x"),
+        ("image/png", "image/png"),
+    ],
+)
+def test_paths_that_lead_out_are_cut(text: str, shown: str) -> None:
+    assert public_text(text) == shown
+    assert public_text({"a": [text, 3]}) == {"a": [shown, 3]}
+
+
+def test_the_machine_is_described() -> None:
+    found = machine()
+    assert found["cpu"] and found["cores"] == usable_cores() >= 1 and isinstance(found["gpu"], list)
+    assert found["memory_bytes"] is None or found["memory_bytes"] > 1e8
+    assert memory_bytes("NoSuchLine") is None
+    assert {"python", "numpy", "vitdeploy"} <= set(versions())
+
+
+def test_own_work_does_not_count_as_that_of_others() -> None:
+    meter = BusyMeter()
+    end = time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        sum(range(1000))
+    share = meter.other_share()
+    assert share is None or 0 <= share <= 1

@@ -1,0 +1,238 @@
+"""The benchmark of a real bundle by real backends: which rows there are, what they hold, what goes wrong and how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bench.small_bundle import write_small_bundle
+from vitdeploy.bench import BenchReport, bench, render_html, save
+from vitdeploy.bench import run as run_module
+from vitdeploy.bundle import Bundle
+from vitdeploy.datasets import ImageDataset, load_dataset
+from vitdeploy.errors import BundleError, DatasetError, InputError
+
+QUICK: dict[str, Any] = {"rounds": 3, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_bundle(tmp_path_factory.mktemp("small") / "small")
+
+
+@pytest.fixture(scope="module")
+def images(tiny_images: Path) -> ImageDataset:
+    return load_dataset(tiny_images, "all")
+
+
+@pytest.fixture(scope="module")
+def report(small: Path, images: ImageDataset) -> BenchReport:
+    return bench(small, images, batch_sizes=(1, 4), **QUICK)
+
+
+def test_every_form_is_a_row_on_every_backend_it_is_for(report: BenchReport) -> None:
+    assert [row.key for row in report.rows] == [
+        *("fp32/onnxruntime", "fp32/openvino", "fp16/onnxruntime", "fp16/openvino"),
+        *("int8/onnxruntime", "int8/openvino", "int8/tensorrt-rtx"),
+    ]
+    assert [row.status for row in report.rows[:6]] == ["ok"] * 6
+    cpu = report.row("int8/openvino")
+    assert cpu.artifact is not None and cpu.artifact.path == "model.int8-cpu.onnx"
+    for row in report.rows[:6]:
+        assert [latency.batch_size for latency in row.latencies] == [1, 4]
+        assert row.accuracy is not None and row.accuracy.count == 40 and row.cold_start_ms is not None
+
+
+def test_an_engine_without_a_gpu_is_skipped_in_plain_words(report: BenchReport) -> None:
+    row = report.row("int8/tensorrt-rtx")
+    if row.reason is not None and "no NVIDIA GPU" not in row.reason:
+        pytest.skip("there is a GPU here")
+    assert row.status == "skipped" and row.reason == "engine built for compute capability 8.0, 8.6; no NVIDIA GPU here"
+
+
+def test_without_a_baseline_the_fp32_graph_is_the_reference_and_it_is_said(report: BenchReport) -> None:
+    assert report.baseline["key"] == "fp32/onnxruntime"
+    assert any("no baseline was named" in note for note in report.notes)
+    assert report.rows[0].accuracy is not None and report.rows[0].accuracy.delta is None
+    assert report.rows[1].accuracy is not None and report.rows[1].accuracy.agreement == 1
+
+
+def test_the_same_answers_as_the_graph_gives_outside(report: BenchReport, images: ImageDataset, small: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(small / "model.onnx"), providers=["CPUExecutionProvider"])
+    answers = [int(session.run(None, {"image": pixels[np.newaxis]})[0].argmax()) for pixels, _ in images]
+    # The folders' labels are in alphabetical order, the model's are not: they are matched by name.
+    order = Bundle.open(small).manifest.labels
+    right = sum(order[answer] == images.labels[label] for answer, (_, label) in zip(answers, images, strict=True))
+    assert report.rows[0].accuracy is not None and report.rows[0].accuracy.top1 == right / 40
+    assert any("matched by name" in note for note in report.notes)
+
+
+def test_the_report_holds_its_circumstances_and_no_path(report: BenchReport, images: ImageDataset, small: Path) -> None:
+    data = report.to_json()
+    assert data["schema_version"] == 1 and data["bundle"]["name"] == "small"
+    assert data["dataset"]["fingerprint"] == images.fingerprint and data["settings"]["threads"] == 1
+    assert data["machine"]["cores"] >= 1 and data["versions"]["onnxruntime"]
+    rows = {row["key"]: row for row in data["rows"]}
+    digest = hashlib.sha256((small / "model.onnx").read_bytes()).hexdigest()
+    assert rows["fp32/openvino"]["artifact"] == {"path": "model.onnx", "sha256": digest}
+    text = json.dumps(data)
+    assert str(small.parent) not in text and "/home/" not in text and str(Path.home()) + "/" not in text
+
+
+def test_json_gives_the_report_back(report: BenchReport) -> None:
+    assert BenchReport.from_json(json.loads(report.dumps())) == report
+    assert render_html(report).startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])
+def test_other_json_is_refused(report: BenchReport, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        BenchReport.from_json({**report.to_json(), **change})
+    assert caught.value.hint
+
+
+def test_a_form_that_cannot_be_loaded_fails_alone(tmp_path: Path, images: ImageDataset) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", engine=False)
+    (bundle / "model.fp16.onnx").write_bytes(b"truncated")
+    report = bench(bundle, images, latency=False, **QUICK)
+    states = {row.key: row.status for row in report.rows}
+    assert states["fp16/onnxruntime"] == states["fp16/openvino"] == "failed"
+    assert states["fp32/onnxruntime"] == states["int8/openvino"] == "ok"
+    reason = report.row("fp16/openvino").reason or ""
+    assert "SHA-256" in reason and str(tmp_path) not in reason
+
+
+def test_wishes_choose_the_rows(small: Path, images: ImageDataset) -> None:
+    options: dict[str, Any] = {"accuracy": False, **QUICK}
+    keys = [row.key for row in bench(small, images, backends=["openvino"], precisions=["int8", "fp16"], **options).rows]
+    assert keys == ["fp16/openvino", "int8/openvino"]
+    keys = [row.key for row in bench(small, images, precisions=["int8-tensorrt"], **options).rows]
+    assert keys == ["int8-tensorrt/onnxruntime", "int8-tensorrt/openvino"]
+    with pytest.raises(InputError, match="no form of the bundle fits"):
+        bench(small, images, precisions=["bf16"], **options)
+
+
+def test_the_graph_for_tensorrt_has_a_row_where_there_is_none_for_cpus(tmp_path: Path, images: ImageDataset) -> None:
+    bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
+    with bundle.edit() as editor:
+        del editor._artifacts["model.int8-cpu.onnx"]
+    report = bench(bundle.reopen(), images, latency=False, **QUICK)
+    row = report.row("int8/openvino")
+    assert row.status == "ok" and row.artifact is not None and row.artifact.path == "model.int8.onnx"
+
+
+def test_a_limit_draws_as_many_of_each_class(small: Path, images: ImageDataset) -> None:
+    report = bench(small, images, limit=20, latency=False, precisions=["fp32"], **QUICK)
+    assert report.dataset["count"] == 20 and set(report.dataset["class_counts"].values()) == {2}
+    assert report.rows[0].accuracy is not None and report.rows[0].accuracy.count == 20
+    assert any("20 of 40 images" in note for note in report.notes)
+
+
+def test_bad_input_has_an_error_with_the_next_step(small: Path, images: ImageDataset, tmp_path: Path) -> None:
+    other = write_small_bundle(tmp_path / "other", labels=("cat", "dog"))
+    with pytest.raises(DatasetError, match="10 classes, the model has 2"):
+        bench(other, images)
+    with pytest.raises(BundleError, match="no bundle"):
+        bench(tmp_path, images)
+    wrong: list[dict[str, Any]] = [
+        *({"limit": 0}, {"threads": 0}, {"rounds": 0}, {"batch_sizes": ()}, {"batch_sizes": (1, 1)}),
+        *({"backends": ["tensorflow"]}, {"latency": False, "accuracy": False}),
+    ]
+    for options in wrong:
+        with pytest.raises(InputError) as caught:
+            bench(small, images, **options)
+        assert caught.value.hint
+    with pytest.raises(DatasetError, match="no images"):
+        bench(small, images.subset([]))
+
+
+def test_pytorch_is_the_baseline_with_its_own_image_processor(
+    small: Path, images: ImageDataset, tiny_checkpoint: Path
+) -> None:
+    report = bench(small, images, baseline=tiny_checkpoint, precisions=["fp32"], **QUICK)
+    row = report.rows[0]
+    assert row.key == "fp32/pytorch" == report.baseline["key"] and row.status == "ok"
+    assert "image processor" in report.baseline["description"]
+    weights = tiny_checkpoint / "model.safetensors"
+    assert row.size_bytes == weights.stat().st_size and row.artifact is not None
+    assert row.artifact.path == "checkpoint/model.safetensors"
+    assert row.artifact.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert all(other.latency is not None and other.latency.speedup is not None for other in report.rows)
+    assert report.rows[1].accuracy is not None and report.rows[1].accuracy.delta is not None
+
+
+def test_real_forms_agree_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path, images: ImageDataset) -> None:
+    report = bench(tiny_bundle, images, baseline=tiny_checkpoint, rounds=2, threads=1)
+    assert {row.status for row in report.rows} == {"ok"}
+    for row in report.rows[1:]:
+        assert row.accuracy is not None and row.accuracy.agreement is not None
+        # FP32 and FP16 differ from PyTorch by rounding; random weights put many images close to a border in INT8.
+        assert row.accuracy.agreement >= (0.6 if row.form == "int8" else 0.95), row.key
+
+
+def test_answers_do_not_depend_on_the_batch(tiny_bundle: Path, images: ImageDataset) -> None:
+    from vitdeploy.bench.accuracy import AccuracyRun
+    from vitdeploy.bench.forms import bundle_forms
+
+    form = next(form for form in bundle_forms(Bundle.open(tiny_bundle), 1) if form.key == "fp32/onnxruntime")
+    order = np.random.default_rng(0).permutation(len(images))
+    with form.open() as runner:
+        one, many = AccuracyRun({"a": runner}, images, 10, 1), AccuracyRun({"a": runner}, images.subset(order), 10, 7)
+        one.run()
+        many.run()
+    # The kernels of another batch size add in another order: float32 rounding, on logits of size one to ten.
+    assert np.allclose(one.verdicts["a"].logits[order], many.verdicts["a"].logits, atol=1e-4, rtol=0)
+    assert not np.allclose(one.verdicts["a"].logits, many.verdicts["a"].logits, atol=1e-4, rtol=0)
+
+
+def test_the_report_is_kept_in_the_bundle_and_does_not_change_what_identifies_it(
+    tmp_path: Path, images: ImageDataset
+) -> None:
+    bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
+    report = bench(bundle, images, precisions=["fp32"], latency=False, **QUICK)
+    save(report, bundle, render_html(report))
+    opened = bundle.reopen()
+    opened.verify()
+    kept = [artifact.path for artifact in opened.select(kind="bench")]
+    assert kept == ["bench/report.json", "bench/report.html"]
+    assert BenchReport.from_json(json.loads((opened.path / kept[0]).read_text())) == report
+    again = bench(opened, images, precisions=["fp32"], latency=False, **QUICK)
+    assert again.bundle == report.bundle
+
+
+def test_ctrl_c_keeps_what_was_measured(small: Path, images: ImageDataset) -> None:
+    seen = 0
+
+    class Interrupted(type(images)):  # type: ignore[misc]
+        def image(self, index: int) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen > 70:  # 40 to find the usual size, then in the middle of the comparison
+                raise KeyboardInterrupt
+            return super().image(index)
+
+    stopped = Interrupted(*(getattr(images, field.name) for field in fields(images)))
+    report = bench(small, stopped, precisions=["fp32"], **QUICK)
+    assert report.partial and report.rows[0].latencies
+    assert report.rows[0].accuracy is None or report.rows[0].accuracy.count < 40
+    seen = 71
+    with pytest.raises(KeyboardInterrupt):
+        bench(small, stopped, precisions=["fp32"], **QUICK)
+
+
+def test_all_backends_get_the_same_threads(small: Path, images: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    original = run_module.bundle_forms
+    monkeypatch.setattr(
+        run_module, "bundle_forms", lambda bundle, threads: given.append(threads) or original(bundle, threads)
+    )
+    report = bench(small, images, threads=2, rounds=1, accuracy=False, precisions=["fp32"])
+    assert given == [2] and report.settings["threads"] == 2
