@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def test_the_report_holds_its_circumstances_and_no_path(report: BenchReport, ima
 def test_json_gives_the_report_back(report: BenchReport) -> None:
     assert BenchReport.from_json(json.loads(report.dumps())) == report
     assert render_html(report).startswith("<!DOCTYPE html>")
+
+
+def test_every_field_is_documented(report: BenchReport) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)`", text))
+    data = report.to_json()
+    names = set(data) | set(data["rows"][0]) | set(data["rows"][0]["latency_ms"]) | set(data["rows"][1]["accuracy"])
+    assert names | set(data["settings"]) | set(data["machine"]) <= described
+    assert "no_such_field" not in described
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])

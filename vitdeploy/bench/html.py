@@ -100,7 +100,7 @@ def _numbers(report: BenchReport) -> str:
 
 def _table(report: BenchReport) -> str:
     batches = len(report.settings.get("batch_sizes", [])) > 1
-    heads = ["p50 ms", "p95", "p99", "images/s", "speed-up", "top-1", "change, points", "agreement", "size"]
+    heads = ["p50 ms", "p95", "p99", "images/s", "speed-up", "top-1", "change", "agreement", "size", "first answer"]
     if batches:
         heads.insert(0, "batch")
     lines = []
@@ -121,7 +121,7 @@ def _table(report: BenchReport) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     return (
         "<h2>Every form</h2><p>Times run from decoded pixels to class scores, images already in memory. "
-        "Small print under a value is its 95 % interval.</p>"
+        "Small print under a value is its 95 % interval. First answer: from opening the file to its first scores.</p>"
         f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>\n"
     )
@@ -155,7 +155,8 @@ def _values(report: BenchReport, row: Row, latency: Latency | None, *, first: bo
             kept[1] = f"{points(row.accuracy.delta)}<small>{points(low)} to {points(high)}</small>"
         if row.accuracy.agreement is not None:
             kept[2] = f"{100 * row.accuracy.agreement:.2f} %"
-    return [*values, *kept, escape(size(row.size_bytes)) if first else ""]
+    cold = "–" if row.cold_start_ms is None else f"{row.cold_start_ms / 1000:.2f} s"
+    return [*values, *kept, escape(size(row.size_bytes)) if first else "", cold if first else ""]
 
 
 def _tradeoff(report: BenchReport) -> str:

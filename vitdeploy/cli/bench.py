@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,10 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
 @click.option("--report", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
 @click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
 @click.option("--save/--no-save", default=True, help="Keep the report in the bundle.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     bundle: Path,
     dataset: str,
     split: str,
@@ -108,7 +110,7 @@ def command(
 
     opened = Bundle.open(bundle)
     data = load_dataset(dataset, split, image_column=image_column, label_column=label_column)
-    report = bench(opened, data, max_drop_points=max_drop, command=_shown(sys.argv[1:]), **options)
+    report = bench(opened, data, max_drop_points=max_drop, command=_shown(context), **options)
     _write(report, json_file, html_file, markdown_file)
     if save:
         _keep(report, opened)
@@ -155,20 +157,30 @@ def _show(report: BenchReport) -> None:
 
     console = Console(highlight=False)
     # What is piped has no width of its own and keeps everything; no window makes the table cut its numbers off.
-    width = console.width if console.is_terminal else 160
-    console.print(terminal_table(report, width), width=max(width, 86))
+    width = max(console.width, 86) if console.is_terminal else 160
+    console.width = width
+    console.print(terminal_table(report, width))
 
 
-def _shown(arguments: list[str]) -> str:
+def _shown(context: click.Context) -> str:
     """The command line as a reader may see it: paths that lead out of here are cut to their last part."""
     import shlex
 
     from vitdeploy.bench.machine import public_text
 
-    def plain(argument: str) -> str:
-        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if value.startswith(("/", "~", "..")):
-            value = Path(value).name or value
-        return str(public_text(f"{option}{equals}{value}"))
+    def plain(value: Any) -> str:
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        leads_out = text.startswith(("/", "~", ".."))
+        return (Path(text).name or text) if leads_out else str(public_text(text))
 
-    return shlex.join(["vitdeploy", *(plain(argument) for argument in arguments)])
+    words = ["vitdeploy", "bench"]
+    for option in context.command.params:
+        name = option.name or ""
+        value = context.params[name]
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(option, click.Option) and option.is_flag:
+            words.append(option.opts[0] if value else option.secondary_opts[0])
+        else:
+            words += [option.opts[0], plain(value)] if isinstance(option, click.Option) else [plain(value)]
+    return shlex.join(words)

@@ -1,0 +1,186 @@
+"""`vitdeploy bench`: every option has an effect, results and notes go where they belong, errors are clear."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.small_bundle import write_small_bundle
+from vitdeploy.bench import BenchReport
+from vitdeploy.bench.latency import LatencyRun
+from vitdeploy.bundle import Bundle
+
+Cli = Callable[..., Any]
+QUICK = ("--rounds", 2, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_bundle(tmp_path_factory.mktemp("small") / "small")
+
+
+def as_json(cli: Cli, small: Path, images: Path, *options: object, split: str = "all") -> dict[str, Any]:
+    done = cli("bench", small, "--dataset", images, "--split", split, "--no-save", *QUICK, *options, "--json", "-")
+    assert done.exit_code == 0, done.stderr
+    data: dict[str, Any] = json.loads(done.stdout)  # standard output holds JSON and nothing else
+    return data
+
+
+def test_the_table_is_the_result(cli: Cli, small: Path, tiny_images: Path) -> None:
+    done = cli("bench", small, "--dataset", tiny_images, "--split", "all", "--no-save", *QUICK)
+    assert done.exit_code == 0, done.stderr
+    for words in ("ONNX Runtime", "OpenVINO", "INT8", "speed-up", "TensorRT-RTX: skipped: engine built for", "fastest"):
+        assert words in done.stdout
+    assert "bench" not in {artifact.kind for artifact in Bundle.open(small).manifest.artifacts}
+
+
+def test_rows_are_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    data = as_json(cli, small, tiny_images, "--backend", "openvino", "--precision", "fp32,int8", "--no-accuracy")
+    assert [row["key"] for row in data["rows"]] == ["fp32/openvino", "int8/openvino"]
+    assert all(row["accuracy"] is None and row["latency_ms"]["p50"] > 0 for row in data["rows"])
+
+
+def test_what_is_measured_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    only = ("--precision", "fp32", "--backend", "onnxruntime")
+    data = as_json(cli, small, tiny_images, *only, "--no-latency", "--limit", 20, "--max-drop", 0.25, "--seed", 3)
+    assert "--no-latency" in data["command"] and "--no-save" in data["command"]
+    (row,) = data["rows"]
+    assert row["latency_ms"] is None and row["accuracy"]["count"] == 20
+    assert data["settings"]["max_drop_points"] == 0.25 and data["settings"]["seed"] == 3
+    other = as_json(cli, small, tiny_images, *only, "--no-latency", "--limit", 20, "--seed", 4)
+    assert other["dataset"]["fingerprint"] != data["dataset"]["fingerprint"]
+
+
+def test_how_it_is_timed_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    only = ("--precision", "fp32", "--backend", "onnxruntime", "--no-accuracy")
+    (row,) = as_json(cli, small, tiny_images, *only, "--batch-size", "2,5")["rows"]
+    assert row["batch_size"] == 2 and [other["batch_size"] for other in row["other_batches"]] == [5]
+    assert len(row["latency_ms"]["samples"]) == 2 * row["latency_ms"]["calls_per_round"]
+    data = as_json(cli, small, tiny_images, *only, "--rounds", 30, "--max-seconds", 0)
+    (row,) = data["rows"]
+    assert len(row["latency_ms"]["samples"]) == 10 * row["latency_ms"]["calls_per_round"]
+    assert data["settings"]["threads"] == 1
+
+
+def test_the_split_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    only = ("--precision", "fp32", "--backend", "onnxruntime", "--no-latency")
+    test, train = (as_json(cli, small, tiny_images, *only, split=split) for split in ("test", "train"))
+    assert test["dataset"]["split"] == "test" != train["dataset"]["split"]
+    assert test["dataset"]["fingerprint"] != train["dataset"]["fingerprint"]
+
+
+@pytest.mark.parametrize("option", ["--image-column", "--label-column"])
+def test_columns_reach_the_dataset(cli: Cli, small: Path, tiny_images: Path, option: str) -> None:
+    done = cli("bench", small, "--dataset", tiny_images, option, "photo")
+    assert done.exit_code == 1 and "has no columns" in done.stderr
+
+
+def test_pytorch_is_the_baseline(cli: Cli, small: Path, tiny_images: Path, tiny_checkpoint: Path) -> None:
+    data = as_json(cli, small, tiny_images, "--baseline", tiny_checkpoint, "--precision", "fp32")
+    assert data["baseline"]["key"] == "fp32/pytorch"
+    assert all(row["speedup"]["ci95"] for row in data["rows"])
+
+
+def test_files_are_written_and_kept_in_the_bundle(cli: Cli, tiny_images: Path, tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", engine=False)
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "report", "markdown")}
+    options = [part for name, path in files.items() for part in (f"--{name}", path)]
+    done = cli("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--precision", "fp32", *options)
+    assert done.exit_code == 0, done.stderr
+    report = BenchReport.from_json(json.loads(files["json"].read_text()))
+    assert files["report"].read_text().startswith("<!DOCTYPE html>") and files["markdown"].read_text().count("\n|") >= 4
+    assert all(str(path) in done.stderr for path in files.values())
+    kept = json.loads((bundle / "bench" / "report.json").read_text())
+    assert BenchReport.from_json(kept) == report
+    Bundle.open(bundle).verify()
+    # The command in the report says what was asked, and not where it was.
+    assert report.command == (
+        f"vitdeploy bench bundle --dataset {tiny_images.name} --split all --precision fp32 --threads 1 --rounds 2"
+        " --json out.json --report out.report --markdown out.markdown"
+    )
+
+
+def test_a_bundle_that_cannot_be_written_keeps_nothing_and_says_so(
+    cli: Cli, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdeploy.storage import locked
+
+    bundle = write_small_bundle(tmp_path / "bundle", engine=False)
+    with locked(bundle / ".lock"):
+        done = cli("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--precision", "fp32")
+    assert done.exit_code == 0 and "fastest" in done.stdout
+    assert not (bundle / "bench").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--dataset", "nonsense"], 1, "nonsense"),
+        ([], 2, "--dataset"),
+        (["--dataset", "x", "--batch-size", "one"], 2, "such as 1,8"),
+        (["--dataset", "x", "--backend", "tensorflow"], 2, "openvino"),
+        (["--dataset", "x", "--precision", "fp8"], 2, "fp16"),
+        (["--dataset", "x", "--limit", "0"], 2, "limit"),
+    ],
+)
+def test_wrong_use_is_explained(cli: Cli, small: Path, options: list[str], code: int, words: str) -> None:
+    done = cli("bench", small, *options)
+    assert done.exit_code == code and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_options_that_fit_nothing_are_explained(cli: Cli, small: Path, tiny_images: Path) -> None:
+    for options in (["--batch-size", "0"], ["--no-latency", "--no-accuracy"], ["--backend", "tensorrt"]):
+        done = cli("bench", small, "--dataset", tiny_images, "--split", "all", *options)
+        assert done.exit_code == 1 and "Hint:" in done.stderr
+
+
+def test_help_has_an_example(cli: Cli) -> None:
+    done = cli("bench", "--help")
+    assert done.exit_code == 0 and "vitdeploy bench bundles/vit --dataset cifar10" in done.stdout
+
+
+def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
+    cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits, visit = 0, LatencyRun._visit
+
+    def interrupted(run: LatencyRun, name: str, index: int) -> None:
+        nonlocal visits
+        visits += 1
+        if visits == 20:
+            signal.raise_signal(signal.SIGINT)  # what a terminal sends for Ctrl-C
+        visit(run, name, index)
+
+    monkeypatch.setattr(LatencyRun, "_visit", interrupted)
+    files = tmp_path / "out.json", tmp_path / "out.html"
+    options = (
+        "--split",
+        "all",
+        "--no-save",
+        "--rounds",
+        1000,
+        "--threads",
+        1,
+        "--json",
+        files[0],
+        "--report",
+        files[1],
+    )
+    done = cli("bench", small, "--dataset", tiny_images, *options)
+    assert done.exit_code == 130 and "Partial" in done.stdout
+    report = BenchReport.from_json(json.loads(files[0].read_text()))
+    assert report.partial and "Partial." in files[1].read_text()
+    assert all(2 <= len(row.latency.samples) / row.latency.calls_per_round <= 4 for row in report.rows if row.latency)
+
+
+def test_ctrl_c_before_anything_was_measured_writes_nothing(
+    cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyRun, "_warm_up", lambda run, name: signal.raise_signal(signal.SIGINT))
+    done = cli("bench", small, "--dataset", tiny_images, "--split", "all", "--json", tmp_path / "out.json")
+    assert done.exit_code == 130 and not list(tmp_path.iterdir())
