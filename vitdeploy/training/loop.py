@@ -16,8 +16,9 @@ from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import Augmenter, Batcher, Rows
 from vitdeploy.training.models import Trainable
 
-__all__ = ["Plan", "accuracy", "build_trainer", "evaluate", "make_plan", "train"]
+__all__ = ["CHOICE", "Plan", "build_trainer", "evaluate", "make_plan", "score", "train"]
 
+CHOICE = "choice"
 _MIN_EVALUATIONS = 5
 _LOSS_POINTS = 50
 
@@ -44,10 +45,19 @@ def make_plan(config: FinetuneConfig, train_images: int) -> Plan:
     )
 
 
-def accuracy(prediction: Any) -> dict[str, float]:
-    """Top-1 accuracy (0..1) from a transformers EvalPrediction, for `compute_metrics`."""
+def score(prediction: Any) -> dict[str, float]:
+    """For `compute_metrics`: top-1 accuracy (0..1) and what the best weights are chosen by.
+
+    `choice` is the accuracy, ties decided by the cross-entropy: small validation sets have many ties, and the first
+    of them is the least trained.
+    """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float(np.mean(np.argmax(logits, axis=-1) == prediction.label_ids))}
+    logits, labels = np.asarray(logits, np.float64), prediction.label_ids
+    top = logits.max(axis=-1, keepdims=True)
+    log_sums = top[:, 0] + np.log(np.exp(logits - top).sum(axis=-1))
+    loss = float(np.mean(log_sums - logits[np.arange(len(labels)), labels]))
+    accuracy = float(np.mean(np.argmax(logits, axis=-1) == labels))
+    return {"accuracy": accuracy, CHOICE: accuracy - 1e-6 * min(loss, 100.0)}
 
 
 def build_trainer(
@@ -74,15 +84,15 @@ def build_trainer(
         weight_decay=config.weight_decay,
         label_smoothing_factor=config.label_smoothing,
         logging_steps=plan.log_every,
+        logging_nan_inf_filter=False,  # it would hide a loss that is not a number
         eval_strategy="steps" if validated else "no",
         eval_steps=plan.evaluate_every if validated else None,
         eval_on_start=validated,
-        save_strategy="steps" if validated else "no",
-        save_steps=plan.evaluate_every,
-        save_total_limit=1,  # the best one is kept beside it
+        save_strategy="best" if validated else "no",
+        save_total_limit=1,
         save_only_model=True,
-        load_best_model_at_end=validated,
-        metric_for_best_model="accuracy" if validated else None,
+        metric_for_best_model=CHOICE if validated else None,
+        greater_is_better=True if validated else None,
         seed=config.seed,
         data_seed=config.seed,
         remove_unused_columns=False,  # the rows are no dictionaries
@@ -98,7 +108,7 @@ def build_trainer(
         train_dataset=Rows(train_set),
         eval_dataset=Rows(validation_set) if validation_set is not None else None,
         processing_class=model.processor,
-        compute_metrics=accuracy,
+        compute_metrics=score,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -106,6 +116,9 @@ def build_trainer(
 
 def train(trainer: Any, plan: Plan) -> dict[str, float]:
     """Train to the end, load the best weights, and return the Trainer's metrics of the training.
+
+    The Trainer's own load_best_model_at_end is not used: up to transformers 5.23 at least it reads the saved names of
+    weights without the renaming that from_pretrained does, and silently leaves most of a ViT as it was last.
 
     Raises:
         InputError: the loss became infinite or not a number.
@@ -115,6 +128,10 @@ def train(trainer: Any, plan: Plan) -> dict[str, float]:
         trainer.add_callback(callback)
         metrics: dict[str, float] = trainer.train().metrics
         trainer.remove_callback(callback)
+    best = trainer.state.best_model_checkpoint
+    if best is not None:
+        module = trainer.model
+        module.load_state_dict(type(module).from_pretrained(best).state_dict())
     return metrics
 
 
@@ -125,7 +142,7 @@ def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]
         trainer.add_callback(callback)
         metrics: dict[str, float] = trainer.evaluate(Rows(dataset), metric_key_prefix=name)
         trainer.remove_callback(callback)
-    return metrics
+    return {key: value for key, value in metrics.items() if not key.endswith(CHOICE)}
 
 
 def _progress_callback(step: progress.Step, images: int | None = None) -> Any:
