@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.calibration import Calibration, calibrate, fake_quantize, weight_scales
@@ -16,7 +17,6 @@ from vitdeploy.compiler.graph.half import to_half
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, InputError, ModelError
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 PLAIN = Recipe(method="minmax", smoothing=False, bias_correction=False)
 
@@ -173,7 +173,8 @@ def test_no_images_and_no_layers_are_errors(tiny_bundle: Path, tmp_path: Path) -
 
 
 def test_weights_lose_at_most_half_a_step() -> None:
-    weight = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32) * np.logspace(-3, 1, 8, dtype=np.float32)
+    columns = np.logspace(-3, 1, 8, dtype=np.float32)
+    weight = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32) * columns
     scales = weight_scales(weight)
     assert (scales == scales.astype(np.float16)).all()
     # Half a step, and what rounding the scale to 11 bits adds at the ends of the range: 127 * 2**-11 steps.

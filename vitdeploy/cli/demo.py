@@ -24,8 +24,8 @@ __all__ = ["command"]
 def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_json: bool) -> None:
     """Run the whole story on this machine, offline.
 
-    Trains a small ViT on scikit-learn's handwritten digits, exports it with preprocessing in the graph, makes its FP16 and
-    INT8 forms and the TensorRT engines that this machine can build, and compares every form that can run here with PyTorch.
+    Trains a small ViT on scikit-learn's handwritten digits, exports it with preprocessing in the graph, makes its FP16
+    and INT8 forms and the TensorRT engines that this machine can build, and compares every form with PyTorch.
 
     \b
     Example:

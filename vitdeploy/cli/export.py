@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Export MODEL, a Hub id or a local folder, to a bundle.
 
-    The graph takes raw uint8 images, (batch, height, width, 3), and gives logits: what the image processor does is inside.
-    It is checked against PyTorch before it is written.
+    The graph takes raw uint8 images, (batch, height, width, 3), and gives logits: what the image processor does is
+    inside. It is checked against PyTorch before it is written.
 
     \b
     Example:

@@ -153,41 +153,39 @@ class _Forms:
     def _calibration(self) -> tuple[Calibration, dict[str, str]]:
         """The calibration to use, and the hash that ties the forms to it."""
         cached = self._bundle.find(kind="calibration")
-        if self._recipe is None and cached is None:
-            raise InputError(
-                "INT8 needs calibration images",
-                hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
-            )
-        if cached is not None:
-            calibration = None
-            path = self._bundle.file(cached)
-            if self._recipe is None:
-                calibration = Calibration.load(path, self._single.sha256)
-            elif not self._force and cached.built_from == self._single.sha256:
-                loaded = Calibration.load(path, self._single.sha256)
-                calibration = loaded if loaded.recipe == self._recipe else None
-            if calibration is not None:
-                progress.note("The bundle's calibration.json is used; its images are not needed.")
-                return calibration, {"calibration_sha256": cached.sha256}
-        assert self._recipe is not None
+        if self._recipe is None:
+            if cached is None:
+                raise InputError(
+                    "INT8 needs calibration images",
+                    hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
+                )
+            return self._cached(cached), {"calibration_sha256": cached.sha256}
         images = _calibration_images(self._recipe)
+        described = images.describe()
+        if cached is not None and not self._force and cached.built_from == self._single.sha256:
+            calibration = self._cached(cached)
+            if calibration.recipe.to_json() == self._recipe.to_json() and calibration.images == described:
+                progress.note("calibration.json of the bundle is for these images and settings, and is used again.")
+                return calibration, {"calibration_sha256": cached.sha256}
         calibration = calibrate(
             self._path,
             self._single.sha256,
             (images.image(index) for index in range(len(images))),
             len(images),
             self._recipe,
-            images.describe(),
+            described,
         )
-        path = self._editor.path_for("calibration.json")
-        path.write_text(calibration.dumps(), encoding="utf-8")
+        self._editor.path_for("calibration.json").write_text(calibration.dumps(), encoding="utf-8")
         artifact = self._editor.add(
             "calibration.json",
             kind="calibration",
             built_from=self._single.sha256,
-            built_with={"vitdeploy": __version__, "recipe": self._recipe.to_json(), "images": calibration.images},
+            built_with={"vitdeploy": __version__, "recipe": self._recipe.to_json(), "images": described},
         )
         return calibration, {"calibration_sha256": artifact.sha256}
+
+    def _cached(self, artifact: Artifact) -> Calibration:
+        return Calibration.load(self._bundle.file(artifact), self._single.sha256)
 
 
 def _calibration_images(recipe: Recipe) -> ImageDataset:

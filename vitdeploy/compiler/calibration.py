@@ -2,13 +2,15 @@
 
 For a group of layers that read the activation X (rows: tokens, columns: channels) with weights W, INT8 computes
 
-    Y' = (Sx Sw) round(clip(X / s / Sx)) round(s W / Sw),     Sx one number, Sw one a column of W, s one a channel
+    Y' = (Sx Sw) (clip(round(X / s / Sx) - k) + k) round(s W / Sw)     Sx, k one number, Sw one a column, s one a channel
 
-with 8-bit integers. Calibration chooses Sx and s to make the squared error of Y' against Y = X W small, on a
-sample of real rows, not on ranges alone: outliers of X carry information, and whether cutting one hurts is decided by W.
+with 8-bit integers. Calibration chooses Sx and s to make the squared error of Y' against Y = X W small, on a sample of
+real rows, not on ranges alone: outliers of X carry information, and whether cutting one hurts is decided by W.
 
     s     = max|X_j|^a / max|W_j|^(1-a) per channel j (SmoothQuant, Xiao et al. 2023), a searched per layer, a = 0: off
     Sx    = c max|X / s| / 127, the share c searched per layer
+    k     = a whole number of steps by which X is shifted, so that a one-sided X (behind GELU) uses all 256 levels:
+            X - k Sx is symmetric, and k Sx times the column sums of W goes into the bias
     bias  + mean(Y - Y'), the part of the error that is constant over rows (Nagel et al. 2019)
 
 The rows are a fixed number a picture: the first token, which is the class token of a ViT and makes the logits, and a
@@ -57,12 +59,13 @@ _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales stay normal numbers
 class GroupCalibration:
     """What was found for one group of layers.
 
-    `scale` is Sx, `smoothing` s per channel or None, `bias` the correction of each layer per output channel, and
+    `scale` is Sx, `shift` is k, `smoothing` s per channel or None, `bias` the correction of each layer per output channel, and
     `sqnr_db` the signal-to-noise ratio of the group's output on the sample, 10 log10(|Y|^2 / |Y - Y'|^2).
     """
 
     name: str
     scale: float
+    shift: int
     smoothing: np.ndarray | None
     bias: dict[str, np.ndarray]
     sqnr_db: float
@@ -73,6 +76,7 @@ class GroupCalibration:
         return {
             "name": self.name,
             "scale": self.scale,
+            "shift": self.shift,
             "alpha": self.alpha,
             "clip": self.clip,
             "sqnr_db": round(self.sqnr_db, 2),
@@ -85,6 +89,7 @@ class GroupCalibration:
         return cls(
             name=data["name"],
             scale=data["scale"],
+            shift=data["shift"],
             smoothing=None if data["smoothing"] is None else _unpack(data["smoothing"]),
             bias={name: _unpack(values) for name, values in data["bias"].items()},
             sqnr_db=data["sqnr_db"],
@@ -161,9 +166,9 @@ def activation_scale(value: float) -> float:
     return float(np.float16(min(max(value, _SMALLEST_SCALE), float(np.finfo(np.float16).max))))
 
 
-def fake_quantize(values: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
-    """What Q and DQ make of values: rounded half to even and clipped to -128 .. 127, as ONNX says."""
-    return np.clip(np.rint(values / scale), -LEVELS - 1, LEVELS) * scale
+def fake_quantize(values: np.ndarray, scale: np.ndarray | float, shift: int = 0) -> np.ndarray:
+    """What Q and DQ make of values: rounded half to even and clipped to -128 .. 127 around the shift, as ONNX says."""
+    return np.clip(np.rint(values / scale), shift - LEVELS - 1, shift + LEVELS) * scale
 
 
 def calibrate(
@@ -204,9 +209,9 @@ def calibrate(
     solved = []
     with progress.task("Solving layers", total=len(groups), unit="groups") as step:
         for index, group in enumerate(groups):
-            solved.append(_solve(group, sample.rows(index), sample.largest[index], recipe))
+            solved.append(_solve(group, sample.rows(index), sample.largest[index], sample.lowest[index], recipe))
             step.advance()
-    return Calibration(model_sha256, recipe, {**described, "count": sample.images}, tuple(solved))
+    return Calibration(model_sha256, recipe, described, tuple(solved))
 
 
 def _activations(model: ir.Model, groups: list[LayerGroup], images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -233,6 +238,7 @@ class _Sample:
     def __init__(self, groups: list[LayerGroup], count: int, recipe: Recipe) -> None:
         self.images = 0
         self.largest: list[np.ndarray] = [np.zeros(0)] * len(groups)
+        self.lowest: list[float] = [0.0] * len(groups)
         self._rows: list[list[np.ndarray]] = [[] for _ in groups]
         self._per_image = max(2, -(-_ROWS // max(count, 1)))
         self._keep_every = max(1, -(-count * self._per_image // _ROWS))
@@ -243,6 +249,7 @@ class _Sample:
         for index, array in enumerate(activations):
             largest = np.abs(array).max(axis=0)
             self.largest[index] = np.maximum(self.largest[index], largest) if self.images else largest
+            self.lowest[index] = min(self.lowest[index], float(array.min()))
             if keep:
                 others = self._generator.choice(len(array) - 1, min(self._per_image, len(array)) - 1, replace=False) + 1
                 self._rows[index].append(array[np.concatenate([[0], others])])
@@ -252,13 +259,54 @@ class _Sample:
         return np.concatenate(self._rows[index])
 
 
-def _solve(group: LayerGroup, rows: np.ndarray, largest: np.ndarray, recipe: Recipe) -> GroupCalibration:
-    """Choose s and Sx of one group by the error of its output on `rows` (rows, channels)."""
+@dataclass(frozen=True)
+class _Trial:
+    """One choice of s, Sx and k, and the error Y - Y' (rows, outputs) that it leaves."""
+
+    alpha: float
+    clip: float
+    scale: float
+    shift: int
+    smoothing: np.ndarray | None
+    difference: np.ndarray
+
+    @property
+    def error(self) -> float:
+        return float(np.square(self.difference, dtype=np.float64).mean())
+
+
+def _solve(
+    group: LayerGroup, rows: np.ndarray, largest: np.ndarray, lowest: float, recipe: Recipe
+) -> GroupCalibration:
+    """Choose s, Sx and k of one group by the error of its output on `rows` (rows, channels)."""
     weights = group.weights()
     weight = np.concatenate(weights, axis=1)
     exact = rows @ weight
+    trial = min(_trials(group, rows, weight, exact, largest, lowest, recipe), key=lambda trial: trial.error)
+    error, bias = trial.error, {}
+    if recipe.bias_correction:
+        mean = trial.difference.mean(axis=0, dtype=np.float64).astype(np.float32)
+        ends = np.cumsum([array.shape[1] for array in weights])
+        parts = np.split(mean, ends[:-1])
+        bias = {layer_name(node): part for node, part in zip(group.matmuls, parts, strict=True)}
+        error -= float(np.square(mean, dtype=np.float64).mean())
+    signal = float(np.square(exact, dtype=np.float64).mean())
+    sqnr = 10 * np.log10(max(signal, 1e-30) / max(error, 1e-30))
+    return GroupCalibration(
+        group.name, trial.scale, trial.shift, trial.smoothing, bias, float(sqnr), trial.alpha, trial.clip
+    )
+
+
+def _trials(
+    group: LayerGroup,
+    rows: np.ndarray,
+    weight: np.ndarray,
+    exact: np.ndarray,
+    largest: np.ndarray,
+    lowest: float,
+    recipe: Recipe,
+) -> Iterator[_Trial]:
     alphas = _ALPHAS if recipe.smoothing and group.source is not None else (0.0,)
-    best: tuple[float, float, float, float, np.ndarray | None, np.ndarray] | None = None
     for alpha in alphas:
         smoothing = _smoothing(largest, weight, alpha) if alpha else None
         scaled_rows = rows if smoothing is None else rows / smoothing
@@ -266,23 +314,13 @@ def _solve(group: LayerGroup, rows: np.ndarray, largest: np.ndarray, recipe: Rec
         quantized_weight = fake_quantize(scaled_weight, weight_scales(scaled_weight))
         top = float((largest if smoothing is None else largest / smoothing).max())
         for clip in _clips(recipe, scaled_rows, top):
-            scale = activation_scale(clip * top / LEVELS)
-            difference = exact - fake_quantize(scaled_rows, scale) @ quantized_weight
-            error = float(np.square(difference, dtype=np.float64).mean())
-            if best is None or error < best[0]:
-                best = (error, alpha, clip, scale, smoothing, difference)
-    assert best is not None
-    error, alpha, clip, scale, smoothing, difference = best
-    bias = {}
-    if recipe.bias_correction:
-        mean = difference.mean(axis=0, dtype=np.float64).astype(np.float32)
-        ends = np.cumsum([array.shape[1] for array in weights])
-        parts = np.split(mean, ends[:-1])
-        bias = {layer_name(node): part for node, part in zip(group.matmuls, parts, strict=True)}
-        error -= float(np.square(mean, dtype=np.float64).mean())
-    signal = float(np.square(exact, dtype=np.float64).mean())
-    sqnr = 10 * np.log10(max(signal, 1e-30) / max(error, 1e-30))
-    return GroupCalibration(group.name, scale, smoothing, bias, float(sqnr), alpha, clip)
+            steps = [(activation_scale(clip * top / LEVELS), 0)]
+            if group.can_shift and recipe.method != "minmax" and -lowest < top / 4:
+                scale = activation_scale((clip * top - lowest) / (2 * LEVELS))
+                steps.append((scale, round((clip * top + lowest) / 2 / scale)))
+            for scale, shift in steps:
+                difference = exact - fake_quantize(scaled_rows, scale, shift) @ quantized_weight
+                yield _Trial(alpha, clip, scale, shift, smoothing, difference)
 
 
 def _clips(recipe: Recipe, rows: np.ndarray, top: float) -> tuple[float, ...]:

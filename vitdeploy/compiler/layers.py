@@ -22,7 +22,7 @@ from vitdeploy.compiler.graph.values import constant, only_consumer
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LayerGroup", "Source", "find_groups"]
+__all__ = ["LayerGroup", "Source", "bias_of", "find_groups", "layer_name"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class LayerGroup:
         names = [layer_name(node) for node in self.matmuls]
         return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether the activation may be shifted: it can't be smoothed, and each product has a bias to take the shift."""
+        return self.source is None and all(bias_of(node) is not None for node in self.matmuls)
+
     def weights(self) -> list[np.ndarray]:
         """The weights (channels in, channels out), one a layer."""
         arrays = [constant(node.inputs[1]) for node in self.matmuls]
@@ -57,6 +62,18 @@ class LayerGroup:
 def layer_name(node: ir.Node) -> str:
     """The module that a node comes from."""
     return (node.name or "").rpartition("/")[0] or (node.name or "")
+
+
+def bias_of(matmul: ir.Node) -> tuple[ir.Node, int] | None:
+    """The addition behind a product and the input of it that holds a constant bias per channel."""
+    add = only_consumer(matmul.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    for index, value in enumerate(add.inputs):
+        bias = constant(value)
+        if bias is not None and bias.ndim == 1:
+            return add, index
+    return None
 
 
 def find_groups(model: ir.Model) -> list[LayerGroup]:

@@ -2,8 +2,8 @@
 
     relative = max |a - b| / (max b - min b)
 
-over all logits of all inputs, b the reference. A logit's own size says nothing (a bias moves it freely); the range of the
-reference's logits is the scale on which classes are told apart.
+over all logits of all inputs, b the reference. A logit's own size says nothing (a bias moves it freely); the range of
+the reference's logits is the scale on which classes are told apart.
 """
 
 from __future__ import annotations

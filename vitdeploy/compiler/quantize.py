@@ -1,13 +1,16 @@
-"""Model + calibration -> the INT8 graph: explicit Q/DQ, symmetric, zero points zero.
+"""Model + calibration -> the INT8 graph: explicit Q/DQ, symmetric, zero points zero (TensorRT).
 
     x -> QuantizeLinear(Sx) -> DequantizeLinear(Sx) -> MatMul(., DequantizeLinear(Wq, Sw per column)) -> Add(bias)
 
-Placement: inputs and weights of the encoder's products (Q, K, V, attention output, both of the MLP). The residual stream,
-LayerNorm, GELU, softmax and logits keep the type around them. Two spellings of the same integers:
+Placement: inputs and weights of the encoder's products (Q, K, V, attention output, both of the MLP). The residual
+stream, LayerNorm, GELU, softmax and logits keep the type around them. Two spellings of the same integers:
 
     TensorRT    int8 activations; the rest of the graph in FP16
-    CPU         uint8 activations with zero point 128, that is (x_int8 + 128) - 128: the same real numbers, and the form
-                for which x86 has a fast product of unsigned with signed bytes; the rest of the graph in FP32
+    CPU         uint8 activations with zero point 128 - k, that is (x_int8 + 128) - 128: the same real numbers, and the
+                form for which x86 has a fast product of unsigned with signed bytes; the rest of the graph in FP32
+
+A one-sided activation, GELU's, is shifted by k steps so that it uses all levels. The CPU form has it in the zero point;
+the TensorRT form subtracts it before QuantizeLinear, one more operation in GELU's kernel, and has it in the bias.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import numpy as np
 
 from vitdeploy.compiler.calibration import LEVELS, Calibration, GroupCalibration, weight_scales
 from vitdeploy.compiler.graph.result import PassResult
-from vitdeploy.compiler.graph.values import constant, new_initializer, only_consumer
-from vitdeploy.compiler.layers import LayerGroup, Source, find_groups, layer_name
+from vitdeploy.compiler.graph.values import constant, new_initializer
+from vitdeploy.compiler.layers import LayerGroup, Source, bias_of, find_groups, layer_name
 from vitdeploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ def _fold_smoothing(graph: ir.Graph, source: Source | None, smoothing: np.ndarra
 
 def _insert(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target: str) -> int:
     """Q/DQ on the group's activation and on each of its weights."""
-    quantized = _quantize_activation(graph, group, solved.scale, target)
+    quantized = _quantize_activation(graph, group, solved, target)
     for node in group.matmuls:
         weight = constant(node.inputs[1])
         old = node.inputs[1]
@@ -96,22 +99,31 @@ def _insert(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target
         node.replace_input_with(1, dequantized)
         if not old.uses():
             del graph.initializers[old.name or ""]
-        if layer in solved.bias:
-            _correct_bias(graph, node, solved.bias[layer])
+        correction = solved.bias.get(layer, np.zeros(len(scales), dtype=np.float32))
+        if solved.shift and target != "cpu":
+            moved = np.float32(solved.shift * solved.scale)
+            correction = correction + moved * (integers.sum(axis=0, dtype=np.int64) * scales).astype(np.float32)
+        _correct_bias(graph, node, correction)
     return len(group.matmuls)
 
 
-def _quantize_activation(graph: ir.Graph, group: LayerGroup, scale: float, target: str) -> ir.Value:
-    first, name = group.matmuls[0], group.activation.name or group.name
-    zero = np.array(128, dtype=np.uint8) if target == "cpu" else np.array(0, dtype=np.int8)
+def _quantize_activation(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target: str) -> ir.Value:
+    first, value, name = group.matmuls[0], group.activation, group.activation.name or group.name
+    zero = np.array(0, dtype=np.int8)
+    if target == "cpu":
+        zero = np.array(LEVELS + 1 - solved.shift, dtype=np.uint8)
+    elif solved.shift:
+        moved = new_initializer(graph, f"{name}.shift", np.array(solved.shift * solved.scale, dtype=np.float32))
+        value = _node(graph, "Sub", [value, moved], f"{name}/Sub", first)
+        value.type, value.shape = group.activation.type, group.activation.shape
     constants = [
-        new_initializer(graph, f"{name}.scale", np.array(scale, dtype=np.float32)),
+        new_initializer(graph, f"{name}.scale", np.array(solved.scale, dtype=np.float32)),
         new_initializer(graph, f"{name}.zero", zero),
     ]
-    q = _node(graph, "QuantizeLinear", [group.activation, *constants], f"{name}/QuantizeLinear", first)
-    q.type, q.shape = constants[1].type, group.activation.shape
+    q = _node(graph, "QuantizeLinear", [value, *constants], f"{name}/QuantizeLinear", first)
+    q.type, q.shape = constants[1].type, value.shape
     dq = _node(graph, "DequantizeLinear", [q, *constants], f"{name}/DequantizeLinear", first)
-    dq.type, dq.shape = group.activation.type, group.activation.shape
+    dq.type, dq.shape = value.type, value.shape
     return dq
 
 
@@ -133,10 +145,8 @@ def _node(
 
 def _correct_bias(graph: ir.Graph, matmul: ir.Node, correction: np.ndarray) -> None:
     """Add the correction to the bias behind a product; a product without one is left as it is."""
-    add = only_consumer(matmul.outputs[0])
-    if add is None or add.op_type != "Add":
-        return
-    for index, value in enumerate(add.inputs):
-        bias = constant(value)
-        if bias is not None and bias.ndim == 1:
-            _replace_constant(graph, (add, index), bias + correction)
+    place = bias_of(matmul)
+    if place is not None and correction.any():
+        bias = constant(place[0].inputs[place[1]])
+        assert bias is not None
+        _replace_constant(graph, place, bias + correction)

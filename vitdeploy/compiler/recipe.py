@@ -46,7 +46,11 @@ class Recipe:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All settings; of a local dataset's path only the last part, since a bundle travels."""
+        data = asdict(self)
+        if self.dataset is not None and Path(self.dataset).exists():
+            data["dataset"] = Path(self.dataset).resolve().name
+        return data
 
     def with_data(self, dataset: str) -> Recipe:
         """The same recipe on other images."""

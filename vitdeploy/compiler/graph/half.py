@@ -8,6 +8,7 @@ float32 (`stash_type` 1): a float16 square overflows from |x| = 256 on. No build
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +36,17 @@ def model_nodes(model: ir.Model) -> list[ir.Node]:
         if node in front:
             continue
         front.add(node)
-        pending.extend(p for p in (value.producer() for value in node.inputs if value is not None) if p is not None)
+        pending.extend(p for p in (value.producer() for value in _reads(node)) if p is not None)
     return [node for node in model.graph if node not in front]
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, also from inside the branches of an If."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type.name == "GRAPH":
+            for inner in attribute.as_graph():
+                yield from _reads(inner)
 
 
 def to_half(model: ir.Model) -> PassResult:
