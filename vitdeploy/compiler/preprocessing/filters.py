@@ -1,9 +1,11 @@
 """Pillow's resampling filters on one axis, exactly: integer coefficients as Pillow computes them.
 
 With n samples in and m out, output i has its centre at c = (i + 1/2) n/m on the input axis and sees inputs through a
-filter f stretched by s = max(1, n/m): input j weighs f((j + 1/2 - c) / s), the weights of an output are divided by their
-sum and rounded to 22 fractional bits. Only inputs j in [round(c - r s), round(c + r s)) count, r being f's radius.
-A pass sums pixel times integer coefficient, adds one half and keeps the integer part, clipped to 0..255.
+filter f stretched by s = max(1, n/m): input j weighs f((j + 1/2 - c) / s), the weights of an output are divided by
+their sum and rounded to 22 fractional bits. Only inputs j in [round(c - r s), round(c + r s)) count, r being f's
+radius. A pass sums pixel times integer coefficient, adds one half and keeps the integer part, clipped to 0..255. An axis
+whose length stays has no pass. Pillow makes the pass along the width first, and from 13.0 on (pull request 9549) the one
+along the height where that shrinks by more than twice as many pixels.
 
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, clip8) and Geometry.c
 (ImagingScaleAffine) for nearest, which is no convolution: output i takes input floor(n/m/2 + n/m + ... + n/m), summed
@@ -17,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PRECISION_BITS", "RADIUS", "coefficients", "nearest_indices", "vertical_first"]
+__all__ = ["PRECISION_BITS", "RADIUS", "coefficients", "vertical_first"]
 
 PRECISION_BITS = 22
 
@@ -69,6 +71,8 @@ def coefficients(resample: str, size_in: int, size_out: int) -> tuple[npt.NDArra
         starts (size_out,): the first input that an output sees; weights (size_out, taps) in units of 2**-22, zero where
         a window is shorter than the longest.
     """
+    if resample == "nearest":
+        return _nearest(size_in, size_out), np.full((size_out, 1), 1 << PRECISION_BITS, np.int64)
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     support = RADIUS[resample] * stretch
@@ -86,7 +90,7 @@ def coefficients(resample: str, size_in: int, size_out: int) -> tuple[npt.NDArra
     return starts, rounded.astype(np.int64)
 
 
-def nearest_indices(size_in: int, size_out: int) -> npt.NDArray[np.int64]:
+def _nearest(size_in: int, size_out: int) -> npt.NDArray[np.int64]:
     """The input that each output takes, (size_out,)."""
     scale = size_in / size_out
     steps = np.full(size_out, scale)

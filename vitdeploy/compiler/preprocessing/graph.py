@@ -1,4 +1,10 @@
-"""The preprocessing as an ONNX graph: `image` uint8 (batch, height, width, 3) -> `pixel_values` float32 NCHW."""
+"""The preprocessing as an ONNX graph: `image` uint8 (batch, height, width, 3) -> `pixel_values` float32 NCHW.
+
+The steps are those of the reference. The crop is done first, by computing only the outputs that it keeps. Both passes
+work on rows of interleaved channels, (batch, height, width * 3), so nothing is transposed before the image is small.
+Everything is float32, in FP16 and INT8 models too, and the cast is the only operation that sees uint8: TensorRT takes
+no other.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS
+from vitdeploy.compiler.preprocessing.bands import CONTINUOUS, Band, computed_band, constant_band
+from vitdeploy.compiler.preprocessing.filters import vertical_first
+from vitdeploy.compiler.preprocessing.reference import output_size
 from vitdeploy.compiler.preprocessing.tape import Tape
-from vitdeploy.errors import require
+from vitdeploy.errors import ModelError, require
 from vitdeploy.specs import PreprocessSpec, ResizeSpec
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["OPSET", "build_preprocessing"]
 
 OPSET = 20
+_CHANNELS = 3
+_FLOAT = 1  # ONNX's number of the type
 
 
 def build_preprocessing(spec: PreprocessSpec, *, input_size: tuple[int, int] | None = None) -> ir.Model:
@@ -24,44 +34,34 @@ def build_preprocessing(spec: PreprocessSpec, *, input_size: tuple[int, int] | N
 
     Args:
         spec: what the image processor does.
-        input_size: (height, width) of every image, if they all have one size; None keeps both dynamic.
+        input_size: (height, width) of every image, if they all have one size: windows and weights are then constants.
+            None keeps both dynamic.
 
     Returns:
         A model with the input `image`, uint8 (batch, height, width, 3), and the output `pixel_values`, float32
-        (batch, 3, height, width), all of whose values are named `preprocess/...`.
+        (batch, 3, height, width). All other values, and the nodes, are named `preprocess/...`.
+
+    Raises:
+        ModelError: a setting can only be reproduced for a known `input_size`; the message names it.
     """
     ir = require("onnx_ir", extra="build")
     tape = Tape("preprocess")
     height, width = input_size or ("height", "width")
-    image = ir.Value(name="image", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["batch", height, width, 3]))
-    shape = tape.Shape(image)
-    pixels = tape.Cast(image, to=ir.DataType.FLOAT)
-    pixels = tape.Transpose(pixels, perm=[0, 3, 1, 2])  # (batch, height, width, 3) -> (batch, 3, height, width)
-    sizes = [tape.Cast(tape.Gather(shape, tape.scalar(axis, np.int64)), to=ir.DataType.INT32) for axis in (1, 2)]
-    made: list[int | str] = ["out_height", "out_width"]
-    outs = _resized_sizes(tape, spec.resize, sizes)
-    if spec.crop is not None:
-        made = list(spec.crop)
-    elif spec.resize is None:
-        made = [height, width]
-    elif spec.resize.height is not None and spec.resize.width is not None:
-        made = [spec.resize.height, spec.resize.width]
-    resample = spec.resize.resample if spec.resize is not None else "bilinear"
+    image = ir.Value(
+        name="image", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["batch", height, width, _CHANNELS])
+    )
+    pixels = tape.Cast(image, to=_FLOAT)
+    made: tuple[int | str, int | str] = (height, width)
     if spec.resize is not None or spec.crop is not None:
-        starts = (
-            [None, None]
-            if spec.crop is None
-            else [_crop_start(tape, o, c) for o, c in zip(outs, spec.crop, strict=True)]
-        )
-        counts = outs if spec.crop is None else [tape.scalar(c, np.int32) for c in spec.crop]
-        rows = _weights(tape, resample, sizes[0], outs[0], counts[0], starts[0])
-        columns = _weights(tape, resample, sizes[1], outs[1], counts[1], starts[1])
-        pixels = _rounded(tape, tape.MatMul(pixels, tape.Transpose(columns, perm=[1, 0])))
-        pixels = _rounded(tape, tape.MatMul(rows, pixels))
+        if input_size is not None:
+            pixels, made = _static(tape, pixels, spec, input_size)
+        else:
+            pixels, made = _dynamic(tape, pixels, image, spec)
+    pixels = tape.Transpose(pixels, perm=[0, 3, 1, 2])  # (batch, height, width, 3) -> (batch, 3, height, width)
     output = _normalised(tape, pixels, spec)
-    output.name = "pixel_values"
     output.type = ir.TensorType(ir.DataType.FLOAT)
-    output.shape = ir.Shape(["batch", 3, *made])
+    output.shape = ir.Shape(["batch", _CHANNELS, *made])
+    output.name = "pixel_values"
     graph = ir.Graph(
         [image],
         [output],
@@ -73,76 +73,164 @@ def build_preprocessing(spec: PreprocessSpec, *, input_size: tuple[int, int] | N
     return ir.Model(graph, ir_version=10, producer_name="vitdeploy")
 
 
-def _resized_sizes(tape: Tape, spec: ResizeSpec | None, sizes: list[ir.Value]) -> list[ir.Value]:
+def _static(
+    tape: Tape, pixels: ir.Value, spec: PreprocessSpec, size: tuple[int, int]
+) -> tuple[ir.Value, tuple[int, int]]:
+    """Resize and crop images of one known size: every window and weight is a constant, and as exact as Pillow's."""
+    resized = size if spec.resize is None else output_size(spec.resize, size)
+    kept = spec.crop or resized
+    starts = [(resized[axis] - kept[axis]) // 2 for axis in (0, 1)]
+    resample = "nearest" if spec.resize is None else spec.resize.resample
+    rows, columns = (
+        constant_band(tape, resample, size[axis], resized[axis], starts[axis], kept[axis]) for axis in (0, 1)
+    )
+    return _two_passes(tape, pixels, rows, columns, resample, vertical_first(size, resized)), kept
+
+
+def _dynamic(tape: Tape, pixels: ir.Value, image: ir.Value, spec: PreprocessSpec) -> tuple[ir.Value, tuple[int, int]]:
+    """Resize and crop images whose size the graph reads from their shape."""
+    kept = _kept(spec)
+    shape = tape.Shape(image)
+    size = [tape.Gather(shape, tape.ints(axis)) for axis in (1, 2)]  # int64 (1,) each
+    resized = _resized(tape, spec.resize, size)
+    resample = "bilinear" if spec.resize is None else spec.resize.resample
+    starts = [tape.ints(0)] * 2
+    if spec.crop is not None:
+        starts = [_crop_start(tape, resized[axis], kept[axis]) for axis in (0, 1)]
+    rows, columns = (
+        computed_band(tape, resample, size[axis], resized[axis], starts[axis], kept[axis], may_pad=_may_pad(spec)[axis])
+        for axis in (0, 1)
+    )
+    if spec.resize is None:
+        return _two_passes(tape, pixels, rows, columns, resample, False), kept
+    shrink = [tape.Sub(size[axis], resized[axis]) for axis in (0, 1)]
+    tall = tape.And(tape.Greater(shrink[0], tape.ints(0)), tape.Greater(shrink[0], tape.Mul(shrink[1], tape.ints(2))))
+    passes = tape.choose(
+        tape.Squeeze(tall, tape.ints(0)),
+        lambda branch: _two_passes(branch, pixels, rows, columns, resample, True),
+        lambda branch: _two_passes(branch, pixels, rows, columns, resample, False),
+    )
+    return passes, kept
+
+
+def _kept(spec: PreprocessSpec) -> tuple[int, int]:
+    """Height and width of the output, which a graph for any image size must know.
+
+    Raises:
+        ModelError: they depend on the image, or a filter needs more than the graph can compute.
+    """
+    resize = spec.resize
+    if resize is not None and resize.resample not in CONTINUOUS:
+        raise ModelError(
+            f"resample={resize.resample!r} can't be put in a graph for images of any size: which pixels it takes hangs"
+            " on the last bit of Pillow's double precision",
+            hint="give the size of the images (--input-size HEIGHTxWIDTH), or train with bilinear or bicubic",
+        )
+    if resize is not None and resize.longest_edge is not None:
+        raise ModelError(
+            f"size with longest_edge={resize.longest_edge} can't be put in a graph for images of any size: the last"
+            " pixel of the longer edge hangs on the last bit of Python's double precision",
+            hint="give the size of the images (--input-size HEIGHTxWIDTH), or drop longest_edge from size",
+        )
+    if spec.crop is not None:
+        return spec.crop
+    if resize is None or resize.height is None or resize.width is None:
+        raise ModelError(
+            "size with shortest_edge and without a centre crop makes images of unequal size",
+            hint="set do_center_crop and crop_size, or give size a height and a width",
+        )
+    return resize.height, resize.width
+
+
+def _may_pad(spec: PreprocessSpec) -> tuple[bool, bool]:
+    """Whether the crop may reach beyond the resized image, along the height and the width."""
+    if spec.crop is None:
+        return False, False
+    if spec.resize is None:
+        return True, True
+    edges = (spec.resize.height, spec.resize.width)
+    height, width = (edge if edge is not None else spec.resize.shortest_edge for edge in edges)
+    assert height is not None and width is not None
+    return spec.crop[0] > height, spec.crop[1] > width
+
+
+def _two_passes(tape: Tape, pixels: ir.Value, rows: Band, columns: Band, resample: str, rows_first: bool) -> ir.Value:
+    """(batch, height, width, 3) -> (batch, rows.count, columns.count, 3), whole levels after each pass."""
+    # a filter without negative parts can't leave 0..255
+    clip = resample in ("bicubic", "lanczos")
+    if rows_first:
+        return _along_width(tape, _along_height(tape, pixels, rows, clip), columns, clip)
+    return _along_height(tape, _along_width(tape, pixels, columns, clip), rows, clip)
+
+
+def _resized(tape: Tape, spec: ResizeSpec | None, size: list[ir.Value]) -> list[ir.Value]:
+    """Height and width after the resize, int64 (1,) each."""
     if spec is None:
-        return sizes
+        return size
     if spec.height is not None and spec.width is not None:
-        return [tape.scalar(spec.height, np.int32), tape.scalar(spec.width, np.int32)]
+        return [tape.ints(spec.height), tape.ints(spec.width)]
     assert spec.shortest_edge is not None and spec.longest_edge is None
-    short = tape.Min(*sizes)
-    edge = tape.scalar(spec.shortest_edge, np.int32)
-    return [tape.Div(tape.Mul(edge, size), short) for size in sizes]
+    short = tape.Min(*size)
+    return [tape.Div(tape.Mul(tape.ints(spec.shortest_edge), edge), short) for edge in size]
 
 
 def _crop_start(tape: Tape, size: ir.Value, crop: int) -> ir.Value:
-    # floor((size - crop) / 2), with a division that must not see negative numbers
-    even = tape.scalar(2 * crop, np.int32)
-    return tape.Sub(
-        tape.Div(tape.Add(tape.Sub(size, tape.scalar(crop, np.int32)), even), tape.scalar(2, np.int32)),
-        tape.scalar(crop, np.int32),
-    )
+    """floor((size - crop) / 2), int64 (1,), with a division that sees no negative number."""
+    return tape.Sub(tape.Div(tape.Add(size, tape.ints(crop)), tape.ints(2)), tape.ints(crop))
 
 
-def _weights(
-    tape: Tape, resample: str, size_in: ir.Value, size_out: ir.Value, count: ir.Value, start: ir.Value | None
-) -> ir.Value:
-    """Dense (count, size_in) weights of the outputs from `start` on; zero for outputs outside the image."""
-    zero, one, two = (tape.scalar(n, np.int32) for n in (0, 1, 2))
-    outputs = tape.Range(zero, count, one)
-    if start is not None:
-        outputs = tape.Add(outputs, start)
-    outputs = tape.Unsqueeze(outputs, tape.ints(1))  # (count, 1)
-    inputs = tape.Unsqueeze(tape.Range(zero, size_in, one), tape.ints(0))  # (1, size_in)
-    distance = tape.Sub(
-        tape.Mul(tape.Add(tape.Mul(inputs, two), one), size_out),
-        tape.Mul(tape.Add(tape.Mul(outputs, two), one), size_in),
-    )
-    stretch = tape.Mul(tape.Max(size_in, size_out), two)
-    position = tape.Abs(tape.Div(tape.Cast(distance, to=1), tape.Cast(stretch, to=1)))
-    weights = _filter(tape, resample, position)
-    total = tape.ReduceSum(weights, tape.ints(1), keepdims=1)
-    inside = tape.And(tape.Not(tape.Less(outputs, zero)), tape.Less(outputs, size_out))
-    weights = tape.Div(weights, total)
-    scale = tape.scalar(1 << PRECISION_BITS, np.float32)
-    weights = tape.Div(tape.Round(tape.Mul(weights, scale)), scale)
-    return tape.Where(inside, weights, tape.scalar(0, np.float32))
+def _along_width(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Value:
+    """Resize along the width: (batch, rows, columns, 3) -> (batch, rows, band.count, 3)."""
+    rows = tape.Reshape(pixels, tape.ints(0, 0, -1))  # (batch, rows, columns * 3)
+    three, axis = tape.ints(_CHANNELS), tape.ints(2)
+    # Each channel of an output sees its own channel of the inputs. A product with ones and zeros spreads the weights:
+    # (blocks, length, block) -> (blocks, length, 3 * block * 3) -> (blocks, length * 3, block * 3)
+    spread = np.einsum("bd,ce->bcde", np.eye(band.block), np.eye(_CHANNELS)).reshape(band.block, -1)
+    weights = tape.MatMul(band.weights, tape.constant(spread.astype(np.float32), "spread"))
+    weights = tape.Reshape(weights, tape.ints(band.blocks, -1, band.block * _CHANNELS))
+    first, length = tape.Mul(band.starts, three), tape.Mul(band.length, three)
+    parts = []
+    for index in range(band.blocks):
+        begin = tape.Gather(first, tape.ints(index))
+        window = tape.Slice(rows, begin, tape.Add(begin, length), axis)
+        parts.append(tape.MatMul(window, tape.Gather(weights, tape.scalar(index, np.int64), axis=0)))
+    joined = tape.Concat(*parts, axis=2) if len(parts) > 1 else parts[0]
+    if band.padded != band.count:
+        joined = tape.Slice(joined, tape.ints(0), tape.ints(band.count * _CHANNELS), axis)
+    # (batch, rows, band.count * 3) -> (batch, rows, band.count, 3)
+    return tape.Reshape(_rounded(tape, joined, clip), tape.ints(0, 0, band.count, _CHANNELS))
 
 
-def _filter(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
-    def number(value: float) -> ir.Value:
-        return tape.scalar(value, np.float32)
+def _along_height(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Value:
+    """Resize along the height: (batch, rows, columns, 3) -> (batch, band.count, columns, 3)."""
+    rows = tape.Reshape(pixels, tape.ints(0, 0, -1))  # (batch, rows, columns * 3)
+    length = tape.Squeeze(band.length, tape.ints(0))
+    offsets = tape.Range(tape.scalar(0, np.int64), length, tape.scalar(1, np.int64))
+    index = tape.Add(tape.Unsqueeze(band.starts, tape.ints(1)), offsets)  # (blocks, length)
+    windows = tape.Gather(rows, index, axis=1)  # (batch, blocks, length, columns * 3)
+    weights = tape.Transpose(band.weights, perm=[0, 2, 1])  # (blocks, block, length)
+    made = tape.MatMul(weights, windows)  # (batch, blocks, block, columns * 3)
+    made = tape.Reshape(made, tape.ints(0, band.padded, -1, _CHANNELS))  # (batch, padded, columns, 3)
+    if band.padded != band.count:
+        made = tape.Slice(made, tape.ints(0), tape.ints(band.count), tape.ints(1))
+    return _rounded(tape, made, clip)
 
-    if resample == "bilinear":
-        return tape.Max(tape.Sub(number(1), x), number(0))
-    assert resample == "bicubic", resample
-    near = tape.Add(tape.Mul(tape.Mul(tape.Sub(tape.Mul(x, number(1.5)), number(2.5)), x), x), number(1))
-    far = tape.Mul(tape.Add(tape.Mul(x, number(-0.5)), number(2.5)), x)
-    far = tape.Add(tape.Mul(tape.Sub(far, number(4)), x), number(2))
-    far = tape.Where(tape.Less(x, number(2)), far, number(0))
-    return tape.Where(tape.Less(x, number(1)), near, far)
 
-
-def _rounded(tape: Tape, values: ir.Value) -> ir.Value:
-    half, low, high = (tape.scalar(n, np.float32) for n in (0.5, 0, 255))
-    return tape.Clip(tape.Floor(tape.Add(values, half)), low, high)
+def _rounded(tape: Tape, values: ir.Value, clip: bool) -> ir.Value:
+    """To whole levels, halves up, and into 0..255 if asked."""
+    values = tape.Floor(tape.Add(values, tape.scalar(0.5, np.float32)))
+    if not clip:
+        return values
+    return tape.Clip(values, tape.scalar(0, np.float32), tape.scalar(255, np.float32))
 
 
 def _normalised(tape: Tape, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
-    factor = np.full(3, 1.0 if spec.rescale is None else spec.rescale)
-    offset = np.zeros(3)
+    """Rescale and normalise in one: pixel * (rescale / std) - mean / std."""
+    factor = np.full(_CHANNELS, 1.0 if spec.rescale is None else spec.rescale)
+    offset = np.zeros(_CHANNELS)
     if spec.mean is not None and spec.std is not None:
         factor = factor / np.array(spec.std)
         offset = -np.array(spec.mean) / np.array(spec.std)
-    shape = (3, 1, 1)  # (batch, 3, height, width) is what it meets
+    shape = (_CHANNELS, 1, 1)  # (batch, 3, height, width) is what it meets
     scaled = tape.Mul(pixels, tape.constant(factor.astype(np.float32).reshape(shape), "factor"))
     return tape.Add(scaled, tape.constant(offset.astype(np.float32).reshape(shape), "offset"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS, coefficients, nearest_indices, vertical_first
+from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS, coefficients, vertical_first
 from vitdeploy.errors import InputError
 from vitdeploy.specs import PreprocessSpec, ResizeSpec
 
@@ -41,7 +41,8 @@ def reference(spec: PreprocessSpec, pixels: Pixels) -> npt.NDArray[np.float32]:
     if spec.rescale is not None:
         values = (pixels * np.float64(spec.rescale)).astype(np.float32)
     if spec.mean is not None and spec.std is not None:
-        values = (values - np.float32(spec.mean)) / np.float32(spec.std)
+        mean, std = np.array([spec.mean, spec.std], np.float32)
+        values = ((values - mean) / std).astype(np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))  # (height, width, 3) -> (3, height, width)
 
 
@@ -72,11 +73,6 @@ def _bounded(shortest: int, longest: int, short: int, long: int) -> tuple[int, i
 
 def resize(pixels: Pixels, size: tuple[int, int], resample: str) -> Pixels:
     """Resize (height, width, channels) to (height, width) `size` as Pillow does, bit for bit."""
-    if pixels.shape[:2] == size:
-        return pixels
-    if resample == "nearest":
-        rows, columns = (nearest_indices(n, m) for n, m in zip(pixels.shape[:2], size, strict=True))
-        return pixels[rows[:, np.newaxis], columns[np.newaxis, :]]
     first, second = (0, 1) if vertical_first((pixels.shape[0], pixels.shape[1]), size) else (1, 0)
     return _pass(_pass(pixels, first, size[first], resample), second, size[second], resample)
 

@@ -17,7 +17,6 @@ from vitdeploy.specs import PreprocessSpec, ResizeSpec
 __all__ = ["spec_from_processor"]
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-_TORCHVISION = {"nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"}
 _STEPS = (
     "preprocess",
     "process_image",
@@ -112,13 +111,10 @@ def _resize(processor: Any) -> ResizeSpec | None:
 def _resample(value: Any) -> str:
     if value is None:
         return "bilinear"  # what both backends of transformers take then
-    if isinstance(value, int):
-        name = _RESAMPLE.get(int(value))
-    else:  # torchvision's InterpolationMode, or a name
-        name = str(getattr(value, "value", value)).lower()
-    if name not in _TORCHVISION:
-        raise _refused("resample", value, f"known are {', '.join(sorted(_TORCHVISION))}")
-    assert name is not None
+    # Pillow's number, torchvision's InterpolationMode, or a name
+    name = _RESAMPLE.get(int(value), "") if isinstance(value, int) else str(getattr(value, "value", value)).lower()
+    if name not in _RESAMPLE.values():
+        raise _refused("resample", value, f"known are {', '.join(sorted(_RESAMPLE.values()))}")
     return name
 
 

@@ -59,6 +59,18 @@ class Tape:
             )
         return self._constants[key]
 
+    def choose(
+        self, condition: ir.Value, then: Callable[[Tape], ir.Value], otherwise: Callable[[Tape], ir.Value]
+    ) -> ir.Value:
+        """An If: the branches write to tapes of their own, and share this one's constants."""
+        graphs = []
+        for write in (then, otherwise):
+            branch = Tape(self._prefix)
+            branch._counts, branch._constants = self._counts, self._constants
+            output = write(branch)
+            graphs.append(self._ir.Graph([], [output], nodes=branch.nodes, name=self._name("branch")))
+        return self.If(condition, then_branch=graphs[0], else_branch=graphs[1])
+
     def ints(self, *values: int) -> ir.Value:
         """An int64 vector."""
         return self.constant(np.array(values, np.int64), "ints")

@@ -1,0 +1,171 @@
+"""One axis of a resize as a few small dense products: the filter matrix of that axis, cut into blocks along its band.
+
+Output i of an axis sees only the inputs near its centre, so the (outputs x inputs) matrix of weights is a band and most
+of a dense product is multiplication by zero. Here BLOCK or so neighbouring outputs form a block; the block's window of
+inputs is cut out and multiplied by a small dense matrix. The number of blocks depends on the number of outputs alone,
+so the graph's nodes are the same for every image size; windows and weights are computed from the image's shape.
+
+With n inputs, m outputs and the filter's radius r, input j weighs f(x) / sum for output i, where
+
+    x = ((2j + 1) m - (2i + 1) n) / (2 max(n, m))
+
+which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = first + k and i = output0 + t in a block, the
+numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the bracket is computed in integers, and every term
+is small enough to be exact in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS, RADIUS, coefficients
+from vitdeploy.compiler.preprocessing.tape import Tape
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["CONTINUOUS", "Band", "blocks", "computed_band", "constant_band"]
+
+BLOCK = 16
+_FLOAT = 1  # ONNX's numbers of the types
+_INT64 = 7
+
+CONTINUOUS = ("bilinear", "hamming", "bicubic", "lanczos")
+"""Filters that are continuous: a rounding error in x moves a weight by as little. `box` is not."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """The weights of one axis in blocks.
+
+    `count` outputs are kept of blocks * block. `starts` (blocks,) int64 is the first input of each block's window,
+    `length` (1,) int64 the number of inputs in each window, `weights` (blocks, length, block) float32.
+    """
+
+    count: int
+    blocks: int
+    block: int
+    starts: ir.Value
+    length: ir.Value
+    weights: ir.Value
+
+    @property
+    def padded(self) -> int:
+        """Outputs that the blocks make, of which the first `count` are kept."""
+        return self.blocks * self.block
+
+
+def blocks(count: int) -> tuple[int, int]:
+    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists."""
+    fair = [size for size in range(BLOCK - 6, BLOCK + 9) if count % size == 0]
+    block = min(fair, key=lambda size: abs(size - BLOCK)) if fair else min(BLOCK, count)
+    return math.ceil(count / block), block
+
+
+def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start: int, count: int) -> Band:
+    """The band of `count` outputs from `start` on, for an axis of known size; zero for outputs outside the image."""
+    number, block = blocks(count)
+    firsts, integers = coefficients(resample, size_in, size_out)
+    wanted = start + np.arange(number * block)
+    inside = (wanted >= 0) & (wanted < size_out) & (np.arange(number * block) < count)
+    output = wanted.clip(0, size_out - 1)
+    # (outputs, taps): where each weight lies, and the weight
+    position = firsts[output][:, np.newaxis] + np.arange(integers.shape[1])
+    weight = np.where(inside[:, np.newaxis], integers[output], 0)
+    used = weight != 0
+    low = np.where(used, position, size_in).reshape(number, -1).min(axis=1)
+    high = np.where(used, position + 1, 0).reshape(number, -1).max(axis=1)
+    length = max(1, int((high - low).max()))
+    starts = low.clip(0, size_in - length)
+    dense = np.zeros((number * block, length), np.float64)
+    rows, taps = np.nonzero(used)
+    dense[rows, position[rows, taps] - starts[rows // block]] = weight[rows, taps]
+    # (blocks, block, length) -> (blocks, length, block)
+    weights = (dense / (1 << PRECISION_BITS)).reshape(number, block, length).transpose(0, 2, 1).astype(np.float32)
+    return Band(
+        count=count,
+        blocks=number,
+        block=block,
+        starts=tape.constant(starts.astype(np.int64), "starts"),
+        length=tape.ints(length),
+        weights=tape.constant(weights, "weights"),
+    )
+
+
+def computed_band(
+    tape: Tape, resample: str, size_in: ir.Value, size_out: ir.Value, start: ir.Value, count: int, *, may_pad: bool
+) -> Band:
+    """The same for sizes that the graph reads from the image's shape.
+
+    `size_in`, `size_out` and `start` are int64 (1,). `may_pad` says that outputs outside the image may be asked for.
+    """
+    number, block = blocks(count)
+    reach = round(2 * RADIUS[resample])
+    one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
+    larger = tape.Max(size_in, size_out)
+    # a block spans (block - 1) n/m + 2 r s inputs, two more for the ends
+    span = tape.Add(tape.Mul(tape.ints(block - 1), size_in), tape.Mul(tape.ints(reach), larger))
+    length = tape.Min(tape.Add(tape.Div(span, size_out), tape.ints(3)), size_in)
+    output0 = tape.Add(tape.ints(*(block * index for index in range(number))), start)  # (blocks,)
+    centre = tape.Mul(tape.Add(tape.Mul(output0, two), one), size_in)  # in units of 1 / (2 m)
+    left = tape.Max(tape.Sub(centre, tape.Mul(tape.ints(reach), larger)), zero)
+    first = tape.Min(tape.Div(left, tape.Mul(size_out, two)), tape.Sub(size_in, length))
+    bracket = tape.Sub(tape.Mul(tape.Add(tape.Mul(first, two), one), size_out), centre)
+
+    k = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(length, zero), tape.scalar(1, np.int64))
+    along_inputs = tape.Unsqueeze(tape.Cast(tape.Mul(tape.Mul(k, two), size_out), to=_FLOAT), tape.ints(0, 2))
+    t = tape.constant(2 * np.arange(block, dtype=np.int64), "twice_outputs")
+    along_outputs = tape.Unsqueeze(tape.Cast(tape.Mul(t, size_in), to=_FLOAT), tape.ints(0, 1))
+    numerator = tape.Sub(
+        tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), tape.ints(1, 2)), along_inputs), along_outputs
+    )  # (blocks, length, block)
+    x = tape.Abs(tape.Div(numerator, tape.Cast(tape.Mul(larger, two), to=_FLOAT)))
+    weights = _filter(tape, resample, x)
+    weights = tape.Div(weights, tape.ReduceSum(weights, tape.ints(1), keepdims=1))
+    units = tape.scalar(1 << PRECISION_BITS, np.float32)
+    weights = tape.Div(tape.Round(tape.Mul(weights, units)), units)
+    if may_pad or number * block != count:
+        weights = _masked(tape, weights, output0, size_out, block)
+    return Band(count=count, blocks=number, block=block, starts=first, length=length, weights=weights)
+
+
+def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value, block: int) -> ir.Value:
+    """Zero weights for outputs before the first or behind the last of the resized image."""
+    offsets = tape.constant(np.arange(block, dtype=np.int64), "outputs")
+    output = tape.Cast(tape.Add(tape.Unsqueeze(output0, tape.ints(1)), offsets), to=_FLOAT)  # (blocks, block)
+    last = tape.Cast(tape.Sub(size_out, tape.ints(1)), to=_FLOAT)
+    inside = tape.And(tape.Not(tape.Less(output, tape.scalar(0, np.float32))), tape.Not(tape.Greater(output, last)))
+    return tape.Where(tape.Unsqueeze(inside, tape.ints(1)), weights, tape.scalar(0, np.float32))
+
+
+def _filter(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
+    """The filter at x >= 0."""
+
+    def number(value: float) -> ir.Value:
+        return tape.scalar(value, np.float32)
+
+    if resample == "bilinear":
+        return tape.Max(tape.Sub(number(1), x), number(0))
+    if resample == "bicubic":
+        near = tape.Add(tape.Mul(tape.Mul(tape.Sub(tape.Mul(x, number(1.5)), number(2.5)), x), x), number(1))
+        # (2 - x)^2 (1 - x) / 2, the same cubic, exactly zero from 2 on
+        rest = tape.Max(tape.Sub(number(2), x), number(0))
+        far = tape.Mul(tape.Mul(tape.Mul(rest, rest), tape.Sub(number(1), x)), number(0.5))
+        return tape.Where(tape.Less(x, number(1)), near, far)
+    if resample == "hamming":
+        near = tape.Min(x, number(1))
+        window = tape.Add(number(0.54), tape.Mul(number(0.46), tape.Cos(tape.Mul(near, number(math.pi)))))
+        return tape.Mul(_sinc(tape, near), window)
+    assert resample == "lanczos", resample
+    near = tape.Min(x, number(3))
+    return tape.Mul(_sinc(tape, near), _sinc(tape, tape.Div(near, number(3))))
+
+
+def _sinc(tape: Tape, x: ir.Value) -> ir.Value:
+    """sin(pi x) / (pi x); below 1e-4 it is 1 in float32."""
+    angle = tape.Mul(tape.Max(x, tape.scalar(1e-4, np.float32)), tape.scalar(math.pi, np.float32))
+    return tape.Div(tape.Sin(angle), angle)
