@@ -91,6 +91,20 @@ def test_one_form_that_fails_does_not_stop_the_others() -> None:
     assert report.row("int8/onnxruntime").accuracy.count == 400  # type: ignore[union-attr]
 
 
+def test_a_form_that_answers_by_chance_is_refused() -> None:
+    clock = Clock()
+    draw = np.random.default_rng(0)
+    unsteady = KnownRunner(clock, CLASSES)
+    answer = unsteady.infer
+    unsteady.infer = lambda feeds: {"logits": answer(feeds)["logits"] + draw.normal()}  # type: ignore[method-assign]
+    report = report_on(
+        [form("fp32", "pytorch", KnownRunner(clock, CLASSES)), form("fp32", "openvino", unsteady)], clock, latency=None
+    )
+    assert [row.status for row in report.rows] == ["ok", "failed"]
+    assert "two different answers to the same image" in (report.rows[1].reason or "")
+    assert unsteady.open == 0
+
+
 def test_the_reference_is_the_first_that_opens() -> None:
     clock = Clock()
     report = report_on(
