@@ -8,11 +8,12 @@ result.test_accuracy
 
 from __future__ import annotations
 
-from vitdeploy.training.config import Curve, FinetuneConfig, FinetuneResult, SamplePrediction
+from vitdeploy.training.config import AUGMENTATIONS, Curve, FinetuneConfig, FinetuneResult, SamplePrediction
 from vitdeploy.training.run import finetune
 from vitdeploy.training.scratch import create_digits_vit, create_vit, digits_config
 
 __all__ = [
+    "AUGMENTATIONS",
     "Curve",
     "FinetuneConfig",
     "FinetuneResult",

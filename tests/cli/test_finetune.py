@@ -1,0 +1,100 @@
+"""`vitdeploy finetune` as users see it: what it prints, its errors, its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from vitdeploy.cli.finetune import command
+from vitdeploy.training import AUGMENTATIONS, FinetuneConfig, create_vit
+
+SHORT = ("--dataset", "digits", "--max-steps", 4, "--limit-train", 100, "--limit-test", 30)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    labels = [str(digit) for digit in range(10)]
+    folder = tmp_path_factory.mktemp("scratch") / "vit"
+    return create_vit(folder, labels=labels, image_size=16, patch_size=8, hidden_size=32, layers=1, heads=2)
+
+
+def test_prints_the_evaluation_and_one_prediction(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    outcome = cli("finetune", scratch, *SHORT, "--output", tmp_path / "run")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "of 30 images of digits/test" in outcome.stdout
+    assert "one test image" in outcome.stdout and "predicted '" in outcome.stdout
+    assert f"vitdeploy export {tmp_path / 'run'} --output bundles/run" in outcome.stdout
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_json_and_every_option(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    """Each option with a value that is not its default arrives in the settings that are saved."""
+    options = {
+        "epochs": 7.0,
+        "max_steps": 3,
+        "batch_size": 10,
+        "learning_rate": 0.002,
+        "weight_decay": 0.2,
+        "warmup_ratio": 0.3,
+        "label_smoothing": 0.1,
+        "augment": "shift",
+        "image_size": 24,
+        "limit_train": 60,
+        "limit_test": 20,
+        "validation": 15,
+        "seed": 4,
+    }
+    flat = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    outcome = cli("finetune", scratch, "--dataset", "digits", "--output", tmp_path / "run", "--json", *flat)
+    assert outcome.exit_code == 0, outcome.stderr
+    result = json.loads(outcome.stdout)
+    assert (result["steps"], result["data"]["validation"]["count"], result["data"]["test"]["count"]) == (3, 15, 20)
+    saved = json.loads((tmp_path / "run" / "finetune.json").read_text())["settings"]
+    assert {name: saved[name] for name in options} == options
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 24
+
+
+def test_options_and_settings_agree() -> None:
+    """The command has an option for each setting, with the same default."""
+    defaults = {name: field.default for name, field in FinetuneConfig.__dataclass_fields__.items()}
+    given = command.make_context("finetune", ["m", "--dataset", "d", "--output", "o"]).params
+    given.pop("as_json")
+    assert set(given) == set(defaults)
+    for name in set(defaults) - {"model", "dataset", "output"}:
+        assert given[name] == defaults[name], name
+    augment = next(parameter for parameter in command.params if parameter.name == "augment")
+    assert isinstance(augment.type, click.Choice) and tuple(augment.type.choices) == AUGMENTATIONS
+
+
+def test_errors(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    output = tmp_path / "run"
+    assert cli("finetune", scratch, *SHORT, "--output", output).exit_code == 0
+    again = cli("finetune", scratch, *SHORT, "--output", output)
+    assert again.exit_code == 1 and "already exists" in again.stderr and "--overwrite" in again.stderr
+    assert cli("finetune", scratch, *SHORT, "--output", output, "--overwrite").exit_code == 0
+    unknown = cli("finetune", scratch, "--dataset", "digitz", "--output", tmp_path / "x")
+    assert unknown.exit_code == 1 and "did you mean digits" in unknown.stderr
+    missing = cli("finetune", tmp_path / "none", *SHORT, "--output", tmp_path / "x")
+    assert missing.exit_code == 1 and "no checkpoint at" in missing.stderr
+    assert cli("finetune", scratch, "--output", tmp_path / "x").exit_code == 2
+    assert cli("finetune", scratch, *SHORT, "--output", tmp_path / "x", "--augment", "spin").exit_code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_unreachable_hub(tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    outcome = cli("finetune", "google/vit-base-patch16-224-in21k", *SHORT, "--output", tmp_path / "x")
+    assert outcome.exit_code == 1 and "can't be reached" in outcome.stderr and "local folder" in outcome.stderr
+
+
+def test_help_has_an_example(cli: Callable[..., Any]) -> None:
+    outcome = cli("finetune", "--help")
+    assert outcome.exit_code == 0
+    assert "vitdeploy finetune google/vit-base-patch16-224-in21k --dataset cifar10 --output runs/vit" in outcome.stdout
