@@ -100,7 +100,7 @@ def _numbers(report: BenchReport) -> str:
 
 def _table(report: BenchReport) -> str:
     batches = len(report.settings.get("batch_sizes", [])) > 1
-    heads = ["p50 ms", "p95", "p99", "images/s", "speed-up", "top-1", "change", "agreement", "size", "first answer"]
+    heads = ["p50 ms", "p95", "p99", "images/s", "speed-up", "top-1", "change", "agreement", "size", "start"]
     if batches:
         heads.insert(0, "batch")
     lines = []
@@ -121,7 +121,7 @@ def _table(report: BenchReport) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     return (
         "<h2>Every form</h2><p>Times run from decoded pixels to class scores, images already in memory. "
-        "Small print under a value is its 95 % interval. First answer: from opening the file to its first scores.</p>"
+        "Small print under a value is its 95 % interval. Start: from opening the file to its first scores.</p>"
         f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>\n"
     )

@@ -32,7 +32,7 @@ body {
 sans-serif; {
 }
 }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 64px; }
 header .over {
   margin: 0; color: var(--accent); font-size: 13px; font-weight: 600; letter-spacing: .08em; text-transform:
   uppercase;
@@ -71,7 +71,7 @@ h2 + p { margin: 0 0 14px; max-width: 72ch; color: var(--soft); font-size: 15px;
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th {
-  padding: 12px 12px 8px; color: var(--soft); font-size: 12.5px; font-weight: 600; line-height: 1.3;
+  padding: 12px 10px 8px; color: var(--soft); font-size: 12.5px; font-weight: 600; line-height: 1.3;
   text-align: right; vertical-align: bottom; white-space: nowrap;
 }
 td {
@@ -81,7 +81,7 @@ td {
 th.name, td.name { padding-left: 18px; text-align: left; }
 th:last-child, td:last-child { padding-right: 18px; }
 td small { display: block; color: var(--faint); font-size: 12px; }
-td.name b { font-weight: 600; }
+td.name b { font-weight: 600; white-space: nowrap; }
 td.why { color: var(--soft); text-align: left; white-space: normal; min-width: 22ch; }
 td.name, th.name { position: sticky; left: 0; background: var(--card); }
 td.why div { position: sticky; left: 130px; max-width: min(70ch, calc(100vw - 190px)); }
@@ -169,7 +169,7 @@ svg.narrow { display: none !important; }
   .method div { grid-template-columns: 1fr; }
   main { padding: 28px 16px 48px; }
   h2 { margin-top: 40px; }
-  tr.best td.name b::after { display: table; margin: 3px 0 1px; }
+  tr.best td.name b::after { display: block; width: max-content; margin: 3px 0 1px; }
   .numbers { grid-template-columns: 1fr 1fr; }
   .number { padding: 13px 14px 12px; } .number b { font-size: 23px; }
   td { padding: 8px 10px; } th { padding: 10px 10px 6px; }

@@ -45,7 +45,12 @@ def choice(rows: tuple[Row, ...], max_drop_points: float) -> Row | None:
 
 
 def headline(report: BenchReport) -> str:
-    """What to ship from here, in one or two sentences."""
+    """What to ship from here, in a few sentences; noisy times are called that."""
+    caution = " The times are noisy: measure again on a quiet machine." if report.noise else ""
+    return _recommended(report) + caution
+
+
+def _recommended(report: BenchReport) -> str:
     limit = report.settings.get("max_drop_points", 1.0)
     best = choice(report.rows, limit)
     unit = "point" if limit == 1 else "points"
