@@ -1,141 +1,214 @@
-"""What every backend is: a runner with inputs, outputs and `infer`, that acquires on entering and releases on leaving."""
+"""What every backend is to its callers: the runner protocol, its lifetime, and the checks of what is fed."""
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.errors import InputError, RunnerClosedError
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import ShapeRange, TensorSpec
 
-__all__ = ["BaseRunner", "Runner", "check_feeds", "dynamic_shape"]
+__all__ = ["Arrays", "Ranges", "Runner", "RunnerBase", "check_feed", "check_feeds"]
 
-Array = npt.NDArray[Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Ranges = Mapping[str, tuple[ShapeRange, ...]]
+_Self = TypeVar("_Self", bound="RunnerBase")
 
 
 class Runner(Protocol):
-    """Runs one form of a model on one backend.
+    """A graph that can be run inside a `with` block.
 
-    The constructor does no I/O. Entering acquires, leaving releases in reverse order and may be done twice; use outside
-    raises RunnerClosedError. `infer` checks names, dtypes and shapes, and returns arrays that the caller owns.
+    The constructor does no I/O; entering loads, leaving releases in reverse order. `infer` may be called from several
+    threads; what it returns belongs to the caller.
     """
 
-    backend: str
+    backend: ClassVar[str]
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `infer` must be fed."""
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `infer` returns."""
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+    @property
+    def ranges(self) -> Ranges:
+        """What the dimensions of an input may be, where the backend sets limits (engines do); else no entry."""
 
-    def __enter__(self) -> Runner: ...
+    def __enter__(self: Any) -> Any:
+        """Load the graph."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
+        """Release it; a second time does nothing."""
+
+    def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once on one array per input, by name."""
 
 
-class BaseRunner:
-    """The life of a runner; a backend gives `_open`, which acquires on the stack, and `_run`."""
+class RunnerBase(ABC):
+    """The part of a runner that is the same for every backend: lifetime and checks.
 
-    backend = ""
+    A backend says in `_open` how to load (and registers on the stack how to release), in `_run` how to run.
+    """
+
+    backend: ClassVar[str]
 
     def __init__(self) -> None:
         self._stack: ExitStack | None = None
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
-
-    def _open(self, stack: ExitStack) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Acquire, registering each release on `stack`; returns inputs and outputs."""
-        raise NotImplementedError
-
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run on checked feeds."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Any:
-        if self._stack is not None:
-            raise RunnerClosedError("this runner is open already", hint="make a second one")
-        with ExitStack() as stack:
-            self._inputs, self._outputs = self._open(stack)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        self._ranges: Ranges = {}
+        self._process = 0
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `infer` must be fed; known once the runner is open."""
         self._check_open()
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `infer` returns; known once the runner is open."""
         self._check_open()
         return self._outputs
 
-    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model.
+    @property
+    def ranges(self) -> Ranges:
+        """Per input, what each dimension may be; no entry where the backend sets no limits."""
+        self._check_open()
+        return self._ranges
+
+    def __enter__(self: _Self) -> _Self:
+        if self._stack is not None:
+            raise InputError(f"this {type(self).__name__} is open already", hint="make one runner per `with` block")
+        with ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        self._process = os.getpid()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release what entering acquired, in reverse order; a second time does nothing."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once.
 
         Args:
-            feeds: an array for each input, of its dtype and shape.
+            feeds: for each input its array, of exactly the input's dtype and rank.
+
+        Returns:
+            For each output its array, owned by the caller: no later call changes it.
 
         Raises:
-            RunnerClosedError: outside the `with` block.
-            InputError: a name, dtype or shape that the model does not take.
+            RunnerClosedError: outside the `with` block, or in a process forked after it was entered.
+            InputError: a name, dtype or shape that does not fit, or not enough memory for it.
         """
         self._check_open()
-        check_feeds(self._inputs, feeds)
-        return self._run(feeds)
+        return self._run(check_feeds(feeds, self._inputs, self._ranges))
 
     def _check_open(self) -> None:
         if self._stack is None:
+            raise self._closed()
+        if self._process != os.getpid():
             raise RunnerClosedError(
-                f"the {self.backend} runner is closed", hint="use it inside `with ... as runner:`"
+                f"this {type(self).__name__} was opened before the process forked, and its threads are not here",
+                hint="load the bundle in each worker process, after the fork",
             )
 
-
-def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
-    """Raise InputError where feeds do not fit inputs: names, dtype, rank, fixed dimensions, emptiness."""
-    if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
-        raise InputError(
-            f"the model takes {', '.join(spec.name for spec in inputs)}, got {', '.join(feeds) or 'nothing'}",
-            hint="feed every input by its name",
+    def _closed(self) -> RunnerClosedError:
+        return RunnerClosedError(
+            f"this {type(self).__name__} is closed", hint="use it inside `with runner:`, or load the bundle again"
         )
+
+    @abstractmethod
+    def _open(self, stack: ExitStack) -> None:
+        """Load, put every release on `stack`, set `_inputs`, `_outputs` and, where there are limits, `_ranges`."""
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run on checked, C-contiguous feeds; return arrays that nothing else writes to."""
+
+
+def check_feeds(feeds: Arrays, inputs: tuple[TensorSpec, ...], ranges: Ranges) -> dict[str, npt.NDArray[Any]]:
+    """The feeds, C-contiguous, after each was compared with its input.
+
+    Raises:
+        InputError: a name is missing or unknown, or an array does not fit its input.
+    """
+    checked = {}
     for spec in inputs:
-        array = feeds[spec.name]
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"{spec.name} is a {type(array).__name__}", hint="feed a NumPy array")
-        if array.dtype.name != spec.dtype:
-            raise InputError(
-                f"{spec.name} is {array.dtype.name}, the model takes {spec.dtype}",
-                hint="feed raw pixels 0..255; preprocessing is in the graph" if spec.dtype == "uint8" else None,
-            )
-        wanted = "(" + ", ".join(map(str, spec.shape)) + ")"
-        fits = array.ndim == len(spec.shape) and all(
-            not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape, array.shape, strict=False)
+        array = feeds.get(spec.name)
+        if array is None:
+            raise InputError(f"the input {spec.name!r} is missing", hint=f"feed {describe(spec)}")
+        check_feed(array, spec, ranges.get(spec.name))
+        checked[spec.name] = np.ascontiguousarray(array)
+    if len(feeds) > len(checked):
+        unknown = ", ".join(repr(name) for name in feeds if name not in checked)
+        raise InputError(
+            f"there is no input {unknown}", hint=f"this graph has: {', '.join(describe(spec) for spec in inputs)}"
         )
-        if not fits or 0 in array.shape:
+    return checked
+
+
+def check_feed(array: Any, spec: TensorSpec, ranges: tuple[ShapeRange, ...] | None = None) -> None:
+    """Compare one array with its input.
+
+    Raises:
+        InputError: it is no array, or its dtype, rank or a dimension does not fit.
+    """
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"the input {spec.name!r} is a {type(array).__name__}, not a NumPy array", hint=f"feed {describe(spec)}"
+        )
+    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+        raise InputError(
+            f"the input {spec.name!r} is {array.dtype.name}, not {spec.dtype}",
+            hint=f"feed {describe(spec)}" + (": pixels 0..255, not yet normalised" if spec.dtype == "uint8" else ""),
+        )
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"the input {spec.name!r} has {array.ndim} dimensions {array.shape}, not {len(spec.shape)}",
+            hint=f"feed {describe(spec)}",
+        )
+    for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputError(
+                    f"the input {spec.name!r} has the shape {array.shape}; dimension {axis} must be {wanted}",
+                    hint=f"feed {describe(spec)}",
+                )
+        elif size == 0:
             raise InputError(
-                f"{spec.name} has shape {array.shape}, the model takes {wanted}",
-                hint="every dimension must hold at least one element" if fits else None,
+                f"the input {spec.name!r} is empty: its shape is {array.shape}", hint="feed at least one element"
+            )
+        if ranges is not None and not ranges[axis].minimum <= size <= ranges[axis].maximum:
+            raise InputError(
+                f"the input {spec.name!r} has the shape {array.shape}; this engine takes {_dimension(wanted, axis)} of"
+                f" {ranges[axis].minimum} to {ranges[axis].maximum}",
+                hint="build the engine again with a wider range, or use another form of the bundle",
             )
 
 
-def dynamic_shape(dims: Any) -> tuple[int | str, ...]:
-    """A shape as backends give it, with a name for each dimension that is not fixed."""
-    return tuple(dim if isinstance(dim, int) and dim >= 0 else str(dim or f"dim{i}") for i, dim in enumerate(dims))
+def _dimension(wanted: int | str, axis: int) -> str:
+    return wanted if isinstance(wanted, str) else f"dimension {axis}"
+
+
+def describe(spec: TensorSpec) -> str:
+    """An input or output in words: `image`: uint8 (batch, height, width, 3)."""
+    return f"{spec.name!r}: {spec.dtype} ({', '.join(map(str, spec.shape))})"

@@ -1,59 +1,84 @@
-"""PyTorch with transformers' own image processor: what people run today, and the reference for everything else."""
+"""Run a checkpoint as people run it today: PyTorch and transformers' own image processor."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
+import numpy.typing as npt
 
-from vitdeploy.errors import require
-from vitdeploy.runtime.base import Array, BaseRunner
+from vitdeploy.errors import InputError, RunnerClosedError, require
+from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
 __all__ = ["PyTorchRunner"]
 
 
-class PyTorchRunner(BaseRunner):
-    """Runs a checkpoint in float32, eager, on the CPU.
+class PyTorchRunner(RunnerBase):
+    """A transformers checkpoint in PyTorch, float32: the reference that bundles are compared with.
+
+    Its feeds and results are those of a bundle's graph; the image processor is part of `infer`, as it is part of the
+    graph. One call runs at a time.
 
     Args:
-        model: Hub id or local folder.
-        threads: CPU threads, of the whole process: PyTorch has no smaller unit. Leaving restores the number.
+        model: checkpoint folder or Hub id.
+        threads: CPU threads of PyTorch; None: as they are. The number belongs to the whole process, and leaving the
+            block puts the old one back.
+        device: "cpu", or PyTorch's name of a GPU, as in "cuda" or "cuda:1".
+
+    Example:
+        with PyTorchRunner("runs/vit") as runner:
+            logits = runner.infer({"image": pixels})["logits"]
     """
 
-    backend = "pytorch"
+    backend: ClassVar[str] = "pytorch"
 
-    def __init__(self, model: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, model: str | os.PathLike[str], threads: int | None = None, *, device: str = "cpu") -> None:
         super().__init__()
-        self._name = os.fspath(model)
+        self._model = model
         self._threads = threads
-        self._checkpoint: Any = None
+        self._device = device
+        self._lock = threading.Lock()
         self._torch: Any = None
+        self._module: Any = None
+        self._processor: Any = None
 
-    def _open(self, stack: ExitStack) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def _open(self, stack: ExitStack) -> None:
         from vitdeploy.checkpoints import load_checkpoint
 
-        self._torch = require("torch", extra="build")
-        self._checkpoint = load_checkpoint(self._name)
-        if self._threads is not None:
-            stack.callback(self._torch.set_num_threads, self._torch.get_num_threads())
-            self._torch.set_num_threads(self._threads)
+        torch = require("torch", extra="build")
+        if self._device != "cpu" and not torch.cuda.is_available():
+            raise InputError("PyTorch finds no GPU on this machine", hint="use device='cpu'")
+        checkpoint = load_checkpoint(self._model)
         stack.callback(self._release)
-        return (
-            (TensorSpec("image", "uint8", ("batch", "height", "width", 3)),),
-            (TensorSpec("logits", "float32", ("batch", len(self._checkpoint.labels))),),
-        )
+        if self._threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(self._threads)
+        self._torch, self._processor = torch, checkpoint.processor
+        self._module = checkpoint.module.to(self._device)
+        self._inputs = (TensorSpec("image", "uint8", ("batch", "height", "width", 3)),)
+        self._outputs = (TensorSpec("logits", "float32", ("batch", len(checkpoint.labels))),)
 
     def _release(self) -> None:
-        self._checkpoint = None
+        with self._lock:
+            self._module = self._processor = None
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        inputs = self._checkpoint.processor(
-            list(feeds["image"]), return_tensors="pt", input_data_format="channels_last"
-        )
+    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        with self._lock:
+            if self._module is None:  # closed by another thread since it was checked
+                raise RunnerClosedError("this PyTorchRunner is closed", hint="enter it again")
+            try:
+                return {"logits": self._logits(feeds["image"])}
+            except (MemoryError, self._torch.OutOfMemoryError) as error:
+                raise InputError(
+                    f"not enough memory for images of shape {feeds['image'].shape}", hint="use a smaller batch"
+                ) from error
+
+    def _logits(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        # images: (batch, height, width, 3); channels named, since 3 rows of pixels would look like channels first
+        pixels = self._processor(list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         with self._torch.inference_mode():
-            logits = self._checkpoint.module(pixel_values=inputs["pixel_values"]).logits
-        return {"logits": np.asarray(logits.numpy(), dtype=np.float32)}
+            logits: npt.NDArray[Any] = self._module(pixel_values=pixels.to(self._device)).logits.float().cpu().numpy()
+        return logits

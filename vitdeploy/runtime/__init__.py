@@ -1,0 +1,1 @@
+"""Run a bundle: `load(path).predict(image)`."""
