@@ -6,7 +6,9 @@ import re
 
 import click
 
-__all__ = ["ImageSize"]
+from vitdeploy.specs import ShapeRange
+
+__all__ = ["ImageSize", "Names", "ShapeRanges"]
 
 
 class ImageSize(click.ParamType):
@@ -24,3 +26,48 @@ class ImageSize(click.ParamType):
         if height < 1 or width < 1:
             self.fail(f"{value!r} has no pixels", param, ctx)
         return height, width
+
+
+class ShapeRanges(click.ParamType):
+    """`MIN:OPT:MAX` of `dimensions` numbers joined by x, or one value for all three: a ShapeRange a dimension."""
+
+    name = "MIN:OPT:MAX"
+
+    def __init__(self, dimensions: int) -> None:
+        self._dimensions = dimensions
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[ShapeRange, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        numbers = [part.split("x") for part in parts]
+        numbers = [number * self._dimensions if len(number) == 1 else number for number in numbers]
+        form = "x".join(["N"] * self._dimensions)
+        if len(parts) not in (1, 3) or any(
+            len(number) != self._dimensions or not all(digits.isdecimal() for digits in number) for number in numbers
+        ):
+            self.fail(f"{value!r} is not {form} or {form}:{form}:{form}", param, ctx)
+        minimum, optimum, maximum = numbers * 3 if len(parts) == 1 else numbers
+        try:
+            return tuple(
+                ShapeRange(int(low), int(best), int(high))
+                for low, best, high in zip(minimum, optimum, maximum, strict=True)
+            )
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+class Names(click.ParamType):
+    """Words separated by commas."""
+
+    name = "A,B"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = tuple(word.strip() for word in str(value).split(","))
+        if not all(words):
+            self.fail(f"{value!r} has an empty part", param, ctx)
+        return words

@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy import __version__, progress
+from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.calibration import Calibration, calibrate
 from vitdeploy.compiler.graph.half import to_half
@@ -67,7 +67,7 @@ def build(
         InputError: a precision that is not known, or INT8 with neither a recipe nor a calibration in the bundle.
         EngineError: the target can't be built here.
     """
-    from vitdeploy.compiler.engine import choose_target
+    from vitdeploy.compiler.engine import EngineOptions, choose_target
 
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     wanted = _check_precisions(precisions)
@@ -78,8 +78,9 @@ def build(
             _Forms(opened, editor, recipe, force).make(wanted)
         opened = opened.reopen()
     if chosen != "onnx":
+        options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
         for precision in wanted:
-            _build_engine(opened, precision, chosen, engine_options, force)
+            _build_engine(opened, precision, options, force)
             opened = opened.reopen()
     built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a)
     kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
@@ -229,3 +230,43 @@ def _check_form(path: Path, single: Path, precision: str) -> Check | None:
             f"FP16 loses too much on this model: {check}", hint="use FP32 or INT8 (--int8 --target onnx) for this model"
         )
     return check
+
+
+def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:
+    """One engine, in a change of the bundle of its own; nothing is done where it is there and up to date."""
+    from vitdeploy.compiler.engine import build_engine
+
+    source = bundle.find(kind="onnx", precision=precision, target="tensorrt" if precision == "int8" else "any")
+    assert source is not None, "forms are made before engines"
+    name = f"engines/{options.flavour}-{precision}.engine"
+    request = _request(options)
+    there = next((artifact for artifact in bundle.manifest.artifacts if artifact.path == name), None)
+    if (
+        there is not None
+        and not force
+        and there.built_from == source.sha256
+        and there.built_with.get("request") == request
+        and (bundle.path / name).is_file()
+    ):
+        progress.note(f"{name} is up to date: nothing to build.")
+        return
+    with bundle.edit() as editor:
+        info = build_engine(bundle.file(source), editor.path_for(name), options)
+        editor.add(
+            name,
+            kind="engine",
+            precision=precision,
+            target=options.flavour,
+            built_from=source.sha256,
+            built_with={**info.to_json(), "vitdeploy": __version__, "request": request},
+        )
+
+
+def _request(options: EngineOptions) -> dict[str, Any]:
+    """What was asked for, to tell whether an engine is the one that is asked for now."""
+    shapes = {name: getattr(options, name) for name in ("batch", "height", "width")}
+    return {
+        **options.to_json(),
+        "shapes": {name: None if shape is None else shape.to_json() for name, shape in shapes.items()},
+        "installed": machine.version(options.flavour),
+    }
