@@ -138,20 +138,21 @@ def train(trainer: Any, plan: Plan) -> dict[str, float]:
 def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]:
     """Loss and accuracy of the trainer's model on `dataset`, as `name`_accuracy and so on."""
     with progress.task(f"Evaluating on {dataset}", total=len(dataset), unit="images") as step:
-        callback = _progress_callback(step, images=trainer.args.eval_batch_size)
+        callback = _progress_callback(step, batch=trainer.args.eval_batch_size, images=len(dataset))
         trainer.add_callback(callback)
         metrics: dict[str, float] = trainer.evaluate(Rows(dataset), metric_key_prefix=name)
         trainer.remove_callback(callback)
     return {key: value for key, value in metrics.items() if not key.endswith(CHOICE)}
 
 
-def _progress_callback(step: progress.Step, images: int | None = None) -> Any:
-    """Feed the Trainer's events to a progress step: training steps, or (with `images` a batch) evaluated images."""
+def _progress_callback(step: progress.Step, *, batch: int = 0, images: int | None = None) -> Any:
+    """Feed the Trainer's events to a progress step: training steps, or (given `images` in all) evaluated images."""
     transformers = require("transformers", extra="build")
 
     class Progress(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.loss = self.validation = ""
+            self.evaluated = 0
 
         def show(self, state: Any) -> None:
             detail = f"{state.global_step}/{state.max_steps} steps{self.loss}{self.validation}"
@@ -174,6 +175,7 @@ def _progress_callback(step: progress.Step, images: int | None = None) -> Any:
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if images is not None:
-                step.advance(images)
+                self.evaluated = min(self.evaluated + batch, images)
+                step.update(completed=self.evaluated)
 
     return Progress()

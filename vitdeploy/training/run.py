@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def _load_data(config: FinetuneConfig) -> _Data:
         return _Data(whole, None, test, ("No validation images: the last weights are kept.",))
     validation, train_set = stratified_split(whole, [count], seed=config.seed)
     note = f"{count} of the {len(whole)} training images are set aside to choose the best weights by."
-    return _Data(train_set, validation, test, (note,))
+    return _Data(train_set, replace(validation, split="validation"), test, (note,))
 
 
 @contextmanager
