@@ -50,7 +50,7 @@ def report() -> BenchReport:
         "machine": {
             "cpu": f"Fast {EVIL}",
             "cores": 4,
-            "gpu": [{"name": EVIL, "driver_version": "1"}],
+            "gpu": [{"name": EVIL, "driver": "1"}],
             "memory_bytes": 8e9,
         },
         "versions": {"python": "3.11"},

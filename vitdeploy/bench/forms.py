@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from vitdeploy.bench.accuracy import Infers
 from vitdeploy.bench.report import ArtifactRef
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import InputError
+from vitdeploy.machine import gpus
 from vitdeploy.storage import sha256
 
 __all__ = ["BACKENDS", "Form", "Open", "baseline_form", "bundle_forms", "choose"]
@@ -132,7 +132,7 @@ def _engine_form(bundle: Bundle, artifact: Artifact) -> Form:
         return TensorRTRunner(bundle.file(artifact), flavour=flavour)
 
     reason = None
-    if _gpu_count() == 0:
+    if not gpus():
         built_for = _built_for(artifact.built_with)
         reason = f"engine built for {built_for}; no NVIDIA GPU here" if built_for else "no NVIDIA GPU here"
     else:
@@ -160,18 +160,6 @@ def _built_for(built_with: Mapping[str, Any]) -> str | None:
             return f"compute capability {listed}"
     gpu = built_with.get("gpu")
     return str(gpu) if gpu else None
-
-
-def _gpu_count() -> int:
-    """NVIDIA GPUs that the driver offers; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def _weights(model: str) -> list[Path]:

@@ -314,7 +314,7 @@ def _method(report: BenchReport) -> str:
             + (f", {memory / 1e9:.0f} GB" if memory else ""),
         ),
         ("CPU features", flags),
-        ("GPU", ", ".join(f"{g['name']} (driver {g.get('driver_version')})" for g in machine.get("gpu", [])) or "none"),
+        ("GPU", ", ".join(f"{g['name']} (driver {g.get('driver')})" for g in machine.get("gpu", [])) or "none"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
         ("Data", f"{dataset.get('name')}, {dataset.get('split')}, {_count(dataset.get('count'), 'image')}"),
         ("Data fingerprint", dataset.get("fingerprint")),

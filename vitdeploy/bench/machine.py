@@ -4,54 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BusyMeter", "gpus", "load_average", "machine", "memory_bytes", "public_text", "usable_cores", "versions"]
+from vitdeploy import machine as here
+from vitdeploy.machine import memory_bytes, usable_cores, versions
 
-_PACKAGES = (
-    *("vitdeploy", "numpy", "pillow", "torch", "torchvision", "transformers"),
-    *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
-)
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+__all__ = ["BusyMeter", "load_average", "machine", "memory_bytes", "public_text", "usable_cores", "versions"]
+
+_READINGS = ("clocks.sm", "temperature.gpu", "power.draw")
 _SEGMENT = r"[^\s/:'\",;()]"
 _PATH = re.compile(rf"(?<![\w:/.~-])(?:(?:~|\.\.)/(?:{_SEGMENT}+/)*|/(?:{_SEGMENT}+/)+)({_SEGMENT}*)")
 
 
 def machine() -> dict[str, Any]:
-    """CPU, usable cores, memory, GPUs and system, as they go into a report."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "cpu_flags": [flag for flag in _CPU_FLAGS if flag in _cpu_flags()],
-        "memory_bytes": memory_bytes("MemTotal"),
-        "gpu": gpus(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_average": load_average(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that take part and are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def usable_cores() -> int:
-    """CPU cores this process may use: its affinity, and its container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+    """What `vitdeploy.machine` knows, and the state it is in now: how busy it is, each GPU's clock, heat and power."""
+    facts = here.machine()
+    readings = _gpu_readings() if facts["gpu"] else []
+    if len(readings) == len(facts["gpu"]):  # CUDA_VISIBLE_DEVICES may hide some of those that nvidia-smi lists
+        facts["gpu"] = [{**gpu, **reading} for gpu, reading in zip(facts["gpu"], readings, strict=True)]
+    return {**facts, "load_average": load_average()}
 
 
 def load_average() -> float | None:
@@ -62,32 +37,19 @@ def load_average() -> float | None:
         return None
 
 
-def memory_bytes(name: str) -> int | None:
-    """A line of /proc/meminfo ("MemTotal", "MemAvailable") in bytes; None where there is no such file."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs by nvidia-smi: name, driver, compute capability, memory, clock, temperature, power as read."""
+def _gpu_readings() -> list[dict[str, str]]:
+    """What nvidia-smi reads off each GPU now, with its units; empty where it can't be asked."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    fields = ("name", "driver_version", "compute_cap", "memory.total", "clocks.sm", "temperature.gpu", "power.draw")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
-            [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            [program, f"--query-gpu={','.join(_READINGS)}", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
         rows = [[value.strip() for value in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
-        return [
-            dict(zip((f.replace(".", "_") for f in fields), row, strict=True))
-            for row in rows
-            if len(row) == len(fields)
-        ]
+        names = [name.replace(".", "_") for name in _READINGS]
+        return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
     return []
 
 
@@ -103,22 +65,6 @@ def public_text(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [public_text(item) for item in value]
     return value
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("flags", "features")):
-                return set(line.partition(":")[2].split())
-    return set()
 
 
 class BusyMeter:
