@@ -1,0 +1,15 @@
+"""TensorRT engines from the ONNX graphs of a bundle: TensorRT 10.3 and later, 11.x, and TensorRT-RTX.
+
+    options = EngineOptions(flavour="tensorrt-rtx").for_manifest(bundle.manifest)
+    info = build_engine(bundle.path / "model.fp16.onnx", Path("fp16.engine"), options)
+
+An engine is code: build it, or take it from a bundle whose hashes match, and load no other.
+"""
+
+from __future__ import annotations
+
+from vitdeploy.compiler.engine.builder import EngineInfo, build_engine
+from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
+from vitdeploy.compiler.engine.target import choose_target, why_not
+
+__all__ = ["FLAVOURS", "EngineInfo", "EngineOptions", "build_engine", "choose_target", "why_not"]

@@ -1,0 +1,345 @@
+"""ONNX -> TensorRT engine, by one code path for TensorRT 10.3 and later, 11.x and TensorRT-RTX.
+
+Networks are always strongly typed: the graph says which tensor is FP32, FP16 or INT8 (explicit Q/DQ), and no builder
+flag changes that. What the runtimes do differently is looked up when it is needed:
+
+    what                                   TensorRT 10.3+           TensorRT 11.x        TensorRT-RTX 1.x
+    STRONGLY_TYPED network flag            needed                   ignored              ignored
+    weak typing, calibrators, FP16 flag    there, never used        gone                 gone
+    compute_capability of the engine       the GPU here             the GPU here         set_compute_capability
+    needs a GPU to build                   yes                      yes                  no
+    hardware_compatibility_level           yes (not on Jetson)      yes                  warns, no effect
+    VERSION_COMPATIBLE                     yes                      yes                  no lean runtime
+    STRIP_PLAN                             yes                      yes                  fails without a GPU
+    timing cache                           yes                      yes                  no effect
+    parser errors' node_name, operator     from 10.0 on             yes                  yes
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vitdeploy import __version__, machine, progress
+from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
+from vitdeploy.compiler.engine.target import why_not
+from vitdeploy.compiler.engine.watch import BuildLog, explain_error, explain_parser_errors, listen, watch
+from vitdeploy.errors import EngineError, InputError, ModelError, require
+from vitdeploy.specs import ShapeRange
+from vitdeploy.storage import sha256, write_atomically
+
+__all__ = ["EngineInfo", "build_engine"]
+
+RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when no compute capability is named
+_DEFAULT_BATCH = ShapeRange(1, 1, 8)
+_MOST_VALUES = 2**31 - 1  # of one tensor, which kernels index with 32 bits
+_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What was built, from what, for what, with what: an engine's entry in the manifest is `to_json()`.
+
+    `profiles` has one entry per optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}.
+    `compute_capabilities` is of TensorRT-RTX engines ("12.0+" means and later); the others name their GPU.
+    """
+
+    flavour: str
+    version: str
+    precision: str
+    profiles: tuple[dict[str, dict[str, list[int]]], ...]
+    flags: dict[str, Any]
+    build_seconds: float
+    source_onnx_sha256: str
+    size_bytes: int
+    layers: dict[str, int]
+    compute_capabilities: tuple[str, ...] = ()
+    gpu: machine.Gpu | None = None
+    timing_cache_sha256: str | None = None
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; fields that do not apply are left out."""
+        data: dict[str, Any] = {
+            "vitdeploy": __version__,
+            "tensorrt": {"flavour": self.flavour, "version": self.version},
+            "precision": self.precision,
+            "profiles": list(self.profiles),
+            "strongly_typed": True,
+            "flags": self.flags,
+            "layers": self.layers,
+            "build_seconds": round(self.build_seconds, 2),
+            "source_onnx_sha256": self.source_onnx_sha256,
+        }
+        if self.compute_capabilities:
+            data["compute_capabilities"] = list(self.compute_capabilities)
+        if self.gpu is not None:
+            data |= {
+                "gpu": self.gpu.name,
+                "compute_capability": self.gpu.compute_capability,
+                "driver": self.gpu.driver,
+                "cuda": self.gpu.cuda,
+            }
+        if self.timing_cache_sha256 is not None:
+            data["timing_cache_sha256"] = self.timing_cache_sha256
+        if self.warnings:
+            data["warnings"] = list(self.warnings)
+        return data
+
+
+def build_engine(
+    onnx_path: Path, engine_path: Path, options: EngineOptions, *, log_path: Path | None = None
+) -> EngineInfo:
+    """Build an engine from a graph of a bundle: `image` uint8 (batch, height, width, 3) -> `logits`.
+
+    Args:
+        onnx_path: the graph; its types decide the engine's precision.
+        engine_path: where the engine is written, whole or not at all.
+        options: what it is for; `EngineOptions.for_manifest` gives the defaults for a bundle.
+        log_path: where TensorRT's log goes; None: beside the engine, with the suffix .log.
+
+    Raises:
+        EngineError: engines of that flavour can't be built here, or TensorRT gave up; the message says why.
+        InputError: the options do not fit the graph.
+        ModelError: the graph is damaged, or has something in it that TensorRT does not know.
+        KeyboardInterrupt: Ctrl-C; TensorRT has stopped and nothing was written.
+    """
+    obstacle = why_not(options.flavour)
+    if obstacle is not None:
+        raise EngineError(f"no {options.flavour} engine can be built here: {obstacle[0]}", hint=obstacle[1])
+    _check_here(options)
+    if not onnx_path.is_file():
+        raise ModelError(f"there is no graph at {onnx_path}", hint="export the bundle again")
+    trt = require(FLAVOURS[options.flavour], extra=_EXTRAS[options.flavour])
+    log_path = engine_path.with_suffix(".log") if log_path is None else log_path
+    began = time.perf_counter()
+    with listen(trt, log_path) as (logger, log):
+        builder = trt.Builder(logger)
+        network = builder.create_network(_network_flags(trt))
+        parser = _parse(trt, network, logger, onnx_path)
+        layers = _count_layers(trt, network)
+        profile = _profile(network, options)
+        config = builder.create_builder_config()
+        _configure(trt, builder, config, options, profile)
+        cache = _open_timing_cache(config, options)
+        plan = _run(trt, builder, network, config, options, onnx_path, log, log_path)
+        del parser  # it owns the weights that the network points to, so it has to outlive the build
+        size = memoryview(plan).nbytes
+        write_atomically(engine_path, plan)
+    notes = log.notes()
+    for words in notes:
+        progress.note(f"Note: {words}.")
+    rtx = options.flavour == "tensorrt-rtx"
+    return EngineInfo(
+        flavour=options.flavour,
+        version=str(trt.__version__),
+        precision=_precision(layers),
+        profiles=(profile,),
+        flags=options.to_json(),
+        build_seconds=time.perf_counter() - began,
+        source_onnx_sha256=sha256(onnx_path),
+        size_bytes=size,
+        layers=layers,
+        compute_capabilities=(options.compute_capabilities or RTX_DEFAULT) if rtx else (),
+        gpu=None if rtx else machine.gpus()[0],
+        timing_cache_sha256=_save_timing_cache(config, cache, options),
+        warnings=tuple(notes),
+    )
+
+
+def _check_here(options: EngineOptions) -> None:
+    if options.hardware_compatible and machine.jetson_release() is not None:
+        raise InputError(
+            "--hardware-compatible: TensorRT has it for desktop and server GPUs only, and this is a Jetson",
+            hint="leave it out; build on each kind of device",
+        )
+
+
+def _network_flags(trt: ModuleType) -> int:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(trt: ModuleType, network: Any, logger: Any, path: Path) -> Any:
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        reason, hint = explain_parser_errors(parser)
+        raise ModelError(f"TensorRT can't read {path.name}: {reason}", hint=hint)
+    if network.num_outputs == 0 or network.num_layers == 0:  # it takes any bytes that are no ONNX for an empty graph
+        raise ModelError(f"{path.name} is no ONNX graph, or is damaged", hint="copy or export it again")
+    return parser
+
+
+def _count_layers(trt: ModuleType, network: Any) -> dict[str, int]:
+    """What the graph asks for: layers in all, Q/DQ among them, and layers by the type that they give."""
+    kinds = {trt.LayerType.QUANTIZE: "quantize", trt.LayerType.DEQUANTIZE: "dequantize"}
+    types = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
+    counts: dict[str, int] = {"all": network.num_layers}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONSTANT or layer.num_outputs == 0:  # an assertion has no output
+            continue
+        name = kinds.get(layer.type) or types.get(layer.get_output(0).dtype)
+        if name is not None:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _precision(layers: dict[str, int]) -> str:
+    """The lowest precision that the graph asks for."""
+    for name, precision in (("quantize", "int8"), ("dequantize", "int8"), ("float16", "fp16"), ("bfloat16", "bf16")):
+        if layers.get(name):
+            return precision
+    return "fp32"
+
+
+def _profile(network: Any, options: EngineOptions) -> dict[str, dict[str, list[int]]]:
+    """The ranges of the graph's inputs, checked against the graph."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
+        found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
+        raise InputError(
+            f"the graph's inputs are {found}; an engine is built from one that takes (batch, height, width, 3) images",
+            hint="export the model with vitdeploy export",
+        )
+    asked = {"batch": options.batch, "height": options.height, "width": options.width}
+    ranges = [_range(name, size, given) for (name, given), size in zip(asked.items(), inputs[0].shape, strict=False)]
+    values = 3
+    for extent in ranges:
+        values *= extent.maximum
+    if values > _MOST_VALUES:
+        batch, height, width = (extent.maximum for extent in ranges)
+        raise InputError(
+            f"{batch} images of {height}x{width} pixels have {values} values, TensorRT takes {_MOST_VALUES} at most",
+            hint="lower the maximum of --batch or --image-size",
+        )
+    return {
+        inputs[0].name: {
+            "min": [*(extent.minimum for extent in ranges), 3],
+            "opt": [*(extent.optimum for extent in ranges), 3],
+            "max": [*(extent.maximum for extent in ranges), 3],
+        }
+    }
+
+
+def _range(name: str, size: int, given: ShapeRange | None) -> ShapeRange:
+    """The range of one dimension that has `size` in the graph (-1: dynamic)."""
+    if size >= 0:
+        fixed = ShapeRange(size, size, size)
+        if given is not None and given != fixed:
+            raise InputError(
+                f"the graph takes a {name} of {size} only, not {given.minimum} to {given.maximum}",
+                hint="leave the option out, or export the bundle again without a fixed size",
+            )
+        return fixed
+    if given is not None:
+        return given
+    if name == "batch":
+        return _DEFAULT_BATCH
+    raise InputError(
+        f"the graph takes images of any {name}, and an engine needs a range of them",
+        hint=f"set {name} in EngineOptions, or take EngineOptions.for_manifest(bundle.manifest)",
+    )
+
+
+def _configure(
+    trt: ModuleType, builder: Any, config: Any, options: EngineOptions, profile: dict[str, dict[str, list[int]]]
+) -> None:
+    shapes = builder.create_optimization_profile()
+    for name, sizes in profile.items():
+        shapes.set_shape(name, tuple(sizes["min"]), tuple(sizes["opt"]), tuple(sizes["max"]))
+    config.add_optimization_profile(shapes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that inspect can say what each layer runs in
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.max_aux_streams is not None:
+        config.max_aux_streams = options.max_aux_streams
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, capability in enumerate(options.compute_capabilities):
+            config.set_compute_capability(_capability(trt, capability), index)
+
+
+def _capability(trt: ModuleType, capability: str) -> Any:
+    member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+    if member is None:
+        known = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+        raise InputError(
+            f"TensorRT-RTX {trt.__version__} builds nothing for compute capability {capability}",
+            hint=f"it knows {', '.join(f'{name[:-1]}.{name[-1]}' for name in known)}; for a Jetson or a server GPU use"
+            " --target tensorrt on that machine",
+        )
+    return member
+
+
+def _open_timing_cache(config: Any, options: EngineOptions) -> Any:
+    path = options.timing_cache
+    if path is None:
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(
+            f"the timing cache {path} is damaged, or of another GPU or TensorRT version",
+            hint="delete it, or name another --timing-cache",
+        )
+    return cache
+
+
+def _save_timing_cache(config: Any, cache: Any, options: EngineOptions) -> str | None:
+    if cache is None or options.timing_cache is None:
+        return None
+    write_atomically(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+    return sha256(options.timing_cache)
+
+
+def _run(
+    trt: ModuleType,
+    builder: Any,
+    network: Any,
+    config: Any,
+    options: EngineOptions,
+    onnx_path: Path,
+    log: BuildLog,
+    log_path: Path,
+) -> Any:
+    """Build; the serialized engine is a buffer.
+
+    TensorRT works in a thread of its own: a Ctrl-C that reached Python inside one of TensorRT's callbacks would have
+    to fly through C++. The main thread takes it and asks the monitor to stop the build.
+    """
+    with progress.task(f"Building {options.flavour} engine from {onnx_path.name}", total=100, unit="%") as step:
+        monitor = watch(trt, step)
+        config.progress_monitor = monitor
+        results: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: results.append(builder.build_serialized_network(network, config)), daemon=True
+        )
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(0.5)
+        except KeyboardInterrupt:
+            monitor.cancel()
+            thread.join()
+            raise
+    plan = results[0] if results else None
+    if plan is None:
+        reason, hint = explain_error(log)
+        raise EngineError(
+            f"{options.flavour} {trt.__version__} could not build an engine from {onnx_path.name}: {reason}",
+            hint=hint or f"TensorRT's log is {log_path}",
+        )
+    return plan

@@ -1,0 +1,69 @@
+"""Which kind of TensorRT this machine can build engines with."""
+
+from __future__ import annotations
+
+import platform
+
+from vitdeploy import machine, progress
+from vitdeploy.compiler.engine.options import FLAVOURS
+from vitdeploy.errors import EngineError, InputError
+
+__all__ = ["choose_target", "why_not"]
+
+TARGETS = ("auto", *FLAVOURS, "onnx")
+_X86 = ("x86_64", "AMD64")
+
+
+def why_not(flavour: str) -> tuple[str, str] | None:
+    """Why engines of that flavour can't be built here and what to do about it; None if they can.
+
+    Building for TensorRT needs the GPU that the engine is for; TensorRT-RTX builds on any x86-64 machine.
+    """
+    installed = machine.has_module(FLAVOURS[flavour])
+    if flavour == "tensorrt":
+        if not machine.gpus():
+            return (
+                "TensorRT builds on the GPU that the engine is for, and there is no NVIDIA GPU here",
+                "run build-engine on the target machine, or use --target tensorrt-rtx or --target onnx here",
+            )
+        if not installed:
+            return "the package tensorrt is not installed", "pip install 'vitdeploy[gpu]'"
+        return None
+    if platform.machine() not in _X86:
+        return (
+            f"TensorRT-RTX exists for x86-64 only, and this machine is {platform.machine()}",
+            "use --target tensorrt on the device, or --target onnx",
+        )
+    if not installed:
+        return "the package tensorrt-rtx is not installed", "pip install 'vitdeploy[rtx]'"
+    return None
+
+
+def choose_target(target: str = "auto") -> str:
+    """What to build here: "tensorrt", "tensorrt-rtx" or "onnx" (no engine).
+
+    "auto" is TensorRT where it is installed and a GPU is there, else TensorRT-RTX where it is installed, else ONNX,
+    with a note that says what to install.
+
+    Raises:
+        InputError: the target is not known.
+        EngineError: it was asked for by name and can't be built here.
+    """
+    if target not in TARGETS:
+        raise InputError(f"target {target!r} is not known", hint=f"one of {', '.join(TARGETS)}")
+    if target == "onnx":
+        return target
+    if target != "auto":
+        obstacle = why_not(target)
+        if obstacle is not None:
+            raise EngineError(f"no {target} engine can be built here: {obstacle[0]}", hint=obstacle[1])
+        return target
+    obstacles = {flavour: why_not(flavour) for flavour in FLAVOURS}
+    for flavour, obstacle in obstacles.items():
+        if obstacle is None:
+            return flavour
+    reasons = "; ".join(
+        f"{flavour}: {obstacle[0]} ({obstacle[1]})" for flavour, obstacle in obstacles.items() if obstacle
+    )
+    progress.note(f"No TensorRT engine is built, only the ONNX forms. {reasons}.")
+    return "onnx"
