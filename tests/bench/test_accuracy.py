@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,23 @@ def test_answers_depend_neither_on_batch_size_nor_on_order() -> None:
         assert summarise(moved, shuffled.label_ids) == summarise(expected, images.label_ids)
     other = verdicts(KnownRunner(Clock(), 7), images, 16)
     assert not np.array_equal(other.logits, expected.logits)  # the flipped answers are there to be seen
+
+
+def test_a_first_batch_that_is_answered_by_chance_is_refused() -> None:
+    # Seen in the field: the first answer after each change of the batch size came from memory nobody had written.
+    images, runner, seen = Pictures(20, 5), KnownRunner(Clock(), 5), set()
+    answer = runner.infer
+
+    def infer(feeds: Any) -> Any:
+        new = len(feeds["image"]) == 4 and 4 not in seen
+        seen.add(len(feeds["image"]))
+        return {"logits": answer(feeds)["logits"] + np.arange(5) * 9 * new}
+
+    runner.infer = infer  # type: ignore[method-assign]
+    with runner:
+        run = AccuracyRun({"a": runner, "b": runner}, images, 5, 16)  # batches of 16 and 4
+        run.run()
+    assert "two different answers" in str(run.failures["a"]) and "b" not in run.failures
 
 
 def test_three_percent_of_labels_flipped_show_as_that_drop() -> None:

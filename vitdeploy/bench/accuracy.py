@@ -13,7 +13,7 @@ from vitdeploy import progress
 from vitdeploy.bench.statistics import Interval, calibration_error, mcnemar_exact, paired_difference, wilson
 from vitdeploy.errors import DatasetError, InputError
 
-__all__ = ["Accuracy", "AccuracyRun", "Images", "Infers", "Verdicts", "label_mapping", "summarise"]
+__all__ = ["Accuracy", "AccuracyRun", "Images", "Infers", "Verdicts", "check_repeatable", "label_mapping", "summarise"]
 
 Pixels = npt.NDArray[np.uint8]
 _WAITING_BATCHES = 16  # images of many sizes wait for company in at most this many batches' worth of memory
@@ -90,17 +90,21 @@ class AccuracyRun:
 
     def run(self) -> None:
         """Classify every image with every form; a form that raises is dropped and the others go on."""
+        checked: set[int] = set()
         with progress.task("Comparing accuracy", total=len(self._images), unit="images") as step:
             for indices, pixels in batches(self._images, self._batch_size):
                 for name in list(self._runners):
                     try:
                         logits = classify(self._runners[name], pixels, self._classes)
+                        if len(pixels) not in checked:  # backends prepare anew for each batch size, and may err there
+                            check_repeatable(logits, classify(self._runners[name], pixels, self._classes))
                     except Exception as error:
                         self.failures[name] = error
                         del self._runners[name], self.verdicts[name]
                         continue
                     self.verdicts[name].logits[indices] = logits
                     self.verdicts[name].done[indices] = True
+                checked.add(len(pixels))
                 step.advance(len(indices))
 
 
@@ -144,6 +148,19 @@ def classify(runner: Infers, pixels: Pixels, classes: int) -> npt.NDArray[np.flo
     if not np.isfinite(logits).all():
         raise InputError("its scores hold NaN or infinity", hint="this form overflows: build it again in FP32 or FP16")
     return logits
+
+
+def check_repeatable(first: npt.NDArray[np.float32], again: npt.NDArray[np.float32]) -> None:
+    """Refuse a form whose answer to one image changes: its accuracy would be chance.
+
+    Kernels that add in an order of their own differ in the last digits; 5 % of the largest score is far above that.
+    """
+    change = float(np.abs(again - first).max())
+    if change > 0.05 * max(1.0, float(np.abs(again).max())):
+        raise InputError(
+            f"it gives two different answers to the same image (scores differ by {change:.2g})",
+            hint="the backend runs this graph wrongly: use another backend, and report the graph",
+        )
 
 
 def summarise(form: Verdicts, labels: npt.NDArray[np.int64], baseline: Verdicts | None = None) -> Accuracy | None:

@@ -12,14 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from vitdeploy import progress
-from vitdeploy.bench.accuracy import AccuracyRun, Images, Infers, Pixels, Verdicts, classify
+from vitdeploy.bench.accuracy import AccuracyRun, Images, Infers, Pixels, Verdicts, check_repeatable, classify
 from vitdeploy.bench.forms import Form
 from vitdeploy.bench.latency import Clock, LatencyRun, LatencySettings, Track, WallClock
 from vitdeploy.bench.machine import BusyMeter, memory_bytes
-from vitdeploy.errors import InputError, VitdeployError
+from vitdeploy.errors import VitdeployError
 
 __all__ = ["Finding", "Judge", "JudgeSettings"]
 
@@ -118,7 +117,8 @@ class Judge:
         runners: dict[str, Infers] = {}
         if not forms:
             return runners
-        with progress.task("Loading forms", total=len(forms), unit="forms") as step:
+        title = "Loading forms" if self.reference is not None else "Loading the baseline"
+        with progress.task(title, total=len(forms), unit="forms") as step:
             for form in forms:
                 step.update(detail=form.key)
                 finding = self.findings[form.key]
@@ -129,7 +129,7 @@ class Judge:
                     first = classify(runner, self._sample[0][np.newaxis], self._classes)
                     cold_start_ms = (self._clock.now() - began) * 1000
                     again = classify(runner, self._sample[0][np.newaxis], self._classes)
-                    _check_repeatable(first, again)
+                    check_repeatable(first, again)
                 except Exception as error:
                     own.close()
                     finding.failure = in_words(error)
@@ -201,19 +201,6 @@ def batch_feeds(sample: list[Pixels], batch_size: int) -> list[Pixels]:
         np.stack([sample[(number * batch_size + place) % len(sample)] for place in range(batch_size)])
         for number in range(count)
     ]
-
-
-def _check_repeatable(first: npt.NDArray[np.float32], again: npt.NDArray[np.float32]) -> None:
-    """Refuse a form whose answer to one image changes: its accuracy would be chance.
-
-    Kernels that add in an order of their own differ in the last digits; 5 % of the largest score is far above that.
-    """
-    change = float(np.abs(again - first).max())
-    if change > 0.05 * max(1.0, float(np.abs(again).max())):
-        raise InputError(
-            f"it gives two different answers to the same image (scores differ by {change:.2g})",
-            hint="the backend runs this graph wrongly: use another backend, and report the graph",
-        )
 
 
 def in_words(error: Exception) -> str:
