@@ -1,0 +1,105 @@
+"""`load`: a bundle -> an open classifier on the best backend that is here."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.errors import DependencyError, EngineError, InputError, VitdeployError
+from vitdeploy.runtime.base import Runner
+from vitdeploy.runtime.classifier import Classifier
+from vitdeploy.runtime.selection import Candidate, candidates
+
+__all__ = ["load"]
+
+
+def load(
+    path: Bundle | str | os.PathLike[str],
+    backend: str = "auto",
+    precision: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+) -> Classifier:
+    """Open a bundle to classify images with.
+
+    With "auto", the first that works of this list is taken: on a machine with an NVIDIA GPU the bundle's TensorRT
+    engines (INT8, FP16, FP32); then on the CPU INT8, FP32 and FP16, each on OpenVINO, then on ONNX Runtime. Where the
+    bundle was benchmarked, an INT8 or FP16 form that lost more top-1 than the benchmark's budget is passed over.
+    `Classifier.describe()` says what was taken, why, and what was passed over.
+
+    Example:
+        with load("bundles/vit") as classifier:
+            print(classifier.predict("cat.png").label)
+
+    Args:
+        path: the bundle's folder.
+        backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto".
+        precision: "int8", "fp16", "fp32", or "auto".
+        device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: engines where there is a GPU, else
+            the CPU.
+        threads: CPU threads of one call; None: the backend's choice.
+
+    Returns:
+        An open classifier: use it in a `with` block, or call its `close`.
+
+    Raises:
+        BundleError: it is no bundle, it is damaged, or a file is not the one that its manifest describes.
+        InputError: a name that is not known, `threads` under 1, or the bundle has no such form.
+        DependencyError: no backend that could run it is installed.
+        EngineError: the only forms left are engines, and they can't run here.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads is {threads!r}", hint="give a whole number of at least 1, or None")
+    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+    passed: list[Candidate] = []
+    last: VitdeployError | None = None
+    for candidate in candidates(bundle, backend, precision, device):
+        if candidate.reason is not None:
+            passed.append(candidate)
+            continue
+        runner = _runner(bundle, candidate, threads)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(runner)
+            except VitdeployError as error:  # it does not work here: the next one may
+                passed.append(replace(candidate, reason=error.message))
+                last = error
+                continue
+            classifier = Classifier(bundle, runner, candidate, tuple(passed))
+            stack.pop_all()  # the classifier holds the runner from here on
+            return classifier
+    raise _nothing(bundle, passed, last)
+
+
+def _runner(bundle: Bundle, candidate: Candidate, threads: int | None) -> Runner:
+    """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search."""
+    path = bundle.file(candidate.artifact)
+    if candidate.backend == "openvino":
+        from vitdeploy.runtime.openvino import OpenVinoRunner
+
+        return OpenVinoRunner(path, threads=threads)
+    if candidate.backend == "onnxruntime":
+        from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(path, threads=threads, device=candidate.device)
+    from vitdeploy.runtime.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(path, flavour=candidate.backend)
+
+
+def _nothing(bundle: Bundle, passed: list[Candidate], last: VitdeployError | None) -> VitdeployError:
+    """The error for "no candidate works": the one that it is if there is one alone, else a list of all."""
+    if last is not None and len(passed) == 1:
+        return last
+    reasons = "; ".join(dict.fromkeys(f"{c.name}: {c.reason}" for c in passed))
+    message = f"nothing here can run {bundle.path}: {reasons}"
+    missing = [c for c in passed if c.install is not None]
+    if missing:
+        cpu = [c for c in missing if c.device == "cpu"]
+        return DependencyError(message, hint=(cpu or missing)[0].install)
+    if last is not None:
+        kind = type(last)
+        return kind(message, hint=last.hint)
+    return EngineError(message, hint="take backend='auto' and device=None to run on the CPU")
