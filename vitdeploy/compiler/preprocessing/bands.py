@@ -1,17 +1,23 @@
 """One axis of a resize as a few small dense products: the filter matrix of that axis, cut into blocks along its band.
 
 Output i of an axis sees only the inputs near its centre, so the (outputs x inputs) matrix of weights is a band and most
-of a dense product is multiplication by zero. Here BLOCK or so neighbouring outputs form a block; the block's window of
-inputs is cut out and multiplied by a small dense matrix. The number of blocks depends on the number of outputs alone,
-so the graph's nodes are the same for every image size; windows and weights are computed from the image's shape.
+of a dense product is multiplication by zero. Here a few neighbouring outputs form a block; the block's window of inputs
+is cut out and multiplied by a small dense matrix. The number of blocks depends on the number of outputs alone, so the
+graph's nodes are the same for every image size; windows and weights are computed from the image's shape.
 
 With n inputs, m outputs and the filter's radius r, input j weighs f(x) / sum for output i, where
 
     x = ((2j + 1) m - (2i + 1) n) / (2 max(n, m))
 
-which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = first + k and i = output0 + t in a block, the
-numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the bracket is computed in integers, and every term
-is small enough to be exact in float32.
+which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = first + k and i = output0 + t in a block,
+the numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the bracket is computed in integers, and every
+term is small enough to be exact in float32.
+
+Pillow's weights w are integers of up to 22 bits, its pixels have 8: their sums do not fit the 24 bits of float32. An
+exact band therefore holds each weight in two parts, w = 2048 high + low with |low| <= 1024. The sum of pixels times
+either part has less than 24 bits (for windows of up to 64 inputs; longer ones would have to conspire), so a float32
+product computes both without any rounding, in whatever order it adds, and in TensorFloat-32 too. A plain band holds
+w / 2**22 in one float32 and rounds.
 """
 
 from __future__ import annotations
@@ -28,14 +34,16 @@ from vitdeploy.compiler.preprocessing.tape import Tape
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CONTINUOUS", "Band", "blocks", "computed_band", "constant_band"]
+__all__ = ["CONTINUOUS", "LOW_UNITS", "Band", "computed_band", "constant_band"]
 
-BLOCK = 16
-_FLOAT = 1  # ONNX's numbers of the types
-_INT64 = 7
+LOW_UNITS = 2048.0
+"""How many units of the low part make one of the high part."""
 
 CONTINUOUS = ("bilinear", "hamming", "bicubic", "lanczos")
 """Filters that are continuous: a rounding error in x moves a weight by as little. `box` is not."""
+
+_UNITS = float(1 << PRECISION_BITS)
+_FLOAT = 1  # ONNX's number of the type
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,22 @@ class Band:
     """The weights of one axis in blocks.
 
     `count` outputs are kept of blocks * block. `starts` (blocks,) int64 is the first input of each block's window,
-    `length` (1,) int64 the number of inputs in each window, `weights` (blocks, length, block) float32.
+    `length` (1,) int64 the number of inputs in each window. `weights` is float32: (blocks, length, block) of a plain
+    band; (blocks, length, 2 * block) of an exact one, first the high parts / 2048, then the low parts / 2048.
     """
 
     count: int
     blocks: int
     block: int
+    exact: bool
     starts: ir.Value
     length: ir.Value
     weights: ir.Value
+
+    @property
+    def parts(self) -> int:
+        """How many numbers make one weight."""
+        return 2 if self.exact else 1
 
     @property
     def padded(self) -> int:
@@ -59,16 +74,20 @@ class Band:
         return self.blocks * self.block
 
 
-def blocks(count: int) -> tuple[int, int]:
-    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists."""
-    fair = [size for size in range(BLOCK - 6, BLOCK + 9) if count % size == 0]
-    block = min(fair, key=lambda size: abs(size - BLOCK)) if fair else min(BLOCK, count)
+def _blocks(count: int, exact: bool) -> tuple[int, int]:
+    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists.
+
+    Measured best are 16 outputs in a block, and half of that where each has two weights.
+    """
+    wanted = 8 if exact else 16
+    fair = [size for size in range(wanted - wanted // 3, wanted + wanted // 2 + 1) if count % size == 0]
+    block = min(fair, key=lambda size: abs(size - wanted)) if fair else min(wanted, count)
     return math.ceil(count / block), block
 
 
 def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start: int, count: int) -> Band:
-    """The band of `count` outputs from `start` on, for an axis of known size; zero for outputs outside the image."""
-    number, block = blocks(count)
+    """The exact band of `count` outputs from `start` on, for an axis of known size; zero for outputs off the image."""
+    number, block = _blocks(count, exact=True)
     firsts, integers = coefficients(resample, size_in, size_out)
     wanted = start + np.arange(number * block)
     inside = (wanted >= 0) & (wanted < size_out) & (np.arange(number * block) < count)
@@ -81,29 +100,32 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
     high = np.where(used, position + 1, 0).reshape(number, -1).max(axis=1)
     length = max(1, int((high - low).max()))
     starts = low.clip(0, size_in - length)
-    dense = np.zeros((number * block, length), np.float64)
+    dense = np.zeros((number * block, length))
     rows, taps = np.nonzero(used)
     dense[rows, position[rows, taps] - starts[rows // block]] = weight[rows, taps]
     # (blocks, block, length) -> (blocks, length, block)
-    weights = (dense / (1 << PRECISION_BITS)).reshape(number, block, length).transpose(0, 2, 1).astype(np.float32)
+    dense = dense.reshape(number, block, length).transpose(0, 2, 1) / LOW_UNITS
+    parts = np.concatenate([np.round(dense) / LOW_UNITS, dense - np.round(dense)], axis=2)
     return Band(
         count=count,
         blocks=number,
         block=block,
+        exact=True,
         starts=tape.constant(starts.astype(np.int64), "starts"),
         length=tape.ints(length),
-        weights=tape.constant(weights, "weights"),
+        weights=tape.constant(parts.astype(np.float32), "weights"),
     )
 
 
 def computed_band(
     tape: Tape, resample: str, size_in: ir.Value, size_out: ir.Value, start: ir.Value, count: int, *, may_pad: bool
 ) -> Band:
-    """The same for sizes that the graph reads from the image's shape.
+    """The same for sizes that the graph reads from the image's shape, for a continuous filter; exact for bilinear.
 
     `size_in`, `size_out` and `start` are int64 (1,). `may_pad` says that outputs outside the image may be asked for.
     """
-    number, block = blocks(count)
+    exact = resample == "bilinear"
+    number, block = _blocks(count, exact)
     reach = round(2 * RADIUS[resample])
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
     larger = tape.Max(size_in, size_out)
@@ -123,14 +145,46 @@ def computed_band(
     numerator = tape.Sub(
         tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), tape.ints(1, 2)), along_inputs), along_outputs
     )  # (blocks, length, block)
-    x = tape.Abs(tape.Div(numerator, tape.Cast(tape.Mul(larger, two), to=_FLOAT)))
-    weights = _filter(tape, resample, x)
-    weights = tape.Div(weights, tape.ReduceSum(weights, tape.ints(1), keepdims=1))
-    units = tape.scalar(1 << PRECISION_BITS, np.float32)
-    weights = tape.Div(tape.Round(tape.Mul(weights, units)), units)
+    distance, limit = tape.Abs(numerator), tape.Cast(tape.Mul(larger, two), to=_FLOAT)
+    weights = _exact_bilinear(tape, distance, limit) if exact else _rounded(tape, resample, tape.Div(distance, limit))
     if may_pad or number * block != count:
         weights = _masked(tape, weights, output0, size_out, block)
-    return Band(count=count, blocks=number, block=block, starts=first, length=length, weights=weights)
+    if exact:
+        scaled = tape.Mul(weights, tape.scalar(1 / LOW_UNITS, np.float32))
+        high = tape.Round(scaled)
+        weights = tape.Concat(tape.Mul(high, tape.scalar(1 / LOW_UNITS, np.float32)), tape.Sub(scaled, high), axis=2)
+    else:
+        weights = tape.Mul(weights, tape.scalar(1 / _UNITS, np.float32))
+    return Band(count=count, blocks=number, block=block, exact=exact, starts=first, length=length, weights=weights)
+
+
+def _exact_bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
+    """Weights in units of 2**-22 as Pillow has them, for axes of up to 4096.
+
+    They are u / U with integers u = limit - distance and U, the sum of an output's u. A long division in digits of 11,
+    6 and 5 bits keeps every product and remainder below 2**24, so all of it is exact; a digit that the division gets
+    wrong by one is made good by the next.
+    """
+    zero = tape.scalar(0, np.float32)
+    rest = tape.Max(tape.Sub(limit, distance), zero)  # (blocks, length, block)
+    total = tape.ReduceSum(rest, tape.ints(1), keepdims=1)
+    weights = zero
+    for bits in (11, 6, 5):
+        base = tape.scalar(1 << bits, np.float32)
+        rest = tape.Mul(rest, base)
+        quotient = tape.Div(rest, total)
+        # the last digit is rounded, halves up
+        digit = tape.Floor(tape.Add(quotient, tape.scalar(0.5, np.float32)) if bits == 5 else quotient)
+        rest = tape.Sub(rest, tape.Mul(digit, total))
+        weights = tape.Add(tape.Mul(weights, base), digit)
+    return weights
+
+
+def _rounded(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
+    """Weights in units of 2**-22 of a filter at x >= 0 (blocks, length, block); single precision moves some by one."""
+    weights = _filter(tape, resample, x)
+    weights = tape.Div(weights, tape.ReduceSum(weights, tape.ints(1), keepdims=1))
+    return tape.Round(tape.Mul(weights, tape.scalar(_UNITS, np.float32)))
 
 
 def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value, block: int) -> ir.Value:
@@ -143,13 +197,11 @@ def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value
 
 
 def _filter(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
-    """The filter at x >= 0."""
+    """bicubic, hamming or lanczos at x >= 0."""
 
     def number(value: float) -> ir.Value:
         return tape.scalar(value, np.float32)
 
-    if resample == "bilinear":
-        return tape.Max(tape.Sub(number(1), x), number(0))
     if resample == "bicubic":
         near = tape.Add(tape.Mul(tape.Mul(tape.Sub(tape.Mul(x, number(1.5)), number(2.5)), x), x), number(1))
         # (2 - x)^2 (1 - x) / 2, the same cubic, exactly zero from 2 on

@@ -3,9 +3,9 @@
 With n samples in and m out, output i has its centre at c = (i + 1/2) n/m on the input axis and sees inputs through a
 filter f stretched by s = max(1, n/m): input j weighs f((j + 1/2 - c) / s), the weights of an output are divided by
 their sum and rounded to 22 fractional bits. Only inputs j in [round(c - r s), round(c + r s)) count, r being f's
-radius. A pass sums pixel times integer coefficient, adds one half and keeps the integer part, clipped to 0..255. An axis
-whose length stays has no pass. Pillow makes the pass along the width first, and from 13.0 on (pull request 9549) the one
-along the height where that shrinks by more than twice as many pixels.
+radius. A pass sums pixel times integer coefficient, adds one half and keeps the integer part, clipped to 0..255. An
+axis whose length stays has no pass. Pillow makes the pass along the width first, and from 13.0 on (pull request 9549)
+the one along the height where that shrinks by more than twice as many pixels.
 
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, clip8) and Geometry.c
 (ImagingScaleAffine) for nearest, which is no convolution: output i takes input floor(n/m/2 + n/m + ... + n/m), summed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.compiler.preprocessing.bands import CONTINUOUS, Band, computed_band, constant_band
+from vitdeploy.compiler.preprocessing.bands import CONTINUOUS, LOW_UNITS, Band, computed_band, constant_band
 from vitdeploy.compiler.preprocessing.filters import vertical_first
 from vitdeploy.compiler.preprocessing.reference import output_size
 from vitdeploy.compiler.preprocessing.tape import Tape
@@ -182,23 +182,27 @@ def _crop_start(tape: Tape, size: ir.Value, crop: int) -> ir.Value:
 def _along_width(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Value:
     """Resize along the width: (batch, rows, columns, 3) -> (batch, rows, band.count, 3)."""
     rows = tape.Reshape(pixels, tape.ints(0, 0, -1))  # (batch, rows, columns * 3)
-    three, axis = tape.ints(_CHANNELS), tape.ints(2)
     # Each channel of an output sees its own channel of the inputs. A product with ones and zeros spreads the weights:
-    # (blocks, length, block) -> (blocks, length, 3 * block * 3) -> (blocks, length * 3, block * 3)
-    spread = np.einsum("bd,ce->bcde", np.eye(band.block), np.eye(_CHANNELS)).reshape(band.block, -1)
+    # (blocks, length, made) -> (blocks, length, 3 * made * 3) -> (blocks, length * 3, made * 3)
+    made = band.parts * band.block
+    spread = np.einsum("bd,ce->bcde", np.eye(made), np.eye(_CHANNELS)).reshape(made, -1)
     weights = tape.MatMul(band.weights, tape.constant(spread.astype(np.float32), "spread"))
-    weights = tape.Reshape(weights, tape.ints(band.blocks, -1, band.block * _CHANNELS))
-    first, length = tape.Mul(band.starts, three), tape.Mul(band.length, three)
-    parts = []
-    for index in range(band.blocks):
-        begin = tape.Gather(first, tape.ints(index))
-        window = tape.Slice(rows, begin, tape.Add(begin, length), axis)
-        parts.append(tape.MatMul(window, tape.Gather(weights, tape.scalar(index, np.int64), axis=0)))
-    joined = tape.Concat(*parts, axis=2) if len(parts) > 1 else parts[0]
+    weights = tape.Reshape(weights, tape.ints(band.blocks, -1, made * _CHANNELS))
+    first = tape.Mul(band.starts, tape.ints(_CHANNELS))
+    begins = tape.split(first, band.blocks, 0)
+    ends = tape.split(tape.Add(first, tape.Mul(band.length, tape.ints(_CHANNELS))), band.blocks, 0)
+    products = [
+        tape.MatMul(tape.Slice(rows, begin, end, tape.ints(2)), weight)
+        for begin, end, weight in zip(begins, ends, tape.split(weights, band.blocks, 0), strict=True)
+    ]
+    joined = tape.Concat(*products, axis=2) if len(products) > 1 else products[0]
+    # (batch, rows, blocks * parts * block * 3) -> parts times (batch, rows, blocks, 1, block * 3)
+    joined = tape.Reshape(joined, tape.ints(0, 0, band.blocks, band.parts, band.block * _CHANNELS))
+    levels = _levels(tape, tape.split(joined, band.parts, 3), clip)
+    levels = tape.Reshape(levels, tape.ints(0, 0, band.padded, _CHANNELS))
     if band.padded != band.count:
-        joined = tape.Slice(joined, tape.ints(0), tape.ints(band.count * _CHANNELS), axis)
-    # (batch, rows, band.count * 3) -> (batch, rows, band.count, 3)
-    return tape.Reshape(_rounded(tape, joined, clip), tape.ints(0, 0, band.count, _CHANNELS))
+        levels = tape.Slice(levels, tape.ints(0), tape.ints(band.count), tape.ints(2))
+    return levels
 
 
 def _along_height(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Value:
@@ -208,20 +212,25 @@ def _along_height(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Va
     offsets = tape.Range(tape.scalar(0, np.int64), length, tape.scalar(1, np.int64))
     index = tape.Add(tape.Unsqueeze(band.starts, tape.ints(1)), offsets)  # (blocks, length)
     windows = tape.Gather(rows, index, axis=1)  # (batch, blocks, length, columns * 3)
-    weights = tape.Transpose(band.weights, perm=[0, 2, 1])  # (blocks, block, length)
-    made = tape.MatMul(weights, windows)  # (batch, blocks, block, columns * 3)
-    made = tape.Reshape(made, tape.ints(0, band.padded, -1, _CHANNELS))  # (batch, padded, columns, 3)
+    weights = tape.Transpose(band.weights, perm=[0, 2, 1])  # (blocks, parts * block, length)
+    # parts times (batch, blocks, block, columns * 3)
+    products = tape.split(tape.MatMul(weights, windows), band.parts, 2)
+    levels = tape.Reshape(_levels(tape, products, clip), tape.ints(0, band.padded, -1, _CHANNELS))
     if band.padded != band.count:
-        made = tape.Slice(made, tape.ints(0), tape.ints(band.count), tape.ints(1))
-    return _rounded(tape, made, clip)
+        levels = tape.Slice(levels, tape.ints(0), tape.ints(band.count), tape.ints(1))
+    return levels
 
 
-def _rounded(tape: Tape, values: ir.Value, clip: bool) -> ir.Value:
-    """To whole levels, halves up, and into 0..255 if asked."""
-    values = tape.Floor(tape.Add(values, tape.scalar(0.5, np.float32)))
+def _levels(tape: Tape, sums: list[ir.Value], clip: bool) -> ir.Value:
+    """Sums of pixels times weights, or of their high and low parts -> whole levels, halves up, in 0..255 if asked."""
+    total = sums[0]
+    if len(sums) == 2:
+        # (2048 high + low + 2**21) >> 22, written with high / 2048 and low / 2048
+        total = tape.Add(total, tape.Mul(tape.Floor(sums[1]), tape.scalar(1 / LOW_UNITS, np.float32)))
+    levels = tape.Floor(tape.Add(total, tape.scalar(0.5, np.float32)))
     if not clip:
-        return values
-    return tape.Clip(values, tape.scalar(0, np.float32), tape.scalar(255, np.float32))
+        return levels
+    return tape.Clip(levels, tape.scalar(0, np.float32), tape.scalar(255, np.float32))
 
 
 def _normalised(tape: Tape, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:

@@ -59,6 +59,19 @@ class Tape:
             )
         return self._constants[key]
 
+    def split(self, value: ir.Value, parts: int, axis: int) -> list[ir.Value]:
+        """Cut `value` into `parts` equal pieces along `axis`."""
+        if parts == 1:
+            return [value]
+        name = self._name("Split")
+        node = self._ir.node(
+            "Split", [value], attributes={"axis": axis, "num_outputs": parts}, num_outputs=parts, name=name
+        )
+        for index, output in enumerate(node.outputs):
+            output.name = f"{name}_{index}"
+        self.nodes.append(node)
+        return list(node.outputs)
+
     def choose(
         self, condition: ir.Value, then: Callable[[Tape], ir.Value], otherwise: Callable[[Tape], ir.Value]
     ) -> ir.Value:
