@@ -8,13 +8,16 @@ come in its order. Decoded pixels are held until their batch is full, at most `H
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from vitdeploy import progress
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, InputError, ModelError
 from vitdeploy.images import Source, decode
@@ -132,8 +135,12 @@ class Classifier:
             raise InputError(f"errors is {errors!r}", hint='one of "raise", "return"')
         several = _several(images)
         answers: list[Any] = [None] * (len(images) if several else 1)
-        for index, answer in self._answers(images if several else [images], keep=errors == "return", many=several):
-            answers[index] = answer if isinstance(answer, ImageError) else self._prediction(answer, int(top_k))
+        show = progress.task("Classifying", len(images), "images") if len(answers) > BATCH else nullcontext()
+        with show as step:
+            for index, answer in self._answers(images if several else [images], keep=errors == "return", many=several):
+                answers[index] = answer if isinstance(answer, ImageError) else self._prediction(answer, int(top_k))
+                if step is not None:
+                    step.advance()
         return answers if several else answers[0]
 
     def logits(self, images: Any) -> npt.NDArray[np.float32]:
@@ -158,7 +165,7 @@ class Classifier:
                 self._limits.check(pixels)
             except ImageError as error:
                 named = error
-                if many and not isinstance(images[index], str):
+                if many and not isinstance(images[index], (str, os.PathLike)):
                     named = ImageError(f"image {index}: {error.message}", hint=error.hint)
                 if not keep:
                     raise named from error
