@@ -192,7 +192,7 @@ def _cure(bad: list[Package], ranges: dict[str, str]) -> str:
     flags = "--upgrade " if any(package.installed for package in bad) else ""
     extras = sorted({_EXTRAS.get(name, "build") for name in names if name != "cuda-python"})
     clash = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
-    if any(machine.version(clash.get(extra, "")) for extra in extras) or not extras:
+    if not extras or any(machine.version(clash[extra]) for extra in extras if extra in clash):
         return f"pip install {flags}" + " ".join(f"'{name}{ranges.get(name, '')}'" for name in sorted(names))
     return f"pip install {flags}'vitdeploy[{','.join(extras)}]'"
 

@@ -1,0 +1,151 @@
+"""What is in an ONNX file, counted: operators, parameters and their types, and how much of it computes in INT8."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import ModelError, require
+from vitdeploy.specs import TensorSpec
+
+__all__ = ["GraphFacts", "WeightCount", "read_graph"]
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
+# What may stand between a DequantizeLinear and the product that it feeds, without leaving INT8.
+_MOVES = ("Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity")
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """The stored tensors of one type: how many, their elements in all, and their size."""
+
+    tensors: int
+    elements: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """An ONNX graph, its subgraphs included.
+
+    `parameters` are the elements of all stored tensors; `weights` splits them by type. `products` are the matrix
+    products and convolutions, `int8_products` those of them whose two factors are both dequantised INT8.
+    """
+
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: dict[str, int]
+    parameters: int
+    weights: dict[str, WeightCount]
+    quantize_nodes: int
+    dequantize_nodes: int
+    products: int
+    int8_products: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+
+def read_graph(path: Path) -> GraphFacts:
+    """Read an ONNX file; weights that it keeps in other files are counted and not read.
+
+    Raises:
+        ModelError: it is damaged or no ONNX file.
+        DependencyError: the package onnx is not installed.
+    """
+    onnx = require("onnx", extra="build")
+    decode_error = require("google.protobuf.message", extra="build").DecodeError
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (decode_error, ValueError) as error:
+        raise ModelError(
+            f"{path} can't be read as ONNX: {error}", hint="copy it again, or export or build it again"
+        ) from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise ModelError(f"{path} holds no graph", hint="copy it again, or export or build it again")
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    operators = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
+    stored = {tensor.name for graph in _graphs(model.graph) for tensor in graph.initializer}
+    weights = _weights(onnx, model.graph, nodes)
+    return GraphFacts(
+        ir_version=model.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+        inputs=tuple(_spec(onnx, value) for value in model.graph.input if value.name not in stored),
+        outputs=tuple(_spec(onnx, value) for value in model.graph.output),
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        parameters=sum(count.elements for count in weights.values()),
+        weights=weights,
+        quantize_nodes=operators["QuantizeLinear"],
+        dequantize_nodes=operators["DequantizeLinear"],
+        products=sum(operators[name] for name in _PRODUCTS),
+        int8_products=_int8_products(nodes),
+    )
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and every graph inside its nodes (branches, loop bodies)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _weights(onnx: Any, graph: Any, nodes: list[Any]) -> dict[str, WeightCount]:
+    tensors = [tensor for inner in _graphs(graph) for tensor in inner.initializer]
+    tensors += [a.t for node in nodes if node.op_type == "Constant" for a in node.attribute if a.name == "value"]
+    found: dict[str, list[int]] = {}
+    for tensor in tensors:
+        found.setdefault(_dtype(onnx, tensor.data_type), []).append(math.prod(tensor.dims))
+    counts = {}
+    for dtype, sizes in found.items():
+        elements = sum(sizes)
+        counts[dtype] = WeightCount(len(sizes), elements, elements * _bits(dtype) // 8)
+    return dict(sorted(counts.items(), key=lambda item: -item[1].size_bytes))
+
+
+def _dtype(onnx: Any, data_type: int) -> str:
+    """NumPy's name where there is one."""
+    names = {"float": "float32", "double": "float64"}
+    name = str(onnx.TensorProto.DataType.Name(data_type)).lower()
+    return names.get(name, name)
+
+
+def _bits(dtype: str) -> int:
+    named = {"bool": 8, "bfloat16": 16, "complex64": 64, "complex128": 128, "string": 0}
+    digits = dtype.removeprefix("u").removeprefix("int").removeprefix("float")
+    width = digits.partition("e")[0]
+    return named.get(dtype) or (int(width) if width.isdigit() else 0)
+
+
+def _spec(onnx: Any, value: Any) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(
+        dim.dim_param or "?" if dim.WhichOneof("value") != "dim_value" else int(dim.dim_value)
+        for dim in tensor.shape.dim
+    )
+    return TensorSpec(value.name, _dtype(onnx, tensor.elem_type), shape)
+
+
+def _int8_products(nodes: list[Any]) -> int:
+    makers = {output: node for node in nodes for output in node.output}
+
+    def dequantised(name: str) -> bool:
+        node = makers.get(name)
+        while node is not None and node.op_type in _MOVES:
+            node = makers.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
+    return sum(node.op_type in _PRODUCTS and all(dequantised(name) for name in node.input[:2]) for node in nodes)

@@ -1,0 +1,305 @@
+"""What is in a bundle, or in one file of it: facts for people and for programs, and whether the files are sound.
+
+A bundle is read with the standard library alone. A file that does not match its hash and one that was made from an
+older file than the bundle holds now are found here; `vitdeploy.graphs` looks inside ONNX files.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.bundle import MANIFEST, Artifact, Bundle, Manifest
+from vitdeploy.errors import BundleError, InputError, ModelError, VitdeployError
+from vitdeploy.graphs import GraphFacts, read_graph
+from vitdeploy.specs import PreprocessSpec
+from vitdeploy.storage import read_json, sha256
+
+__all__ = ["BundleReport", "FileReport", "FileState", "describe_preprocessing", "inspect"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file of a bundle: `state` is ok, changed (its hash is not the manifest's) or missing; `stale` says in words
+    why it should be made again, None where it need not be."""
+
+    artifact: Artifact
+    state: str
+    stale: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.artifact.to_json(), "state": self.state, "stale": self.stale}
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """A bundle as it lies on the disk. `bench` is None without a benchmark report; see `_bench` for its fields."""
+
+    path: Path
+    manifest: Manifest
+    files: tuple[FileState, ...]
+    bench: dict[str, Any] | None
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """The recipe and the images that INT8 was calibrated with; None where there is no calibration."""
+        for file in self.files:
+            if file.artifact.kind == "calibration":
+                built_with = file.artifact.built_with
+                return {"recipe": built_with.get("recipe") or {}, "images": built_with.get("images") or {}}
+        return None
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """The comparisons that were made when the bundle was, with their numbers."""
+        checks = list(self.manifest.provenance.get("checks") or [])
+        checks += [file.artifact.built_with.get("check") for file in self.files]
+        return [check for check in checks if isinstance(check, dict)]
+
+    def require_sound(self) -> None:
+        """Raise BundleError if a file is missing or changed."""
+        _require_sound(self.path, self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data: see `vitdeploy inspect --help`."""
+        manifest = self.manifest.to_json()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "type": "bundle",
+            "name": self.path.resolve().name,
+            "model": manifest["model"],
+            "labels": manifest["labels"],
+            "preprocess": manifest["preprocess"],
+            "preprocess_text": describe_preprocessing(self.manifest.preprocess),
+            "inputs": manifest["inputs"],
+            "outputs": manifest["outputs"],
+            "artifacts": [file.to_json() for file in self.files],
+            "sound": all(file.state == "ok" for file in self.files),
+            "calibration": self.calibration,
+            "checks": self.checks,
+            "bench": self.bench,
+            "provenance": manifest["provenance"],
+        }
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file: `state` is its entry in the bundle around it (None outside a bundle), `graph` what an ONNX file holds
+    (None for other kinds)."""
+
+    path: Path
+    size_bytes: int
+    bundle: Path | None
+    state: FileState | None
+    graph: GraphFacts | None
+
+    def require_sound(self) -> None:
+        """Raise BundleError if the file is not the one that its bundle describes."""
+        if self.bundle is not None and self.state is not None:
+            _require_sound(self.bundle, (self.state,))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data: see `vitdeploy inspect --help`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "type": "onnx" if self.graph is not None else "file",
+            "name": self.path.name,
+            "size_bytes": self.size_bytes,
+            "artifact": None if self.state is None else self.state.to_json(),
+            "graph": None if self.graph is None else self.graph.to_json(),
+        }
+
+
+def inspect(path: str | os.PathLike[str]) -> BundleReport | FileReport:
+    """Look at a bundle, at an ONNX file, or at an engine or another file inside a bundle.
+
+    Args:
+        path: the folder or file.
+
+    Raises:
+        BundleError: it is no bundle, or its manifest is damaged or newer. A file that does not match its hash is
+            no error here: it is in the report, and `require_sound` raises.
+        InputError: there is nothing at `path`, or it is a file that says nothing.
+        ModelError: a damaged ONNX file.
+        DependencyError: an ONNX file, and the package onnx is not installed.
+
+    Example:
+        report = inspect("bundles/vit")
+        report.to_json()["sound"]
+    """
+    place = Path(path)
+    if not place.exists():
+        raise InputError(f"there is nothing at {place}", hint="name a bundle's folder, or a file in it")
+    if place.name == MANIFEST and place.is_file():
+        place = place.parent
+    return _inspect_folder(place) if place.is_dir() else _inspect_file(place)
+
+
+def _inspect_folder(folder: Path) -> BundleReport:
+    if not Bundle.is_bundle(folder):
+        raise _no_bundle(folder)
+    bundle = Bundle.open(folder)
+    return BundleReport(folder, bundle.manifest, _states(bundle), _bench(bundle))
+
+
+def _no_bundle(folder: Path) -> VitdeployError:
+    if (folder / "config.json").is_file():
+        return BundleError(
+            f"{folder} is a checkpoint, not a bundle", hint=f"vitdeploy export {folder} --output BUNDLE makes one of it"
+        )
+    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    hint = f"vitdeploy inspect {inside[0]}" if inside else "name a folder that vitdeploy export wrote"
+    return BundleError(f"{folder} is no bundle: it has no {MANIFEST}", hint=hint)
+
+
+def _inspect_file(path: Path) -> FileReport:
+    bundle, state = _entry(path)
+    graph = read_graph(path) if path.suffix == ".onnx" else None
+    if graph is None and state is None:
+        raise _unknown_file(path, bundle)
+    return FileReport(path, path.stat().st_size, None if bundle is None else bundle.path, state, graph)
+
+
+def _entry(path: Path) -> tuple[Bundle | None, FileState | None]:
+    """The bundle around a file, and what its manifest says about the file."""
+    file = path.resolve()
+    for folder in file.parents[:3]:
+        if Bundle.is_bundle(folder):
+            bundle = Bundle.open(folder)
+            name = file.relative_to(folder).as_posix()
+            states = [state for state in _states(bundle, only=name) if state.artifact.path == name]
+            return bundle, states[0] if states else None
+    return None, None
+
+
+def _unknown_file(path: Path, bundle: Bundle | None) -> VitdeployError:
+    if path.suffix in (".engine", ".plan"):
+        what = "is not in the manifest of its bundle" if bundle is not None else "lies outside a bundle"
+        return InputError(
+            f"{path} {what}, and an engine alone does not say what it was built for",
+            hint="inspect it in the bundle it was built in, or build it again: vitdeploy build-engine BUNDLE",
+        )
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name == "config.json":
+        return ModelError(
+            f"{path} is part of a checkpoint", hint=f"vitdeploy export {path.parent} --output BUNDLE makes a bundle"
+        )
+    return InputError(
+        f"{path} is neither an ONNX file nor a file of a bundle", hint="name a bundle's folder, or a file in it"
+    )
+
+
+def _require_sound(folder: Path, files: tuple[FileState, ...]) -> None:
+    bad = [f"{file.artifact.path} is {file.state}" for file in files if file.state != "ok"]
+    if bad:
+        raise BundleError(
+            f"{folder} does not match its manifest: {', '.join(bad)}",
+            hint="copy the whole folder again, or rebuild the file; do not load a file that was tampered with",
+        )
+
+
+def _states(bundle: Bundle, only: str | None = None) -> tuple[FileState, ...]:
+    """Every file of the bundle; with `only`, just that file's hash is computed and the others count as ok."""
+    stale = _stale(bundle)
+    return tuple(
+        FileState(
+            artifact,
+            _state(bundle.path / artifact.path, artifact) if only in (None, artifact.path) else "ok",
+            stale.get(artifact.path),
+        )
+        for artifact in bundle.manifest.artifacts
+    )
+
+
+def _state(path: Path, artifact: Artifact) -> str:
+    if not path.is_file():
+        return "missing"
+    same = path.stat().st_size == artifact.size_bytes and sha256(path) == artifact.sha256
+    return "ok" if same else "changed"
+
+
+def _stale(bundle: Bundle) -> dict[str, str]:
+    """{path: why} of the files that were made from something the bundle no longer holds, whatever was made of them
+    included."""
+    source = bundle.find(kind="onnx", precision="fp32")
+    calibration = bundle.find(kind="calibration")
+    why: dict[str, str] = {}
+    for artifact in bundle.manifest.artifacts:
+        if artifact.kind not in ("onnx", "calibration") or artifact.built_from is None:
+            continue
+        used = artifact.built_with.get("calibration_sha256")
+        if source is None or artifact.built_from != source.sha256:
+            why[artifact.path] = "made from another model.onnx than the one here"
+        elif used is not None and (calibration is None or used != calibration.sha256):
+            why[artifact.path] = "made with another calibration than the one here"
+    graphs = {artifact.sha256: artifact.path for artifact in bundle.select(kind="onnx")}
+    for artifact in bundle.select(kind="engine"):
+        if artifact.built_from is None:
+            continue
+        origin = graphs.get(artifact.built_from)
+        if origin is None:
+            why[artifact.path] = "built from a graph that is no longer here"
+        elif origin in why:
+            why[artifact.path] = f"built from {origin}, which is itself out of date"
+    return why
+
+
+def _bench(bundle: Bundle) -> dict[str, Any] | None:
+    """The last benchmark report in a few fields: path, created, sentence, images, forms, current.
+
+    `current` says whether every graph and engine that was measured is still the one in the bundle. A report that
+    can't be read has path and error only.
+    """
+    reports = [artifact for artifact in bundle.select(kind="bench") if artifact.path.endswith(".json")]
+    if not reports:
+        return None
+    last = max(reports, key=lambda artifact: str(artifact.built_with.get("created", "")))
+    try:
+        data = read_json(bundle.file(last))
+        measured = [row["artifact"] for row in data["rows"] if row["status"] == "ok" and row["backend"] != "pytorch"]
+        here = {artifact.path: artifact.sha256 for artifact in bundle.manifest.artifacts}
+        return {
+            "path": last.path,
+            "created": data["created"],
+            "sentence": data["recommendation"].get("sentence"),
+            "images": data["dataset"].get("count"),
+            "forms": [row["key"] for row in data["rows"] if row["status"] == "ok"],
+            "current": all(ref is None or here.get(ref["path"]) == ref["sha256"] for ref in measured),
+        }
+    except (BundleError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"path": last.path, "error": str(error) or type(error).__name__}
+
+
+def describe_preprocessing(spec: PreprocessSpec) -> list[str]:
+    """What happens to an image before the network sees it, one plain line per step.
+
+    Example:
+        describe_preprocessing(bundle.manifest.preprocess)
+        # ["resize to 224x224, bicubic as Pillow does", "scale to 0..1", "normalise by mean ... and deviation ..."]
+    """
+    steps = []
+    resize = spec.resize
+    if resize is not None:
+        if resize.shortest_edge is not None:
+            size = f"so that the shorter side is {resize.shortest_edge}"
+            if resize.longest_edge is not None:
+                size += f" and the longer at most {resize.longest_edge}"
+        else:
+            size = f"to {resize.height}x{resize.width} (height x width)"
+        steps.append(f"resize {size}, {resize.resample} as Pillow does")
+    if spec.crop is not None:
+        steps.append(f"cut {spec.crop[0]}x{spec.crop[1]} (height x width) from the centre")
+    if spec.rescale is not None:
+        top = 255 * spec.rescale
+        steps.append(f"scale 0..255 to 0..{top:.4g}")
+    normalise = [
+        f"{name} {' '.join(f'{value:g}' for value in values)}"
+        for name, values in (("mean", spec.mean), ("deviation", spec.std))
+        if values is not None
+    ]
+    if normalise:
+        steps.append(f"normalise by {' and '.join(normalise)} (red green blue)")
+    return steps or ["none: the pixels go in as they are"]
