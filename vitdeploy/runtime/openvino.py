@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.errors import InputError, ModelError, RunnerClosedError, require
@@ -62,8 +63,12 @@ class OpenVinoRunner(RunnerBase):
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
         try:
-            model = openvino.Core().read_model(self._path)
-            compiled = openvino.compile_model(model, "CPU", options)
+            core = openvino.Core()
+            model = core.read_model(self._path)
+            self._inputs = tuple(_spec(port) for port in model.inputs)
+            self._outputs = tuple(_spec(port) for port in model.outputs)
+            _keep_branch_results(model)
+            compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO {openvino.__version__} can't load {self._path}: {_reason(error)}",
@@ -72,8 +77,6 @@ class OpenVinoRunner(RunnerBase):
         stack.callback(self._release)
         self._compiled = compiled
         self._idle.append(compiled.create_infer_request())
-        self._inputs = tuple(_spec(port) for port in model.inputs)
-        self._outputs = tuple(_spec(port) for port in model.outputs)
         self._names = [spec.name for spec in self._outputs]
 
     def _release(self) -> None:
@@ -89,8 +92,8 @@ class OpenVinoRunner(RunnerBase):
         except IndexError:
             request = compiled.create_infer_request()
         try:
-            values = request.infer(feeds, share_inputs=True, share_outputs=False)
-            result = {name: values[index] for index, name in enumerate(self._names)}
+            values = request.infer(feeds, share_inputs=True, share_outputs=True)
+            result = {name: np.array(values[index]) for index, name in enumerate(self._names)}
         except RuntimeError as error:
             shapes = ", ".join(str(array.shape) for array in feeds.values())
             if "alloc" in str(error).lower() or "memory" in str(error).lower():
@@ -104,6 +107,17 @@ class OpenVinoRunner(RunnerBase):
         if self._compiled is compiled:
             self._idle.append(request)
         return result
+
+
+def _keep_branch_results(model: Any) -> None:
+    """Make what each If gives an output of the model as well; nobody reads these outputs.
+
+    OpenVINO 2026.4 plans memory as if it knew the shape of an If's result beforehand: at the first run of a shape
+    later layers overwrite it, and the answer is wrong. The memory of outputs is not reused.
+    """
+    for operation in model.get_ops():
+        if operation.get_type_name() == "If":
+            model.add_outputs(operation.outputs())
 
 
 def _spec(port: Any) -> TensorSpec:
