@@ -11,7 +11,7 @@ flag changes that. What the runtimes do differently is looked up when it is need
     hardware_compatibility_level           yes (not on Jetson)      yes                  warns, no effect
     VERSION_COMPATIBLE                     yes                      yes                  no lean runtime
     STRIP_PLAN                             yes                      yes                  fails without a GPU
-    timing cache                           yes                      yes                  no effect
+    timing cache, optimization level       yes                      yes                  no effect
     parser errors' node_name, operator     from 10.0 on             yes                  yes
 """
 
@@ -318,23 +318,30 @@ def _run(
     """Build; the serialized engine is a buffer.
 
     TensorRT works in a thread of its own: a Ctrl-C that reached Python inside one of TensorRT's callbacks would have
-    to fly through C++. The main thread takes it and asks the monitor to stop the build.
+    to fly through C++. The main thread takes it, asks the monitor to stop the build, and waits until it has.
     """
     with progress.task(f"Building {options.flavour} engine from {onnx_path.name}", total=100, unit="%") as step:
         monitor = watch(trt, step)
         config.progress_monitor = monitor
         results: list[Any] = []
-        thread = threading.Thread(
-            target=lambda: results.append(builder.build_serialized_network(network, config)), daemon=True
-        )
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(0.5)
-        except KeyboardInterrupt:
-            monitor.cancel()
-            thread.join()
-            raise
+        done = threading.Event()  # and no join: one that was interrupted takes the thread for ended (bpo-45274)
+
+        def work() -> None:
+            try:
+                results.append(builder.build_serialized_network(network, config))
+            finally:
+                done.set()
+
+        interrupted = False
+        threading.Thread(target=work, daemon=True).start()
+        while not done.is_set():
+            try:
+                done.wait(0.5)
+            except KeyboardInterrupt:
+                interrupted = True
+                monitor.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
     plan = results[0] if results else None
     if plan is None:
         reason, hint = explain_error(log)

@@ -41,6 +41,12 @@ _REFUSED: dict[str, dict[str, tuple[str, str]]] = {
             "leave --strip-weights out, or use --target tensorrt on the target machine",
         )
     },
+    "optimization_level": {
+        "tensorrt-rtx": (
+            "TensorRT-RTX chooses kernels on the device and not when it builds, so no level has an effect",
+            "leave --optimization-level out",
+        )
+    },
     "timing_cache": {
         "tensorrt-rtx": (
             "TensorRT-RTX times nothing when it builds, so a timing cache has no effect",
@@ -62,7 +68,7 @@ class EngineOptions:
         height, width: of the raw images in pixels; None: what the graph says where it is static, otherwise needed
             (`for_manifest` fills them).
         workspace_mib: the most memory that kernels may use for their scratch data; None: TensorRT's own limit.
-        optimization_level: 0 (builds fast) to 5 (tries most); None: TensorRT's own, 3.
+        optimization_level: 0 (builds fast) to 5 (tries most kernels); None: TensorRT's own, 3.
         max_aux_streams: the most CUDA streams beside the main one; None: TensorRT decides.
         compute_capabilities: GPUs that a TensorRT-RTX engine is for, as "8.6"; empty: all from Ampere on.
         timing_cache: file with kernel timings of earlier builds, read if it is there and written afterwards.
@@ -91,7 +97,7 @@ class EngineOptions:
         if self.flavour not in FLAVOURS:
             raise InputError(f"{self.flavour!r} is no kind of TensorRT", hint=f"one of {', '.join(FLAVOURS)}")
         for option, by_flavour in _REFUSED.items():
-            if getattr(self, option) and self.flavour in by_flavour:
+            if self._given(option) and self.flavour in by_flavour:
                 reason, hint = by_flavour[self.flavour]
                 raise InputError(f"--{_OPTION_NAMES.get(option, option).replace('_', '-')}: {reason}", hint=hint)
         if self.optimization_level is not None and self.optimization_level not in _LEVELS:
@@ -122,11 +128,15 @@ class EngineOptions:
                 sizes[name] = ShapeRange(1, model, max(model, largest))
         return replace(self, flavour=flavour, **sizes)
 
+    def _given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False and value != ()
+
     def to_json(self) -> dict[str, Any]:
         """The options that were given, as they go into the manifest; a file by its name only."""
         shown: dict[str, Any] = {}
         for name, value in vars(self).items():
-            if name in ("flavour", "batch", "height", "width") or value in (None, False, ()):
+            if name in ("flavour", "batch", "height", "width") or not self._given(name):
                 continue
             shown[name] = value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         return shown

@@ -42,8 +42,8 @@ _ERRORS = {
         "install a driver (vitdeploy doctor shows what is here), or use --target tensorrt-rtx or --target onnx",
     ),
     r"out of memory|OutOfMemory|MEM_ALLOC_FAILED|failed to allocate": (
-        "the GPU's memory is not enough for this build",
-        "lower the maximum of --batch or --image-size, lower --workspace, or close other programs",
+        "the memory that the build may use is not enough",
+        "raise --workspace if you gave it, lower the maximum of --batch or --image-size, or close other programs",
     ),
     r"Unable to load library: \S*lean": (
         "TensorRT's lean runtime is not installed, which --version-compatible needs",

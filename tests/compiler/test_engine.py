@@ -1,0 +1,518 @@
+"""TensorRT-RTX engines built for real, ahead of time; what can't be built is refused with the next step."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitdeploy import machine, progress
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler import engine as engine_package
+from vitdeploy.compiler.engine import EngineOptions, build_engine, choose_target, target, why_not
+from vitdeploy.compiler.engine.watch import BuildLog, Phases, explain_error
+from vitdeploy.errors import EngineError, InputError, ModelError, VitdeployError
+from vitdeploy.specs import ShapeRange
+
+SOURCES = Path(engine_package.__file__).parent
+needs_rtx = pytest.mark.skipif(
+    why_not("tensorrt-rtx") is not None, reason="tensorrt-rtx can't build here: " + str(why_not("tensorrt-rtx"))
+)
+
+
+class Recorder:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.completed: list[float] = []
+        self.details: list[str] = []
+
+    def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Any]:
+        return nullcontext(self)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def advance(self, amount: float = 1) -> None:
+        raise AssertionError("the builder sets what is done")
+
+    def update(self, *, completed: float | None = None, total: float | None = None, detail: str | None = None) -> None:
+        if completed is not None:
+            self.completed.append(completed)
+        if detail:
+            self.details.append(detail)
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    with progress.use(recorder):
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def options(tiny_bundle: Path) -> EngineOptions:
+    return EngineOptions().for_manifest(Bundle.open(tiny_bundle).manifest)
+
+
+def graph(text: str, path: Path, *, name: str = "vit.layers.3.mlp/Weird") -> Path:
+    """An ONNX file from nodes in ONNX's text form: `image` uint8 -> `y` float32; the last node is called `name`."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["":20]>\n'
+        f"g (uint8[batch,height,width,3] image) => (float[batch,height,width,3] y) {{ {text} }}"
+    )
+    model.graph.node[-1].name = name
+    onnx.save(model, path)
+    return path
+
+
+IDENTITY = "y = Cast<to=1>(image)"
+
+
+# --- Building ---
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("form", "precision"), [("model.onnx", "fp32"), ("model.fp16.onnx", "fp16"), ("model.int8.onnx", "int8")]
+)
+def test_builds_every_form_without_a_gpu(
+    tiny_bundle: Path, tmp_path: Path, options: EngineOptions, recorder: Recorder, form: str, precision: str
+) -> None:
+    source, output = tiny_bundle / form, tmp_path / "engines" / "some.engine"
+    info = build_engine(source, output, options)
+    data = info.to_json()
+    assert data["precision"] == precision
+    assert data["tensorrt"] == {"flavour": "tensorrt-rtx", "version": machine.version("tensorrt-rtx")}
+    assert data["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0+"]
+    assert data["profiles"] == [{"image": {"min": [1, 1, 1, 3], "opt": [1, 32, 32, 3], "max": [8, 1080, 1920, 3]}}]
+    assert data["source_onnx_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert (data["layers"].get("quantize", 0) > 0) == (precision == "int8")
+    assert (data["layers"].get("float16", 0) > 0) == (precision != "fp32")
+    assert json.loads(json.dumps(data)) == data
+    assert output.stat().st_size == info.size_bytes > 10_000
+    assert sorted(path.name for path in output.parent.iterdir()) == ["some.engine", "some.log"]
+    assert "[INFO]" in output.with_suffix(".log").read_text()
+
+
+@needs_rtx
+def test_progress_rises_to_the_end_and_names_phases(
+    tiny_bundle: Path, tmp_path: Path, options: EngineOptions, recorder: Recorder
+) -> None:
+    build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "e", options)
+    assert recorder.completed == sorted(recorder.completed)
+    assert recorder.completed[-1] == 100
+    assert len({round(done) for done in recorder.completed}) > 10
+    assert "Cloning network graph" in recorder.details
+
+
+@needs_rtx
+def test_ranges_and_compute_capabilities_change_the_engine(
+    tiny_bundle: Path, tmp_path: Path, options: EngineOptions
+) -> None:
+    source = tiny_bundle / "model.fp16.onnx"
+    fixed = EngineOptions(batch=ShapeRange(1, 1, 1), height=ShapeRange(32, 32, 32), width=ShapeRange(32, 32, 32))
+    static = build_engine(source, tmp_path / "fixed", fixed)
+    assert static.profiles[0]["image"] == {key: [1, 32, 32, 3] for key in ("min", "opt", "max")}
+    named = EngineOptions(
+        batch=ShapeRange(2, 4, 4),
+        height=options.height,
+        width=options.width,
+        compute_capabilities=("8.6", "8.9", "12.0"),
+    )
+    info = build_engine(source, tmp_path / "named", named)
+    assert info.profiles[0]["image"]["min"][0] == 2 and info.profiles[0]["image"]["max"][0] == 4
+    assert info.compute_capabilities == ("8.6", "8.9", "12.0")
+    assert info.to_json()["flags"] == {"compute_capabilities": ["8.6", "8.9", "12.0"]}
+    assert static.size_bytes < info.size_bytes  # code for one size against code for many
+
+
+@needs_rtx
+def test_a_static_graph_needs_no_sizes_and_takes_no_others(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["":20]>\n'
+        "g (uint8[2,8,6,3] image) => (float[2,8,6,3] y) { y = Cast<to=1>(image) }"
+    )
+    path = tmp_path / "static.onnx"
+    onnx.save(model, path)
+    info = build_engine(path, tmp_path / "e", EngineOptions())
+    assert info.profiles[0]["image"]["max"] == [2, 8, 6, 3]
+    with pytest.raises(InputError, match="a batch of 2 only, not 1 to 8"):
+        build_engine(path, tmp_path / "f", EngineOptions(batch=ShapeRange(1, 1, 8)))
+
+
+@needs_rtx
+def test_an_engine_is_written_whole_or_not_at_all(
+    tiny_bundle: Path, tmp_path: Path, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "x.engine"
+    output.write_bytes(b"the old one")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(VitdeployError, match="no space left"):
+        build_engine(tiny_bundle / "model.fp16.onnx", output, options)
+    assert output.read_bytes() == b"the old one"
+    assert {path.name for path in tmp_path.iterdir()} == {"x.engine", "x.log"}
+
+
+@pytest.mark.full
+@needs_rtx
+def test_sizes_on_a_real_model(test_data: Path, tmp_path: Path) -> None:
+    """FP16 halves the weights, INT8 quarters them; the rest is TensorRT's own code, some 20 MB of the engine."""
+    from vitdeploy.compiler.build import build
+    from vitdeploy.compiler.export import export
+    from vitdeploy.compiler.recipe import Recipe
+
+    bundle = export(test_data / "models" / "vit-small-patch14-112-cifar10", tmp_path / "bundle")
+    recipe = Recipe(dataset=str(test_data / "cifar10"), count=16)
+    bundle = build(bundle, ["fp32", "fp16", "int8"], target="tensorrt-rtx", recipe=recipe).bundle
+    sizes = {artifact.precision: artifact.size_bytes for artifact in bundle.select(kind="engine")}
+    assert sizes["fp16"] <= 0.56 * sizes["fp32"]
+    assert sizes["int8"] <= 0.40 * sizes["fp32"]
+
+
+# --- Graphs that TensorRT can't take ---
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("nodes", "reason", "hint"),
+    [
+        ("f = Cast<to=1>(image) y = Det(f)", "(op Det): TensorRT has no such operator", "--target onnx"),
+        ("f = Cast<to=1>(image) y = Foo(f)", "(op Foo): TensorRT has no such operator", "--target onnx"),
+        ("y = Transpose<perm=[0,1,2,3]>(image)", "first input has type UInt8", "cast the image before"),
+    ],
+)
+def test_parser_errors_name_node_and_operator(tmp_path: Path, nodes: str, reason: str, hint: str) -> None:
+    path = graph(nodes, tmp_path / "odd.onnx")
+    with pytest.raises(ModelError) as raised:
+        build_engine(path, tmp_path / "e", EngineOptions(height=ShapeRange(8, 8, 8), width=ShapeRange(8, 8, 8)))
+    assert "odd.onnx" in raised.value.message
+    assert "node vit.layers.3.mlp/Weird" in raised.value.message
+    assert reason in raised.value.message
+    assert hint in str(raised.value.hint)
+    assert "checkMacros" not in raised.value.message
+    assert not (tmp_path / "e").exists()
+
+
+@needs_rtx
+@pytest.mark.parametrize("content", [b"", b"hello, this is no model", b"<html>not found</html>" * 50])
+def test_a_file_that_is_no_graph(tmp_path: Path, content: bytes, options: EngineOptions) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"bad\.onnx") as raised:
+        build_engine(path, tmp_path / "e", options)
+    assert "again" in str(raised.value.hint)
+
+
+@needs_rtx
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_graph(tiny_bundle: Path, tmp_path: Path, options: EngineOptions, share: float) -> None:
+    whole = (tiny_bundle / "model.fp16.onnx").read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ModelError, match=r"cut\.onnx.*(damaged|cut off)"):
+        build_engine(path, tmp_path / "e", options)
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_missing_graph(tmp_path: Path, options: EngineOptions) -> None:
+    if why_not("tensorrt-rtx"):
+        pytest.skip("tensorrt-rtx can't build here")
+    with pytest.raises(ModelError, match="there is no graph"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "e", options)
+
+
+@needs_rtx
+def test_a_graph_that_takes_no_images(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["":20]>\n'
+        "g (float[batch,3,8,8] pixels) => (float[batch,3,8,8] y) { y = Relu(pixels) }"
+    )
+    onnx.save(model, tmp_path / "old.onnx")
+    with pytest.raises(InputError, match=r"pixels \(-1, 3, 8, 8\)"):
+        build_engine(tmp_path / "old.onnx", tmp_path / "e", EngineOptions())
+
+
+# --- Options that can't be fulfilled ---
+
+
+@needs_rtx
+def test_sizes_are_needed_and_checked_before_the_build(tmp_path: Path) -> None:
+    path = graph(IDENTITY, tmp_path / "any.onnx")
+    with pytest.raises(InputError, match="images of any height"):
+        build_engine(path, tmp_path / "e", EngineOptions())
+    huge = ShapeRange(1, 224, 40_000)
+    with pytest.raises(InputError, match="8 images of 40000x40000 pixels have 38400000000 values"):
+        build_engine(path, tmp_path / "e", EngineOptions(height=huge, width=huge))
+
+
+@needs_rtx
+def test_a_compute_capability_it_does_not_know(tmp_path: Path) -> None:
+    path, size = graph(IDENTITY, tmp_path / "any.onnx"), ShapeRange(8, 8, 8)
+    with pytest.raises(InputError, match=r"nothing for compute capability 8\.7") as raised:
+        build_engine(path, tmp_path / "e", EngineOptions(height=size, width=size, compute_capabilities=("8.7",)))
+    assert "8.6" in str(raised.value.hint) and "Jetson" in str(raised.value.hint)
+
+
+@needs_rtx
+def test_turing_has_no_fp32_products(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
+    sizes = {"height": options.height, "width": options.width}
+    with pytest.raises(EngineError, match=r"7\.5 \(Turing\)") as raised:
+        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", EngineOptions(compute_capabilities=("7.5",), **sizes))
+    assert "--compute-capability" in str(raised.value.hint)
+
+
+@needs_rtx
+def test_a_workspace_that_is_too_small_is_named(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
+    sizes = {"height": options.height, "width": options.width}
+    with pytest.raises(EngineError) as raised:
+        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", EngineOptions(workspace_mib=1, **sizes))
+    assert "--workspace" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"hardware_compatible": True}, "--hardware-compatible: every TensorRT-RTX engine already runs on all GPUs"),
+        ({"version_compatible": True}, "--version-compatible: TensorRT-RTX has no lean runtime"),
+        ({"strip_weights": True}, "--strip-weights"),
+        ({"timing_cache": Path("c")}, "--timing-cache"),
+        ({"optimization_level": 0}, "--optimization-level"),
+        (
+            {"flavour": "tensorrt", "compute_capabilities": ("8.6",)},
+            "--compute-capability: TensorRT builds for the GPU",
+        ),
+        ({"flavour": "tensorrt", "optimization_level": 6}, "optimization level 6"),
+        ({"workspace_mib": 0}, "workspace of 0 MiB"),
+        ({"max_aux_streams": -1}, "-1 auxiliary streams"),
+        ({"compute_capabilities": ("ampere",)}, "'ampere' is no compute capability"),
+        ({"compute_capabilities": ("8.6", "8.6")}, "named twice"),
+        ({"flavour": "rtx"}, "'rtx' is no kind of TensorRT"),
+    ],
+)
+def test_refused_before_anything_is_read(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError) as raised:
+        EngineOptions(**wrong)
+    assert reason in raised.value.message
+    assert raised.value.hint
+
+
+def test_the_other_flavour_takes_what_one_refuses() -> None:
+    options = EngineOptions(
+        flavour="tensorrt", hardware_compatible=True, strip_weights=True, optimization_level=5, timing_cache=Path("a/b")
+    )
+    assert options.to_json() == {
+        "hardware_compatible": True,
+        "strip_weights": True,
+        "optimization_level": 5,
+        "timing_cache": "b",
+    }
+
+
+def test_sizes_come_from_the_bundle_and_given_ones_stay(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    filled = EngineOptions(height=ShapeRange(4, 5, 6)).for_manifest(manifest, "tensorrt")
+    assert (filled.flavour, filled.height, filled.width) == ("tensorrt", ShapeRange(4, 5, 6), ShapeRange(1, 32, 1920))
+
+
+# --- Ctrl-C ---
+
+CANCELLED = """
+    import sys, time
+    from contextlib import nullcontext
+    from pathlib import Path
+    from vitdeploy import progress
+    from vitdeploy.compiler.engine import EngineOptions, build_engine
+    from vitdeploy.bundle import Bundle
+
+    class Slow:
+        said = False
+        def task(self, *_): return nullcontext(self)
+        def note(self, message): pass
+        def advance(self, amount=1): pass
+        def update(self, **_):
+            if not self.said:
+                print("building", flush=True)
+            self.said = True
+            time.sleep(0.01)
+
+    bundle = Bundle.open(sys.argv[1])
+    with progress.use(Slow()):
+        try:
+            build_engine(bundle.path / "model.onnx", Path(sys.argv[2]), EngineOptions().for_manifest(bundle.manifest))
+            print("built")
+        except KeyboardInterrupt:
+            print("cancelled")
+"""
+
+
+@needs_rtx
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_ends_the_build_and_leaves_the_old_engine(tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "old.engine"
+    output.write_bytes(b"the old one")
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CANCELLED), tiny_bundle, output],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "building\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("cancelled\n", 0), err
+    assert output.read_bytes() == b"the old one"
+    assert {path.name for path in tmp_path.iterdir()} == {"old.engine", "old.log"}
+
+
+# --- What is built here ---
+
+
+def test_choose_target_by_what_is_here(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+    gpu = machine.Gpu("Orin", "8.7", 8 << 30, "540.3", "12.6", True)
+
+    def here(modules: set[str], gpus: tuple[machine.Gpu, ...], processor: str) -> str:
+        monkeypatch.setattr(machine, "has_module", lambda name: name in modules)
+        monkeypatch.setattr(machine, "gpus", lambda: gpus)
+        monkeypatch.setattr(target.platform, "machine", lambda: processor)
+        return choose_target("auto")
+
+    assert here({"tensorrt", "tensorrt_rtx"}, (gpu,), "x86_64") == "tensorrt"
+    assert here({"tensorrt", "tensorrt_rtx"}, (), "x86_64") == "tensorrt-rtx"
+    assert here({"tensorrt_rtx"}, (gpu,), "AMD64") == "tensorrt-rtx"
+    assert recorder.notes == []
+    assert here({"tensorrt_rtx"}, (gpu,), "aarch64") == "onnx"
+    assert "pip install 'vitdeploy[gpu]'" in recorder.notes[0] and "x86-64 only" in recorder.notes[0]
+    assert here(set(), (), "x86_64") == "onnx"
+    assert "pip install 'vitdeploy[rtx]'" in recorder.notes[1]
+    assert choose_target("onnx") == "onnx"
+    with pytest.raises(EngineError, match="no NVIDIA GPU here") as raised:
+        choose_target("tensorrt")
+    assert "--target tensorrt-rtx" in str(raised.value.hint)
+    with pytest.raises(EngineError, match="tensorrt-rtx is not installed"):
+        choose_target("tensorrt-rtx")
+    with pytest.raises(InputError, match="'cuda' is not known"):
+        choose_target("cuda")
+
+
+def test_a_flavour_that_can_not_be_built_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    if machine.gpus():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(EngineError, match="no NVIDIA GPU here"):
+        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", EngineOptions(flavour="tensorrt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Parts ---
+
+
+def test_phases_nest_and_never_fall() -> None:
+    phases, seen = Phases(), []
+    phases.start("whole", None, 2)
+    phases.start("first", "whole", 4)
+    for step in range(4):
+        phases.advance("first", step)
+        seen.append(phases.done())
+    phases.finish("first")
+    phases.advance("whole", 0)
+    phases.start("second", "whole", 10)
+    seen.append(phases.done())
+    assert seen == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5])  # by hand: a half of the whole in quarters
+    assert phases.current() == "second"
+    phases.finish("second")
+    phases.finish("whole")
+    assert phases.done() == 1
+
+
+def test_warnings_that_matter_are_told_in_plain_words(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as file:
+        log = BuildLog(file)
+        for message in (
+            "Detected layernorm nodes in FP16: running them may cause overflow",
+            "Skipping tactic 0x1 due to insufficient memory on requested size of 9",
+            "Skipping tactic 0x2 due to insufficient memory on requested size of 9",
+            "Something nobody needs to know",
+        ):
+            log.add("WARNING", message)
+    assert len(log.notes()) == 2
+    assert "vitdeploy bench" in log.notes()[0] and "--workspace" in log.notes()[1]
+    assert "nobody needs" in (tmp_path / "log").read_text()
+
+
+def test_an_unknown_error_is_shown_without_its_place(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as file:
+        log = BuildLog(file)
+        log.add("ERROR", "IBuilder::f: Error Code 9: Something new In compile at /_src/a/b.cpp:12")
+        log.add("ERROR", "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (cudaError 35: driver)")
+    assert explain_error(log) == ("IBuilder::f: Error Code 9: Something new", None)
+
+
+@needs_rtx
+def test_every_member_that_the_builder_uses_exists() -> None:
+    """TensorRT's classes are looked at, not run: a member that one release renames shows here first."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    owners = {
+        "trt": trt,
+        "builder": trt.Builder,
+        "network": trt.INetworkDefinition,
+        "config": trt.IBuilderConfig,
+        "parser": trt.OnnxParser,
+        "shapes": trt.IOptimizationProfile,
+        "layer": trt.ILayer,
+        "error": trt.ParserError,
+        "tensor": trt.ITensor,
+    }
+    checked = set()
+    for file in ("builder.py", "watch.py"):
+        for node in ast.walk(ast.parse((SOURCES / file).read_text())):
+            chain = _dotted(node)
+            if chain is None or chain[0] not in owners or chain[-1].startswith("__"):
+                continue
+            owner: Any = owners[chain[0]]
+            for name in chain[1:]:
+                assert hasattr(owner, name), f"{file}: {'.'.join(chain)} is not in tensorrt_rtx {trt.__version__}"
+                if chain[0] != "trt":
+                    break
+                owner = getattr(owner, name)
+            checked.add(".".join(chain))
+    assert {"config.set_compute_capability", "trt.BuilderFlag.STRIP_PLAN", "parser.parse_from_file"} <= checked
+    for name in ("node_name", "node_operator", "local_function_stack"):
+        assert hasattr(trt.ParserError, name)
+
+
+def _dotted(node: ast.AST) -> list[str] | None:
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name) and names:
+        return [node.id, *reversed(names)]
+    return None
+
+
+def test_the_options_load_no_heavy_package() -> None:
+    """The command line reads them before anything is built."""
+    code = (
+        "import sys, vitdeploy.compiler.engine; print({'tensorrt', 'tensorrt_rtx', 'onnx', 'torch'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
