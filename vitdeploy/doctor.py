@@ -35,6 +35,14 @@ _NEEDS = (
     ("run_tensorrt", "Run TensorRT engines", ("tensorrt", "cuda-python")),
     ("run_tensorrt_rtx", "Run TensorRT-RTX engines", ("tensorrt-rtx", "cuda-python")),
 )
+# What makes INT8 fast on a CPU, and what it is called.
+_INT8 = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "i8mm": "ARM I8MM",
+    "asimddp": "ARM dot product",
+}
 _NEEDS_GPU = ("build_tensorrt", "run_tensorrt", "run_tensorrt_rtx")
 _RTX_SINCE = 7.5  # compute capability: Turing
 _NO_GPU = {
@@ -163,8 +171,12 @@ def _note(key: str, packages: tuple[Package, ...]) -> str | None:
             return "on the CPU: fine for small models and trials"
         if torch.endswith("+cpu"):
             return "on the CPU: this PyTorch was built without CUDA"
+    if key in ("onnxruntime", "openvino"):
+        flags = machine.cpu_flags()
+        name = next((name for flag, name in _INT8.items() if flag in flags), None)
+        return f"INT8 by {name}" if name else "no INT8 instructions here: INT8 saves memory, little time"
     if key == "build_tensorrt_rtx":
-        return "ahead of time; needs no GPU"
+        return "needs no GPU; for RTX 30, 40 and 50"
     return None
 
 
@@ -192,7 +204,8 @@ def _cure(bad: list[Package], ranges: dict[str, str]) -> str:
     flags = "--upgrade " if any(package.installed for package in bad) else ""
     extras = sorted({_EXTRAS.get(name, "build") for name in names if name != "cuda-python"})
     clash = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
-    if not extras or any(machine.version(clash[extra]) for extra in extras if extra in clash):
+    lacks_cuda = "cuda-python" in names and "gpu" not in extras  # the extra rtx does without: it only builds
+    if lacks_cuda or any(machine.version(clash[extra]) for extra in extras if extra in clash):
         return f"pip install {flags}" + " ".join(f"'{name}{ranges.get(name, '')}'" for name in sorted(names))
     return f"pip install {flags}'vitdeploy[{','.join(extras)}]'"
 

@@ -32,8 +32,9 @@ class WeightCount:
 class GraphFacts:
     """An ONNX graph, its subgraphs included.
 
-    `parameters` are the elements of all stored tensors; `weights` splits them by type. `products` are the matrix
-    products and convolutions, `int8_products` those of them whose two factors are both dequantised INT8.
+    `weights` are all stored tensors by type, `parameters` their elements without the scales and zero points of Q/DQ.
+    `products` are the matrix products and convolutions, `int8_products` those of them whose two factors are both
+    dequantised INT8.
     """
 
     ir_version: int
@@ -85,7 +86,7 @@ def read_graph(path: Path) -> GraphFacts:
         inputs=tuple(_spec(onnx, value) for value in model.graph.input if value.name not in stored),
         outputs=tuple(_spec(onnx, value) for value in model.graph.output),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
-        parameters=sum(count.elements for count in weights.values()),
+        parameters=sum(count.elements for count in weights.values()) - _scale_elements(model.graph, nodes),
         weights=weights,
         quantize_nodes=operators["QuantizeLinear"],
         dequantize_nodes=operators["DequantizeLinear"],
@@ -114,6 +115,13 @@ def _weights(onnx: Any, graph: Any, nodes: list[Any]) -> dict[str, WeightCount]:
         elements = sum(sizes)
         counts[dtype] = WeightCount(len(sizes), elements, elements * _bits(dtype) // 8)
     return dict(sorted(counts.items(), key=lambda item: -item[1].size_bytes))
+
+
+def _scale_elements(graph: Any, nodes: list[Any]) -> int:
+    """Elements of the stored scales and zero points."""
+    quantizers = ("QuantizeLinear", "DequantizeLinear")
+    names = {name for node in nodes if node.op_type in quantizers for name in node.input[1:]}
+    return sum(math.prod(t.dims) for inner in _graphs(graph) for t in inner.initializer if t.name in names)
 
 
 def _dtype(onnx: Any, data_type: int) -> str:

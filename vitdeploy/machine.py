@@ -149,10 +149,10 @@ def _cpu_info(*names: str) -> str:
     return ""
 
 
-def jetson_release() -> str | None:
-    """The Jetson Linux release ("R36.4.3"), None on another machine."""
+def jetson_release(file: Path = Path("/etc/nv_tegra_release")) -> str | None:
+    """The Jetson Linux release ("R36.4.3") as `file` says it, None on another machine."""
     with contextlib.suppress(OSError):
-        text = Path("/etc/nv_tegra_release").read_text()
+        text = file.read_text()
         found = re.search(r"# (R\d+)[^,]*, REVISION: ([\d.]+)", text)
         if found:
             return f"{found[1]}.{found[2]}"
@@ -177,12 +177,12 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(_gpu(driver, index, cuda) for index in range(count.value))
 
 
-def problem_with_gpu() -> str | None:
-    """Why a graphics card of NVIDIA that is on the bus is not among `gpus`; None if there is none or it is there."""
+def problem_with_gpu(bus: Path = Path("/sys/bus/pci/devices")) -> str | None:
+    """Why a card of NVIDIA's that is on the bus is not among `gpus`, ": " and what to do; None if nothing is wrong."""
     if gpus():
         return None
     on_bus = False
-    for device in Path("/sys/bus/pci/devices").glob("*"):
+    for device in bus.glob("*"):
         with contextlib.suppress(OSError):
             maker, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
             on_bus = on_bus or (maker == "0x10de" and kind.startswith(("0x0300", "0x0302")))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_GIB = 1 << 30
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -92,12 +94,12 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         ("Processor", f"{machine['cpu']}, {machine['cores']} usable core{'s' * (machine['cores'] != 1)}"),
     ]
     if machine["cpu_flags"]:
-        rows.append(("", f"{' '.join(machine['cpu_flags'])} ({_int8_speed(machine['cpu_flags'])})"))
+        rows.append(("", " ".join(machine["cpu_flags"])))
     if machine["memory_bytes"] is not None:
-        rows.append(("Memory", f"{machine['memory_bytes'] / 1e9:.1f} GB"))
+        rows.append(("Memory", f"{machine['memory_bytes'] / _GIB:.1f} GiB"))
     if machine["jetson"]:
         rows.append(("Jetson Linux", machine["jetson"]))
-    rows += [("GPU", _gpu(gpu)) for gpu in machine["gpu"]] or [("GPU", "no NVIDIA GPU")]
+    rows += [("GPU", _gpu(gpu)) for gpu in machine["gpu"]] or [("GPU", "none of NVIDIA's that CUDA can use")]
     return rows
 
 
@@ -107,13 +109,8 @@ def _own_version() -> str:
     return __version__
 
 
-def _int8_speed(flags: list[str]) -> str:
-    fast = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
-    return "has INT8 products: INT8 is fast here" if fast else "no INT8 products: INT8 gains little here"
-
-
 def _gpu(gpu: dict[str, Any]) -> str:
-    memory = f"{gpu['memory_bytes'] / 1e9:.1f} GB{' shared with the processor' if gpu['integrated'] else ''}"
+    memory = f"{gpu['memory_bytes'] / _GIB:.1f} GiB{' shared with the processor' if gpu['integrated'] else ''}"
     driver = f"driver {gpu['driver']}, " if gpu["driver"] else ""
     return f"{gpu['name']}, compute capability {gpu['compute_capability']}, {memory}, {driver}CUDA {gpu['cuda']}"
 

@@ -79,8 +79,12 @@ def _show_bundle(console: Console, report: BundleReport) -> None:
     if report.bench is not None:
         console.print("\nLast benchmark", style="bold")
         console.print(_indented(_bench(report.bench)))
-    if any(file.stale for file in report.files):
-        console.print(f"\nNext: vitdeploy build-engine {report.path} --fp16 --int8", soft_wrap=True, markup=False)
+    stale = [file.artifact for file in report.files if file.stale]
+    if stale:
+        options = [f"--{precision}" for precision in ("fp16", "int8") if precision in {a.precision for a in stale}]
+        options += ["--calibration-data DATASET"] if any(a.kind == "calibration" for a in stale) else []
+        line = " ".join(["vitdeploy build-engine", str(report.path), *options])
+        console.print(f"\nNext: {line}", soft_wrap=True, markup=False)
 
 
 def _show_file(console: Console, report: FileReport) -> None:
@@ -234,8 +238,8 @@ def _calibration(calibration: dict[str, Any]) -> str:
 def _show_check(console: Console, check: dict[str, Any]) -> None:
     passed = bool(check.get("passed"))
     text = (
-        f"{'✓' if passed else '✗'} {check.get('name')}: {check.get('value', float('nan')):.2g}"
-        f" {'≤' if passed else '>'} {check.get('tolerance', float('nan')):.2g} {check.get('unit', '')}"
+        f"{'✓' if passed else '✗'} {check.get('name')}: {check.get('value', float('nan')):.3g}"
+        f" {'≤' if passed else '>'} {check.get('tolerance', float('nan')):.3g} {check.get('unit', '')}"
         f" ({check.get('inputs', '?')} inputs)"
     )
     console.print(_indented(text, style="" if passed else "red", by=2))
