@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ class Runner(Protocol):
     threads; what it returns belongs to the caller.
     """
 
-    backend: ClassVar[str]
+    backend: str
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -59,7 +59,7 @@ class RunnerBase(ABC):
     A backend says in `_open` how to load (and registers on the stack how to release), in `_run` how to run.
     """
 
-    backend: ClassVar[str]
+    backend: str
 
     def __init__(self) -> None:
         self._stack: ExitStack | None = None

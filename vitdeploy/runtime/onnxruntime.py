@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy.typing as npt
 
@@ -34,7 +34,7 @@ class OnnxRuntimeRunner(RunnerBase):
             logits = runner.infer({"image": pixels})["logits"]
     """
 
-    backend: ClassVar[str] = "onnxruntime"
+    backend = "onnxruntime"
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, device: str = "cpu") -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ class OpenVinoRunner(RunnerBase):
             logits = runner.infer({"image": pixels})["logits"]
     """
 
-    backend: ClassVar[str] = "openvino"
+    backend = "openvino"
 
     def __init__(
         self, path: str | os.PathLike[str], threads: int | None = None, *, inference_precision: str = "f32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy.typing as npt
 
@@ -33,7 +33,7 @@ class PyTorchRunner(RunnerBase):
             logits = runner.infer({"image": pixels})["logits"]
     """
 
-    backend: ClassVar[str] = "pytorch"
+    backend = "pytorch"
 
     def __init__(self, model: str | os.PathLike[str], threads: int | None = None, *, device: str = "cpu") -> None:
         super().__init__()

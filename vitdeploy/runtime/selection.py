@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitdeploy.bundle import Artifact, Bundle
-from vitdeploy.errors import BundleError, InputError
-from vitdeploy.machine import gpus, has_module
+from vitdeploy.errors import BundleError, EngineError, InputError
+from vitdeploy.machine import gpus, has_module, version
+from vitdeploy.runtime.engine_fit import check_fit, check_version
 
 __all__ = ["BACKENDS", "DEVICES", "PRECISIONS", "Candidate", "candidates"]
 
@@ -129,8 +130,22 @@ def _judged(candidate: Candidate, measured: _Measured, any_precision: bool) -> C
     elif not has_module(module):
         reason, install = f"{package} is not installed", f"pip install 'vitdeploy[{extra}]'"
     else:
-        reason = measured.against(candidate, any_precision)
-    return Candidate(candidate.backend, candidate.precision, candidate.device, candidate.artifact, reason, install)
+        reason = _misfit(candidate, package) or measured.against(candidate, any_precision)
+    return replace(candidate, reason=reason, install=install)
+
+
+def _misfit(candidate: Candidate, package: str) -> str | None:
+    """Why an engine does not fit the GPU or the TensorRT here, by what the manifest says of it."""
+    if candidate.artifact.kind != "engine":
+        return None
+    try:
+        check_fit(candidate.artifact, gpus()[0])
+        installed = version(package)
+        if installed is not None:  # a system's own TensorRT is no Python distribution; it answers for itself
+            check_version(candidate.artifact, candidate.backend, installed)
+    except EngineError as error:
+        return error.message
+    return None
 
 
 class _Measured:

@@ -1,0 +1,136 @@
+"""The little of CUDA that running an engine needs, through cuda-python: a stream, and memory on both sides of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdeploy.errors import EngineError, InputError
+
+__all__ = ["Memory", "Stream"]
+
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class Memory:
+    """GPU memory of one tensor and pinned memory of the same size beside it; grows when it must, never shrinks.
+
+    `device` is the address on the GPU, 0 while there is none.
+    """
+
+    def __init__(self, cuda: ModuleType) -> None:
+        self._cuda = cuda
+        self._host = 0
+        self._capacity = 0
+        self.device = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have room for `size_bytes`; what was in here is lost if it has to grow.
+
+        Raises:
+            InputError: the GPU or the machine has no memory left.
+        """
+        if size_bytes <= self._capacity:
+            return
+        self.free()
+        try:
+            self.device = int(checked(self._cuda, self._cuda.cudaMalloc(size_bytes), size_bytes))
+            self._host = int(checked(self._cuda, self._cuda.cudaMallocHost(size_bytes), size_bytes))
+        except BaseException:
+            self.free()
+            raise
+        self._capacity = size_bytes
+
+    @property
+    def host(self) -> int:
+        """Address of the pinned memory."""
+        return self._host
+
+    def view(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The pinned memory as an array; it is only valid until the next `reserve` or `free`."""
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        content: Any = (ctypes.c_uint8 * size_bytes).from_address(self._host)
+        return np.asarray(np.frombuffer(content, dtype=dtype).reshape(shape))
+
+    def free(self) -> None:
+        """Give all of it back."""
+        device, host = self.device, self._host
+        self.device = self._host = self._capacity = 0
+        if device:
+            self._cuda.cudaFree(device)
+        if host:
+            self._cuda.cudaFreeHost(host)
+
+
+class Stream:
+    """A CUDA stream on one GPU."""
+
+    def __init__(self, cuda: ModuleType, device: int) -> None:
+        self._cuda = cuda
+        self._device = device
+        self.select_device()
+        self._stream = checked(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+        self.handle = _address(self._stream)
+
+    def select_device(self) -> None:
+        """Make this stream's GPU the calling thread's: CUDA keeps that per thread."""
+        checked(self._cuda, self._cuda.cudaSetDevice(self._device))
+
+    def upload(self, memory: Memory, size_bytes: int) -> None:
+        """Start copying from pinned memory to the GPU."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        checked(self._cuda, self._cuda.cudaMemcpyAsync(memory.device, memory.host, size_bytes, kind, self._stream))
+
+    def download(self, memory: Memory, size_bytes: int) -> None:
+        """Start copying from the GPU to pinned memory."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        checked(self._cuda, self._cuda.cudaMemcpyAsync(memory.host, memory.device, size_bytes, kind, self._stream))
+
+    def synchronize(self) -> None:
+        """Wait until all that was started is done."""
+        checked(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
+
+    def drain(self) -> None:
+        """Wait as `synchronize` does, whatever state the GPU is in."""
+        with contextlib.suppress(EngineError, InputError):
+            self.synchronize()
+
+    def close(self) -> None:
+        """Destroy the stream."""
+        self._cuda.cudaStreamDestroy(self._stream)
+
+
+def checked(cuda: ModuleType, answer: tuple[Any, ...], size_bytes: int | None = None) -> Any:
+    """What a call of the CUDA runtime gave, without its status.
+
+    Raises:
+        InputError: out of memory.
+        EngineError: any other status than success.
+    """
+    status, *values = answer
+    if int(status) == 0:
+        return values[0] if values else None
+    if int(status) == _OUT_OF_MEMORY:
+        size = "" if size_bytes is None else f" for {size_bytes / 2**20:.0f} MiB"
+        raise InputError(f"the GPU is out of memory{size}", hint="use a smaller batch or image, or free GPU memory")
+    text = cuda.cudaGetErrorString(status)[1]
+    words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+    raise EngineError(
+        f"CUDA failed: {words} ({getattr(status, 'name', int(status))})",
+        hint="check the driver with nvidia-smi; after a failed kernel the process has to be started again",
+    )
+
+
+def _address(stream: Any) -> int:
+    """The stream as the number that TensorRT takes."""
+    try:
+        from cuda.bindings.utils import get_cuda_native_handle  # from 12.9.1 on, where int() is deprecated
+    except ImportError:
+        return int(stream)
+    return int(get_cuda_native_handle(stream))
