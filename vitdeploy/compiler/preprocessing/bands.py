@@ -13,11 +13,13 @@ which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = fir
 the numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the bracket is computed in integers, and every
 term is small enough to be exact in float32.
 
-Pillow's weights w are integers of up to 22 bits, its pixels have 8: their sums do not fit the 24 bits of float32. An
-exact band therefore holds each weight in two parts, w = 2048 high + low with |low| <= 1024. The sum of pixels times
-either part has less than 24 bits (for windows of up to 64 inputs; longer ones would have to conspire), so a float32
-product computes both without any rounding, in whatever order it adds, and in TensorFloat-32 too. A plain band holds
-w / 2**22 in one float32 and rounds.
+Pillow's weights w are integers of up to 22 bits, its pixels have 8: their sums do not fit the 24 bits of float32, and
+where the true sum is a half, as it often is when n/m is a simple fraction, a rounding error decides the level. A band
+of two parts therefore holds each weight as w = 2048 high + low with |low| <= 1024. The sum of pixels times either part
+has less than 24 bits (for windows of up to 64 inputs; longer ones would have to conspire), so a float32 product computes
+both without any rounding, in whatever order it adds, and in TensorFloat-32 too. A band of one part holds w / 2**22 in
+one float32 and rounds; it costs half as much. Constant bands have two parts, and so have computed ones but for bicubic,
+whose sums are rarely a half.
 """
 
 from __future__ import annotations
@@ -51,22 +53,17 @@ class Band:
     """The weights of one axis in blocks.
 
     `count` outputs are kept of blocks * block. `starts` (blocks,) int64 is the first input of each block's window,
-    `length` (1,) int64 the number of inputs in each window. `weights` is float32: (blocks, length, block) of a plain
-    band; (blocks, length, 2 * block) of an exact one, first the high parts / 2048, then the low parts / 2048.
+    `length` (1,) int64 the number of inputs in each window. `weights` is float32 (blocks, length, parts * block): of
+    two parts, first the high ones / 2048, then the low ones / 2048; of one, the weights / 2**22.
     """
 
     count: int
     blocks: int
     block: int
-    exact: bool
+    parts: int
     starts: ir.Value
     length: ir.Value
     weights: ir.Value
-
-    @property
-    def parts(self) -> int:
-        """How many numbers make one weight."""
-        return 2 if self.exact else 1
 
     @property
     def padded(self) -> int:
@@ -74,20 +71,20 @@ class Band:
         return self.blocks * self.block
 
 
-def _blocks(count: int, exact: bool) -> tuple[int, int]:
+def _blocks(count: int, parts: int) -> tuple[int, int]:
     """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists.
 
     Measured best are 16 outputs in a block, and half of that where each has two weights.
     """
-    wanted = 8 if exact else 16
+    wanted = 16 // parts
     fair = [size for size in range(wanted - wanted // 3, wanted + wanted // 2 + 1) if count % size == 0]
     block = min(fair, key=lambda size: abs(size - wanted)) if fair else min(wanted, count)
     return math.ceil(count / block), block
 
 
 def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start: int, count: int) -> Band:
-    """The exact band of `count` outputs from `start` on, for an axis of known size; zero for outputs off the image."""
-    number, block = _blocks(count, exact=True)
+    """The band of `count` outputs from `start` on, for an axis of known size; zero for outputs off the image."""
+    number, block = _blocks(count, parts=2)
     firsts, integers = coefficients(resample, size_in, size_out)
     wanted = start + np.arange(number * block)
     inside = (wanted >= 0) & (wanted < size_out) & (np.arange(number * block) < count)
@@ -110,7 +107,7 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
         count=count,
         blocks=number,
         block=block,
-        exact=True,
+        parts=2,
         starts=tape.constant(starts.astype(np.int64), "starts"),
         length=tape.ints(length),
         weights=tape.constant(parts.astype(np.float32), "weights"),
@@ -120,12 +117,12 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
 def computed_band(
     tape: Tape, resample: str, size_in: ir.Value, size_out: ir.Value, start: ir.Value, count: int, *, may_pad: bool
 ) -> Band:
-    """The same for sizes that the graph reads from the image's shape, for a continuous filter; exact for bilinear.
+    """The same for sizes that the graph reads from the image's shape, for a continuous filter.
 
     `size_in`, `size_out` and `start` are int64 (1,). `may_pad` says that outputs outside the image may be asked for.
     """
-    exact = resample == "bilinear"
-    number, block = _blocks(count, exact)
+    parts = 1 if resample == "bicubic" else 2
+    number, block = _blocks(count, parts)
     reach = round(2 * RADIUS[resample])
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
     larger = tape.Max(size_in, size_out)
@@ -146,16 +143,19 @@ def computed_band(
         tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), tape.ints(1, 2)), along_inputs), along_outputs
     )  # (blocks, length, block)
     distance, limit = tape.Abs(numerator), tape.Cast(tape.Mul(larger, two), to=_FLOAT)
-    weights = _exact_bilinear(tape, distance, limit) if exact else _rounded(tape, resample, tape.Div(distance, limit))
+    if resample == "bilinear":
+        weights = _exact_bilinear(tape, distance, limit)
+    else:
+        weights = _rounded(tape, resample, tape.Div(distance, limit))
     if may_pad or number * block != count:
         weights = _masked(tape, weights, output0, size_out, block)
-    if exact:
+    if parts == 2:
         scaled = tape.Mul(weights, tape.scalar(1 / LOW_UNITS, np.float32))
         high = tape.Round(scaled)
         weights = tape.Concat(tape.Mul(high, tape.scalar(1 / LOW_UNITS, np.float32)), tape.Sub(scaled, high), axis=2)
     else:
         weights = tape.Mul(weights, tape.scalar(1 / _UNITS, np.float32))
-    return Band(count=count, blocks=number, block=block, exact=exact, starts=first, length=length, weights=weights)
+    return Band(count=count, blocks=number, block=block, parts=parts, starts=first, length=length, weights=weights)
 
 
 def _exact_bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
