@@ -1,19 +1,57 @@
-"""Whether an engine can run here: what its manifest says it was built with and for, against what is here.
+"""Whether an engine may and can run here: what its bundle's manifest says of it, against the file and what is here.
 
 TensorRT itself answers a wrong engine with a line about a magic number, or with nothing; so it is asked last.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
-from vitdeploy.bundle import Artifact
+from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import EngineError
 from vitdeploy.machine import Gpu
 
-__all__ = ["check_fit", "check_version"]
+__all__ = ["check_fit", "check_version", "described", "read_engine"]
 
 _AMPERE = (8, 0)  # hardware-compatible engines run from here on
+
+
+def described(path: Path) -> Artifact:
+    """What the manifest of the bundle around an engine says of it.
+
+    Raises:
+        EngineError: no bundle describes it.
+        BundleError: the bundle is damaged.
+    """
+    path = Path(os.path.abspath(path))
+    for folder in path.parents[:3]:
+        if Bundle.is_bundle(folder):
+            name = path.relative_to(folder).as_posix()
+            for artifact in Bundle.open(folder).manifest.artifacts:
+                if artifact.path == name:
+                    return artifact
+    raise EngineError(
+        f"{path} is described by no bundle, and an engine of unknown origin is not loaded",
+        hint="name the engine inside its bundle; for one that you built yourself pass trusted=True",
+    )
+
+
+def read_engine(path: Path, artifact: Artifact | None) -> bytes:
+    """An engine's bytes, after those very bytes were compared with the manifest (None: with nothing).
+
+    Raises:
+        EngineError: they are not what the manifest describes.
+    """
+    data = path.read_bytes()
+    if artifact is not None and hashlib.sha256(data).hexdigest() != artifact.sha256:
+        raise EngineError(
+            f"{path} is not the engine that the manifest describes (its SHA-256 differs)",
+            hint="copy the bundle again or rebuild the engine; do not load a file that was tampered with",
+        )
+    return data
 
 
 def check_fit(artifact: Artifact, gpu: Gpu) -> None:

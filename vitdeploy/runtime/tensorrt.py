@@ -2,7 +2,7 @@
 
 Memory is kept from call to call and grows when a larger input comes: a piece of GPU memory, with pinned memory beside
 it, for each input and output. A call copies in, runs and copies out on one stream, and waits for it.
-PyTorch takes no part; CUDA is reached through cuda-python (`cuda.bindings.runtime`, in old ones `cuda.cudart`).
+PyTorch takes no part; CUDA is reached through cuda-python, as `cuda.bindings.runtime`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClosedError, require
-from vitdeploy.machine import gpus
+from vitdeploy.errors import EngineError, InputError, RunnerClosedError, require
+from vitdeploy.machine import Gpu, gpus, problem_with_gpu
 from vitdeploy.runtime.base import RunnerBase
-from vitdeploy.runtime.cuda import Memory, Stream, checked
+from vitdeploy.runtime.cuda import Memory, Stream
+from vitdeploy.runtime.engine_fit import check_fit, check_version, described, read_engine
 from vitdeploy.specs import ShapeRange, TensorSpec
 
 __all__ = ["TensorRTRunner"]
@@ -40,23 +42,37 @@ _AXES = ("batch", "height", "width")
 
 
 class TensorRTRunner(RunnerBase):
-    """A serialized engine on the current GPU. One call runs at a time; callers from several threads wait in turn.
+    """An engine of a bundle on an NVIDIA GPU. One call runs at a time; callers from several threads wait in turn.
+
+    An engine is compiled code, so only a file that a bundle's manifest describes is loaded, after the TensorRT version
+    and the GPU that it was built for, and its hash, were compared with what is here.
 
     Args:
-        path: the engine file.
+        path: the engine file, inside its bundle.
         flavour: what built it, "tensorrt" or "tensorrt-rtx".
+        device: number of the GPU.
+        trusted: load the file though no bundle describes it; only for an engine that you built yourself.
 
     Example:
         with TensorRTRunner("bundles/vit/engines/tensorrt-int8.engine") as runner:
             logits = runner.infer({"image": pixels})["logits"]
     """
 
-    def __init__(self, path: str | os.PathLike[str], flavour: str = "tensorrt") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        flavour: str = "tensorrt",
+        *,
+        device: int = 0,
+        trusted: bool = False,
+    ) -> None:
         super().__init__()
         if flavour not in _FLAVOURS:
             raise InputError(f"there is no TensorRT flavour {flavour!r}", hint=f"one of {', '.join(_FLAVOURS)}")
         self.backend = flavour
         self._path = Path(path)
+        self._number = device
+        self._trusted = trusted
         self._lock = threading.Lock()
         self._device: _Device | None = None
         self._engine: _Engine | None = None
@@ -64,19 +80,31 @@ class TensorRTRunner(RunnerBase):
     def _open(self, stack: ExitStack) -> None:
         if not self._path.is_file():
             raise EngineError(f"there is no engine at {self._path}", hint="vitdeploy build-engine makes it")
-        if not gpus():
-            raise EngineError(
-                f"{self._path.name} needs an NVIDIA GPU, and its driver offers none here",
-                hint="check nvidia-smi, or run the ONNX forms on the CPU: device='cpu'",
-            )
+        artifact = None if self._trusted else described(self._path)
+        gpu = self._gpu()
         module, extra = _FLAVOURS[self.backend]
         trt = require(module, extra=extra)
-        cudart = _cuda_runtime(extra)
+        if artifact is not None:
+            check_version(artifact, self.backend, str(trt.__version__))
+            check_fit(artifact, gpu)
+        cudart = require("cuda.bindings.runtime", extra=extra)
+        data = read_engine(self._path, artifact)
         stack.callback(self._release)
-        self._device = _Device(cudart)
-        self._engine = _Engine(trt, self._path)
+        self._device = _Device(cudart, self._number)
+        self._engine = _Engine(trt, self._path.name, data)
         self._inputs, self._outputs = self._engine.inputs, self._engine.outputs
         self._ranges = self._engine.ranges
+
+    def _gpu(self) -> Gpu:
+        found = gpus()
+        if not found:
+            raise EngineError(
+                f"{self._path.name} needs an NVIDIA GPU, and there is none here",
+                hint=problem_with_gpu() or "run an ONNX form of the bundle on the CPU: load(..., device='cpu')",
+            )
+        if not 0 <= self._number < len(found):
+            raise InputError(f"there is no GPU {self._number}", hint=f"this machine has 0 to {len(found) - 1}")
+        return found[self._number]
 
     def _release(self) -> None:
         with self._lock:  # a call of another thread ends first
@@ -95,21 +123,25 @@ class TensorRTRunner(RunnerBase):
 class _Engine:
     """An engine with its context, and what goes in and out of it."""
 
-    def __init__(self, trt: Any, path: Path) -> None:
-        self._name = path.name
-        self._logger = _logger(trt)
-        self._runtime = runtime = trt.Runtime(self._logger)
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    def __init__(self, trt: Any, name: str, data: bytes) -> None:
+        self._name = name
+        logger, self._heard = _logger(trt)
+        self._heard.clear()
+        try:
+            self._runtime = runtime = trt.Runtime(logger)
+            engine = runtime.deserialize_cuda_engine(data)
+        except (RuntimeError, TypeError):  # what a null pointer becomes in Python
+            engine = None
         if engine is None:
             raise EngineError(
-                f"TensorRT {trt.__version__} can't load {path.name}: {self._reason()}",
+                f"TensorRT {trt.__version__} can't load {name}: {self._reason()}",
                 hint="an engine fits the TensorRT version and the GPU it was built for: build it again here with"
                 " vitdeploy build-engine",
             )
         context = engine.create_execution_context()
         if context is None:
             raise EngineError(
-                f"TensorRT can't prepare {path.name} to run: {self._reason()}",
+                f"TensorRT can't prepare {name} to run: {self._reason()}",
                 hint="free memory of the GPU, or build the engine for smaller batches and images",
             )
         self._engine, self._context = engine, context
@@ -118,16 +150,23 @@ class _Engine:
             spec = _spec(engine, name)
             if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 inputs.append(spec)
-                bounds = zip(*(tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)), strict=True)
-                self.ranges[name] = tuple(ShapeRange(*map(int, bound)) for bound in bounds)
+                self.ranges[name] = _ranges(engine, spec)
             else:
                 outputs.append(spec)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
     def run(self, feeds: dict[str, npt.NDArray[Any]], device: _Device) -> dict[str, npt.NDArray[Any]]:
         """Copy in, run, copy out, wait; the results are the caller's."""
+        device.stream.select_device()
+        self._heard.clear()
+        try:
+            return self._run(feeds, device)
+        except BaseException:
+            device.stream.drain()  # the next call writes to memory that a copy under way may still read
+            raise
+
+    def _run(self, feeds: dict[str, npt.NDArray[Any]], device: _Device) -> dict[str, npt.NDArray[Any]]:
         context, stream = self._context, device.stream
-        stream.select_device()
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
                 raise self._failure(feeds)
@@ -143,7 +182,6 @@ class _Engine:
             context.set_tensor_address(spec.name, memory.device)
             results[spec.name] = memory, shape, dtype
         if not context.execute_async_v3(stream.handle):
-            stream.drain()
             raise self._failure(feeds)
         for memory, shape, dtype in results.values():
             stream.download(memory, math.prod(shape) * dtype.itemsize)
@@ -158,15 +196,15 @@ class _Engine:
         )
 
     def _reason(self) -> str:
-        return self._logger.last or "it gives no reason"
+        return self._heard[0] if self._heard else "it gives no reason"
 
 
 class _Device:
-    """A stream on the GPU that is current when it is made, and memory by name of input or output."""
+    """A stream on a GPU, and memory by name of input or output."""
 
-    def __init__(self, cudart: ModuleType) -> None:
+    def __init__(self, cudart: ModuleType, number: int) -> None:
         self._cudart = cudart
-        self.stream = Stream(cudart, int(checked(cudart, cudart.cudaGetDevice())))
+        self.stream = Stream(cudart, number)
         self._memory: dict[str, Memory] = {}
 
     def memory(self, name: str, size_bytes: int) -> Memory:
@@ -183,19 +221,6 @@ class _Device:
         self.stream.close()
 
 
-def _cuda_runtime(extra: str) -> ModuleType:
-    """cuda-python's module of the CUDA runtime, by its name of today or its old one."""
-    try:
-        return require("cuda.bindings.runtime", extra=extra)
-    except DependencyError as error:
-        try:
-            return require("cuda.cudart", extra=extra)
-        except DependencyError:
-            raise DependencyError(
-                f"running an engine needs the package cuda-python: {error.message}", hint="pip install cuda-python"
-            ) from error
-
-
 def _spec(engine: Any, name: str) -> TensorSpec:
     kind = engine.get_tensor_dtype(name).name
     axes = [*_AXES, *(f"dim_{axis}" for axis in range(3, 16))]
@@ -203,16 +228,33 @@ def _spec(engine: Any, name: str) -> TensorSpec:
     return TensorSpec(name, _DTYPES.get(kind, kind.lower()), shape)
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that says nothing and keeps TensorRT's last error."""
+def _ranges(engine: Any, spec: TensorSpec) -> tuple[ShapeRange, ...]:
+    """What each dimension of an input may be in the engine's (first and only) optimization profile."""
+    fixed = [size for size in spec.shape if isinstance(size, int)]
+    if len(fixed) == len(spec.shape):
+        return tuple(ShapeRange(size, size, size) for size in fixed)
+    limits = (map(int, shape) for shape in engine.get_tensor_profile_shape(spec.name, 0))
+    return tuple(ShapeRange(*sizes) for sizes in zip(*limits, strict=True))
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last: str | None = None
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = message.strip()
+_LOGGERS: dict[str, tuple[Any, deque[str]]] = {}
 
-    return Logger()
+
+def _logger(trt: Any) -> tuple[Any, deque[str]]:
+    """A logger that prints nothing, and the errors that it heard.
+
+    TensorRT keeps the first one that it is given for the whole process, so there is one, and it is never dropped.
+    """
+    if trt.__name__ not in _LOGGERS:
+        heard: deque[str] = deque(maxlen=20)
+
+        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    heard.append(message.strip())
+
+        _LOGGERS[trt.__name__] = Logger(), heard
+    return _LOGGERS[trt.__name__]
