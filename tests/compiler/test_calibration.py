@@ -14,6 +14,7 @@ from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.calibration import Calibration, calibrate, fake_quantize, weight_scales
 from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.graph.values import constant, new_initializer
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, InputError, ModelError
@@ -51,6 +52,16 @@ def int8(bundle: Path, calibration: Calibration, target: str = "cpu") -> ir.Mode
     return model
 
 
+def _scale_channels(graph: ir.Graph, place: tuple[ir.Node, int], factor: float) -> None:
+    node, index = place
+    value = node.inputs[index]
+    array = constant(value)
+    assert value is not None and array is not None
+    array = array.copy()
+    array[[3, 17]] *= factor
+    node.replace_input_with(index, new_initializer(graph, f"{value.name}.scaled", array))  # others may share the old one
+
+
 def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Path:
     """The same FP32 function with LayerNorm outputs in which two channels are `factor` times larger."""
     model = ir.load(source)
@@ -60,17 +71,10 @@ def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Pat
         readers = [use.node for use in node.outputs[0].uses()]
         if not all(reader.op_type == "MatMul" for reader in readers):
             continue
-        for value in node.inputs[1:3]:
-            assert value is not None and value.const_value is not None
-            array = value.const_value.numpy().copy()
-            array[[3, 17]] *= factor
-            value.const_value = ir.tensor(array, name=value.name)
+        for place in [(node, 1), (node, 2)]:
+            _scale_channels(model.graph, place, factor)
         for reader in readers:
-            weight = reader.inputs[1]
-            assert weight is not None and weight.const_value is not None
-            array = weight.const_value.numpy().copy()
-            array[[3, 17]] /= factor
-            weight.const_value = ir.tensor(array, name=weight.name)
+            _scale_channels(model.graph, (reader, 1), 1 / factor)
     ir.save(model, path)
     return path
 
@@ -138,8 +142,8 @@ def test_both_spellings_hold_the_same_integers_and_give_the_same_logits(tiny_bun
             assert value.const_value is not None and other.const_value is not None
             np.testing.assert_array_equal(value.const_value.numpy(), other.const_value.numpy())
     fresh = images(16, seed=5)
-    # The same real numbers; the products are summed in another order.
-    np.testing.assert_allclose(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh), atol=2e-3)
+    # The same real numbers, summed in another order: now and then an activation rounds to the next of its 256 steps.
+    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.01
 
 
 def test_the_tensorrt_form_is_symmetric_int8_in_half_precision(tiny_bundle: Path) -> None:
