@@ -137,7 +137,8 @@ def test_ranges_and_compute_capabilities_change_the_engine(
     info = build_engine(source, tmp_path / "named", named)
     assert info.profiles[0]["image"]["min"][0] == 2 and info.profiles[0]["image"]["max"][0] == 4
     assert info.compute_capabilities == ("8.6", "8.9", "12.0")
-    assert info.to_json()["flags"] == {"compute_capabilities": ["8.6", "8.9", "12.0"]}
+    assert info.to_json()["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    assert info.to_json()["flags"] == {}
     assert static.size_bytes < info.size_bytes  # code for one size against code for many
 
 
@@ -516,3 +517,40 @@ def test_the_options_load_no_heavy_package() -> None:
         "import sys, vitdeploy.compiler.engine; print({'tensorrt', 'tensorrt_rtx', 'onnx', 'torch'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@needs_rtx
+def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
+    tiny_bundle: Path, tmp_path: Path, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT needs a GPU; TensorRT-RTX has the same classes, so each call of the other path is made for real."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt", sys.modules["tensorrt_rtx"])
+    monkeypatch.setattr(machine, "has_module", lambda name: True)
+    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu("Orin", "8.7", 8 << 30, "540.3", "12.6", True),))
+    cache = tmp_path / "timing.cache"
+    wanted = EngineOptions(
+        flavour="tensorrt",
+        height=options.height,
+        width=options.width,
+        workspace_mib=4096,
+        optimization_level=1,
+        max_aux_streams=0,
+        hardware_compatible=True,
+        timing_cache=cache,
+    )
+    data = build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "e", wanted).to_json()
+    assert (data["gpu"], data["compute_capability"], data["driver"], data["cuda"]) == ("Orin", "8.7", "540.3", "12.6")
+    assert "compute_capabilities" not in data
+    assert data["flags"] == {
+        "workspace_mib": 4096,
+        "optimization_level": 1,
+        "max_aux_streams": 0,
+        "hardware_compatible": True,
+        "timing_cache": "timing.cache",
+    }
+    assert data["timing_cache_sha256"] == hashlib.sha256(cache.read_bytes()).hexdigest()
+    assert "setHardwareCompatibilityLevel" in (tmp_path / "e.log").read_text()
+    monkeypatch.setattr(machine, "jetson_release", lambda: "R36.4.3")
+    with pytest.raises(InputError, match="this is a Jetson"):
+        build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)

@@ -115,9 +115,9 @@ def build_engine(
     if not onnx_path.is_file():
         raise ModelError(f"there is no graph at {onnx_path}", hint="export the bundle again")
     trt = require(FLAVOURS[options.flavour], extra=_EXTRAS[options.flavour])
-    log_path = engine_path.with_suffix(".log") if log_path is None else log_path
+    log_place = "" if log_path is None else f": {log_path}"
     began = time.perf_counter()
-    with listen(trt, log_path) as (logger, log):
+    with listen(trt, log_path or engine_path.with_suffix(".log")) as (logger, log):
         builder = trt.Builder(logger)
         network = builder.create_network(_network_flags(trt))
         parser = _parse(trt, network, logger, onnx_path)
@@ -126,7 +126,7 @@ def build_engine(
         config = builder.create_builder_config()
         _configure(trt, builder, config, options, profile)
         cache = _open_timing_cache(config, options)
-        plan = _run(trt, builder, network, config, options, onnx_path, log, log_path)
+        plan = _run(trt, builder, network, config, options, onnx_path, log, log_place)
         del parser  # it owns the weights that the network points to, so it has to outlive the build
         size = memoryview(plan).nbytes
         write_atomically(engine_path, plan)
@@ -139,7 +139,7 @@ def build_engine(
         version=str(trt.__version__),
         precision=_precision(layers),
         profiles=(profile,),
-        flags=options.to_json(),
+        flags={name: value for name, value in options.to_json().items() if name != "compute_capabilities"},
         build_seconds=time.perf_counter() - began,
         source_onnx_sha256=sha256(onnx_path),
         size_bytes=size,
@@ -313,7 +313,7 @@ def _run(
     options: EngineOptions,
     onnx_path: Path,
     log: BuildLog,
-    log_path: Path,
+    log_place: str,
 ) -> Any:
     """Build; the serialized engine is a buffer.
 
@@ -347,6 +347,6 @@ def _run(
         reason, hint = explain_error(log)
         raise EngineError(
             f"{options.flavour} {trt.__version__} could not build an engine from {onnx_path.name}: {reason}",
-            hint=hint or f"TensorRT's log is {log_path}",
+            hint=hint or f"run the ONNX form instead, or look into TensorRT's log{log_place}",
         )
     return plan
