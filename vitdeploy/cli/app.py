@@ -106,7 +106,7 @@ def _explain(error: Exception) -> None:
     if isinstance(error, VitdeployError):
         message, hint = error.message, error.hint
     elif isinstance(error, MemoryError):
-        message, hint = "out of memory", "try a smaller --batch, or close other programs"
+        message, hint = "out of memory", "use smaller images or batches, or close other programs"
     else:
         message = f"{type(error).__name__}: {error}"
         hint = "this was not foreseen; run `vitdeploy --debug ...` again and report the traceback"

@@ -1,0 +1,165 @@
+"""What build makes, what it leaves alone, and what it does when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler import build as builder
+from vitdeploy.compiler.build import build
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.errors import BundleError, DatasetError, InputError, ModelError
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.name != ".lock" and path.is_file()
+    }
+
+
+@pytest.fixture
+def plain(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with its FP32 graph only."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    shutil.copy(tiny_bundle / "model.onnx", folder)
+    data = json.loads((tiny_bundle / "manifest.json").read_text())
+    data["artifacts"] = [artifact for artifact in data["artifacts"] if artifact["path"] == "model.onnx"]
+    (folder / "manifest.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_forms_are_smaller_and_tied_to_their_source(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    bundle.verify()
+    single = bundle.find(kind="onnx", precision="fp32")
+    half = bundle.find(kind="onnx", precision="fp16")
+    assert single is not None and half is not None
+    assert half.size_bytes < 0.7 * single.size_bytes
+    for artifact in bundle.manifest.artifacts:
+        if artifact.path != "model.onnx":
+            assert artifact.built_from == single.sha256
+
+
+def test_nothing_is_built_twice(tiny_bundle_copy: Path) -> None:
+    before = snapshot(tiny_bundle_copy)
+    result = build(tiny_bundle_copy, ["fp16", "int8"], target="onnx")
+    assert not result.built and {a.path for a in result.kept} == {
+        "model.fp16.onnx",
+        "model.int8.onnx",
+        "model.int8-cpu.onnx",
+    }
+    assert snapshot(tiny_bundle_copy) == before
+
+
+def test_int8_is_rebuilt_from_the_calibration_bit_for_bit(tiny_bundle_copy: Path) -> None:
+    before = snapshot(tiny_bundle_copy)
+    result = build(tiny_bundle_copy, ["int8"], target="onnx", force=True)
+    assert result.bundle.manifest == Bundle.open(tiny_bundle_copy).manifest
+    after = snapshot(tiny_bundle_copy)
+    assert all(after[name] == before[name] for name in ("model.int8.onnx", "model.int8-cpu.onnx", "calibration.json"))
+
+
+def test_another_recipe_calibrates_again(tiny_bundle_copy: Path, tiny_images: Path) -> None:
+    before = snapshot(tiny_bundle_copy)
+    same = Recipe(dataset=str(tiny_images), count=24)
+    assert not build(tiny_bundle_copy, ["int8"], target="onnx", recipe=same).built
+    other = Recipe(dataset=str(tiny_images), count=24, method="minmax", smoothing=False)
+    built = build(tiny_bundle_copy, ["int8"], target="onnx", recipe=other).built
+    assert {a.path for a in built} == {"calibration.json", "model.int8.onnx", "model.int8-cpu.onnx"}
+    assert snapshot(tiny_bundle_copy)["model.int8.onnx"] != before["model.int8.onnx"]
+    assert str(tiny_images.parent) not in (tiny_bundle_copy / "manifest.json").read_text()
+
+
+def test_int8_needs_images_or_a_calibration(plain: Path) -> None:
+    before = snapshot(plain)
+    with pytest.raises(InputError, match="needs calibration images") as caught:
+        build(plain, ["int8"], target="onnx")
+    assert "--calibration-data" in str(caught.value.hint)
+    assert snapshot(plain) == before
+
+
+def test_missing_images_leave_the_bundle(plain: Path) -> None:
+    before = snapshot(plain)
+    with pytest.raises(DatasetError):
+        build(plain, ["fp16", "int8"], target="onnx", recipe=Recipe(dataset="./nowhere"))
+    assert snapshot(plain) == before
+
+
+@pytest.mark.parametrize("precisions", [[], ["int4"]])
+def test_unknown_precisions_are_refused(precisions: list[str], tiny_bundle: Path) -> None:
+    with pytest.raises(InputError):
+        build(tiny_bundle, precisions, target="onnx")
+
+
+def test_a_calibration_of_another_model_is_refused(tiny_bundle_copy: Path) -> None:
+    bundle = Bundle.open(tiny_bundle_copy)
+    data = json.loads((tiny_bundle_copy / "calibration.json").read_text())
+    data["model_sha256"] = "0" * 64
+    with bundle.edit() as editor:
+        editor.path_for("calibration.json").write_text(json.dumps(data))
+        editor.add("calibration.json", kind="calibration")
+    with pytest.raises(BundleError, match="made for another model"):
+        build(tiny_bundle_copy, ["int8"], target="onnx")
+
+
+def test_a_tampered_graph_is_not_built_from(tiny_bundle_copy: Path) -> None:
+    content = bytearray((tiny_bundle_copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tiny_bundle_copy / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        build(tiny_bundle_copy, ["fp16"], target="onnx", force=True)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_stopped_build_leaves_the_bundle(
+    stop: object, tiny_bundle_copy: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(tiny_bundle_copy)
+
+    def fail(*_: object) -> None:
+        raise stop  # type: ignore[misc]
+
+    monkeypatch.setattr(builder, "_check_form", fail)
+    with pytest.raises((KeyboardInterrupt, Exception)):
+        build(tiny_bundle_copy, ["fp16", "int8"], target="onnx", force=True, recipe=Recipe(str(tiny_images), count=8))
+    assert snapshot(tiny_bundle_copy) == before
+
+
+def test_a_form_that_overflows_is_refused(tiny_bundle_copy: Path) -> None:
+    """Scale what is written to the residual stream: LayerNorm hides it from FP32, and FP16 overflows."""
+    import onnx_ir as ir
+
+    from vitdeploy.compiler.graph.values import constant, new_initializer
+
+    model = ir.load(tiny_bundle_copy / "model.onnx")
+    for node in model.graph:
+        if node.op_type == "MatMul" and (node.name or "").endswith(("o_proj/MatMul", "fc2/MatMul")):
+            weight = constant(node.inputs[1])
+            assert weight is not None
+            node.replace_input_with(1, new_initializer(model.graph, f"{node.name}.big", weight * 60000))
+    bundle = Bundle.open(tiny_bundle_copy)
+    with bundle.edit() as editor:
+        ir.save(model, editor.path_for("model.onnx"))
+        editor.add("model.onnx", kind="onnx", precision="fp32")
+    before = snapshot(tiny_bundle_copy)
+    with pytest.raises(ModelError, match=r"float16|no finite logits|FP16 loses too much"):
+        build(tiny_bundle_copy, ["fp16"], target="onnx")
+    assert snapshot(tiny_bundle_copy) == before
+
+
+def test_an_engine_is_built_once(plain: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    first = build(plain, ["fp16"], target="tensorrt-rtx")
+    engine = first.bundle.find(kind="engine", precision="fp16", target="tensorrt-rtx")
+    source = first.bundle.find(kind="onnx", precision="fp16")
+    assert engine is not None and source is not None and engine.built_from == source.sha256
+    assert engine.built_with["tensorrt"]["flavour"] == "tensorrt-rtx"
+    again = build(plain, ["fp16"], target="tensorrt-rtx")
+    assert not again.built and engine in again.kept

@@ -1,0 +1,171 @@
+"""The exported bundle is what PyTorch and the image processor compute; what can't be exported leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import LABELS, write_checkpoint
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler import export as exporter
+from vitdeploy.compiler.export import export
+from vitdeploy.compiler.parity import compare, compare_levels
+from vitdeploy.errors import ModelError, OutputExistsError, VitdeployError
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.runtime.openvino import OpenVinoRunner
+from vitdeploy.runtime.pytorch import PyTorchRunner
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    generator = np.random.default_rng(7)
+    made = []
+    for height, width in sizes:
+        small = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        made.append(np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)))
+    return made
+
+
+SIZES = [(32, 32), (8, 8), (50, 31), (120, 200), (1, 9)]
+
+
+@pytest.mark.parametrize("runner", [OnnxRuntimeRunner, OpenVinoRunner])
+def test_raw_pixels_give_the_logits_of_pytorch_with_its_processor(
+    runner: type, tiny_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    with runner(tiny_bundle / "model.onnx") as ours, PyTorchRunner(tiny_checkpoint) as theirs:
+        worst, swapped = 0.0, 0.0
+        for image in pictures(SIZES):
+            reference = theirs.infer({"image": image[np.newaxis]})["logits"]
+            worst = max(worst, float(np.abs(ours.infer({"image": image[np.newaxis]})["logits"] - reference).max()))
+            other = ours.infer({"image": np.ascontiguousarray(image[np.newaxis, ..., ::-1])})["logits"]
+            swapped = max(swapped, float(np.abs(other - reference).max()))
+    # The graph may be one level of 255 away in a few pixels; logits here are about 1 in size.
+    assert worst < 0.02
+    assert swapped > 0.1, "swapped channels must show, or the comparison shows nothing"
+
+
+def test_a_batch_gives_what_its_images_give(tiny_bundle: Path) -> None:
+    images = np.stack(pictures([(40, 24)] * 5))
+    with OnnxRuntimeRunner(tiny_bundle / "model.onnx") as runner:
+        together = runner.infer({"image": images})["logits"]
+        alone = np.concatenate([runner.infer({"image": image[np.newaxis]})["logits"] for image in images])
+    np.testing.assert_allclose(together, alone, atol=2e-5)  # sums of other block sizes
+
+
+def test_the_manifest_says_what_was_checked(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert manifest.labels == LABELS
+    assert [spec.to_json() for spec in manifest.inputs] == [
+        {"name": "image", "dtype": "uint8", "shape": ["batch", "height", "width", 3]}
+    ]
+    assert [spec.to_json() for spec in manifest.outputs] == [
+        {"name": "logits", "dtype": "float32", "shape": ["batch", 10]}
+    ]
+    assert len(manifest.provenance["checks"]) == 2 and all(c["passed"] for c in manifest.provenance["checks"])
+    assert manifest.model["name"] == tiny_checkpoint.name
+    assert str(tiny_checkpoint.parent) not in (tiny_bundle / "manifest.json").read_text()
+
+
+def test_a_static_size_is_in_the_graph(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = export(tiny_checkpoint, tmp_path / "static", input_size=(24, 40))
+    assert bundle.manifest.inputs[0].shape == ("batch", 24, 40, 3)
+    images = np.stack(pictures([(24, 40)] * 2))
+    with OnnxRuntimeRunner(tmp_path / "static" / "model.onnx") as static:
+        with OnnxRuntimeRunner(tiny_bundle / "model.onnx") as dynamic:
+            np.testing.assert_allclose(
+                static.infer({"image": images})["logits"], dynamic.infer({"image": images})["logits"], atol=0.02
+            )
+        with pytest.raises(VitdeployError, match="dimension 1 must be 24"):
+            static.infer({"image": images[:, :20]})
+
+
+@pytest.mark.parametrize("family", ["deit", "dinov2"])
+def test_other_families_export(family: str, tmp_path: Path) -> None:
+    """DeiT with its distillation head, and DINOv2 with LayerScale."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+        "num_labels": 4,
+    }
+    if family == "deit":
+        module = transformers.DeiTForImageClassificationWithTeacher(
+            transformers.DeiTConfig(**sizes, intermediate_size=96)
+        )
+    else:
+        module = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes))
+    module.save_pretrained(tmp_path / "checkpoint")
+    write_checkpoint(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "preprocessor_config.json", tmp_path / "checkpoint")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])
+
+
+def test_an_existing_bundle_is_kept_without_overwrite(tiny_checkpoint: Path, tiny_bundle_copy: Path) -> None:
+    before = (tiny_bundle_copy / "manifest.json").read_bytes()
+    with pytest.raises(OutputExistsError):
+        export(tiny_checkpoint, tiny_bundle_copy)
+    assert (tiny_bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_a_graph_that_differs_stops_the_export(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Break a pass on purpose: the check against PyTorch must find it, and nothing may be written."""
+    from vitdeploy.compiler.graph.values import constant, new_initializer
+
+    real = exporter.fold_class_token
+
+    def broken(model: object) -> object:
+        result = real(model)  # type: ignore[arg-type]
+        node = next(node for node in model.graph if node.op_type == "LayerNormalization")  # type: ignore[attr-defined]
+        weight = constant(node.inputs[1])
+        assert weight is not None
+        node.replace_input_with(1, new_initializer(model.graph, "broken", weight * 1.01))  # type: ignore[attr-defined]
+        return result
+
+    monkeypatch.setattr(exporter, "fold_class_token", broken)
+    with pytest.raises(ModelError, match="differs from PyTorch: ✗ FP32 graph against PyTorch"):
+        export(tiny_checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": {"height": 64, "width": 64}}, "makes 64x64 pixels, the model takes 32x32"),
+        ({"do_resize": False}, "does not make images of one size"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_refused(
+    change: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ModelError, match=message) as caught:
+        export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert "preprocessor_config.json" in str(caught.value.hint)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_comparison_is_relative_to_the_range_and_catches_what_is_not_finite() -> None:
+    reference = np.array([[0.0, 10.0], [5.0, 2.0]])
+    assert compare("x", reference + 0.001, reference, 1e-4).value == pytest.approx(1e-4)
+    assert not compare("x", reference + 0.002, reference, 1e-4).passed
+    assert not compare("x", reference * np.nan, reference, 1e-4).passed
+    level = np.array([0.5, 0.5, 0.5])
+    zero = np.zeros((3, 2, 2))
+    assert compare_levels("x", [zero + 0.5], [zero], level).passed
+    assert not compare_levels("x", [zero + 0.6], [zero], level).passed
