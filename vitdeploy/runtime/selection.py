@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +67,12 @@ class Candidate:
         }
 
 
+@dataclass(frozen=True)
+class _Wish:
+    backend: str
+    precision: str
+
+
 def candidates(bundle: Bundle, backend: str, precision: str, device: str | None) -> list[Candidate]:
     """Every form of the bundle that fits the wish, best first, the ones that are out with their reason.
 
@@ -86,7 +93,7 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
             hint=f"vitdeploy build-engine {bundle.path} --fp16 --int8 adds forms and engines",
         )
     measured = _Measured(bundle)
-    return [_judged(c, measured, any_precision=precision == "auto") for c in fitting]
+    return [_judged(c, measured, _Wish(backend, precision)) for c in fitting]
 
 
 def _known(what: str, value: object, values: tuple[str, ...]) -> None:
@@ -122,7 +129,7 @@ def _graph(bundle: Bundle, precision: str) -> Artifact | None:
     return None
 
 
-def _judged(candidate: Candidate, measured: _Measured, any_precision: bool) -> Candidate:
+def _judged(candidate: Candidate, measured: _Measured, wish: _Wish) -> Candidate:
     module, package, extra = _MODULES[candidate.backend]
     reason, install = None, None
     if candidate.device == "cuda" and not gpus():
@@ -130,7 +137,7 @@ def _judged(candidate: Candidate, measured: _Measured, any_precision: bool) -> C
     elif not has_module(module):
         reason, install = f"{package} is not installed", f"pip install 'vitdeploy[{extra}]'"
     else:
-        reason = _misfit(candidate, package) or measured.against(candidate, any_precision)
+        reason = _misfit(candidate, package) or measured.against(candidate, wish)
     return replace(candidate, reason=reason, install=install)
 
 
@@ -148,36 +155,48 @@ def _misfit(candidate: Candidate, package: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What a benchmark found on one file and backend; `loss` in points of top-1, None where it was not compared."""
+
+    sha256: str
+    backend: str
+    failure: str | None
+    loss: float | None
+
+
 class _Measured:
-    """What the bundle's own benchmark says against a form. A report that can't be used says nothing."""
+    """What the bundle's own benchmark says against a form. A report that can't be read says nothing."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._budget = 1.0
+        self._rows: list[_Row] = []
+        self._budget = 0.0
         artifact = next((a for a in bundle.select(kind="bench") if a.path == "bench/report.json"), None)
         if artifact is None:
             return
-        try:
+        with suppress(BundleError, OSError, ValueError, KeyError, TypeError, AttributeError):
             report = json.loads(bundle.file(artifact).read_bytes())
             self._budget = float(report["settings"]["max_drop_points"])
-            self._rows = [row for row in report["rows"] if row["artifact"] is not None]
-        except (BundleError, OSError, ValueError, KeyError, TypeError):
-            self._rows = []
+            self._rows = [_row(row) for row in report["rows"] if row["artifact"] is not None]
 
-    def against(self, candidate: Candidate, any_precision: bool) -> str | None:
-        rows = [row for row in self._rows if row["artifact"].get("sha256") == candidate.artifact.sha256]
-        own = [row for row in rows if row["backend"] == candidate.backend]
-        if any(row["status"] == "failed" for row in own):
-            return f"it failed in the bundle's benchmark: {own[0]['reason']}"
-        if not any_precision or candidate.precision == "fp32":
+    def against(self, candidate: Candidate, wish: _Wish) -> str | None:
+        """Why a form is passed over; a form that was named in full is never."""
+        rows = [row for row in self._rows if row.sha256 == candidate.artifact.sha256]
+        own = [row for row in rows if row.backend == candidate.backend]
+        failure = next((row.failure for row in own if row.failure is not None), None)
+        if failure is not None and "auto" in (wish.backend, wish.precision):
+            return f"it failed in the bundle's benchmark: {failure}"
+        loss = next((row.loss for row in [*own, *rows] if row.loss is not None), None)
+        if loss is None or loss <= self._budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
             return None
-        for row in [*own, *rows]:
-            delta = (row["accuracy"] or {}).get("delta")
-            if delta is not None:
-                loss = -100 * delta
-                if loss > self._budget + 1e-9:
-                    return (
-                        f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {self._budget:g}"
-                    )
-                return None
-        return None
+        return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {self._budget:g}"
+
+
+def _row(row: dict[str, Any]) -> _Row:
+    delta = None if row["accuracy"] is None else row["accuracy"]["delta"]
+    return _Row(
+        sha256=str(row["artifact"]["sha256"]),
+        backend=row["backend"],
+        failure=str(row["reason"]) if row["status"] == "failed" else None,
+        loss=None if delta is None else -100 * float(delta),
+    )
