@@ -91,7 +91,7 @@ def read_graph(path: Path) -> GraphFacts:
         quantize_nodes=operators["QuantizeLinear"],
         dequantize_nodes=operators["DequantizeLinear"],
         products=sum(operators[name] for name in _PRODUCTS),
-        int8_products=_int8_products(nodes),
+        int8_products=_int8_products(onnx, model.graph, nodes),
     )
 
 
@@ -147,13 +147,18 @@ def _spec(onnx: Any, value: Any) -> TensorSpec:
     return TensorSpec(value.name, _dtype(onnx, tensor.elem_type), shape)
 
 
-def _int8_products(nodes: list[Any]) -> int:
+def _int8_products(onnx: Any, graph: Any, nodes: list[Any]) -> int:
     makers = {output: node for node in nodes for output in node.output}
+    stored = {t.name: _dtype(onnx, t.data_type) for inner in _graphs(graph) for t in inner.initializer}
 
     def dequantised(name: str) -> bool:
         node = makers.get(name)
         while node is not None and node.op_type in _MOVES:
             node = makers.get(node.input[0])
-        return node is not None and node.op_type == "DequantizeLinear"
+        if node is None or node.op_type != "DequantizeLinear":
+            return False
+        # The zero point has the type of the values; without one they are stored, or uint8 by QuantizeLinear's default.
+        typed = node.input[2] if len(node.input) > 2 else node.input[0]
+        return stored.get(typed, "uint8") in ("int8", "uint8")
 
     return sum(node.op_type in _PRODUCTS and all(dequantised(name) for name in node.input[:2]) for node in nodes)
