@@ -14,12 +14,10 @@ the numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the brac
 term is small enough to be exact in float32.
 
 Pillow's weights w are integers of up to 22 bits, its pixels have 8: their sums do not fit the 24 bits of float32, and
-where the true sum is a half, as it often is when n/m is a simple fraction, a rounding error decides the level. A band
-of two parts therefore holds each weight as w = 2048 high + low with |low| <= 1024. The sum of pixels times either part
-has less than 24 bits (for windows of up to 64 inputs; longer ones would have to conspire), so a float32 product computes
-both without any rounding, in whatever order it adds, and in TensorFloat-32 too. A band of one part holds w / 2**22 in
-one float32 and rounds; it costs half as much. Constant bands have two parts, and so have computed ones but for bicubic,
-whose sums are rarely a half.
+where the true sum is a half, as it often is when n/m is a simple fraction, a rounding error decides the level. So each
+weight is held in two parts, w = 2048 high + low with |low| <= 1024. The sum of pixels times either part has less than
+24 bits (for windows of up to 64 inputs; longer ones would have to conspire), so a float32 product computes both without
+any rounding, in whatever order it adds, and in TensorFloat-32 too.
 """
 
 from __future__ import annotations
@@ -30,8 +28,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS, RADIUS, coefficients
+from vitdeploy.compiler.preprocessing.filters import RADIUS, coefficients
 from vitdeploy.compiler.preprocessing.tape import Tape
+from vitdeploy.compiler.preprocessing.weights import weights_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,7 +43,7 @@ LOW_UNITS = 2048.0
 CONTINUOUS = ("bilinear", "hamming", "bicubic", "lanczos")
 """Filters that are continuous: a rounding error in x moves a weight by as little. `box` is not."""
 
-_UNITS = float(1 << PRECISION_BITS)
+BLOCK = 8  # outputs in a block, or about: measured best on CPU
 _FLOAT = 1  # ONNX's number of the type
 
 
@@ -53,14 +52,13 @@ class Band:
     """The weights of one axis in blocks.
 
     `count` outputs are kept of blocks * block. `starts` (blocks,) int64 is the first input of each block's window,
-    `length` (1,) int64 the number of inputs in each window. `weights` is float32 (blocks, length, parts * block): of
-    two parts, first the high ones / 2048, then the low ones / 2048; of one, the weights / 2**22.
+    `length` (1,) int64 the number of inputs in each window. `weights` is float32 (blocks, length, 2 * block),
+    first the high parts / 2048, then the low parts / 2048.
     """
 
     count: int
     blocks: int
     block: int
-    parts: int
     starts: ir.Value
     length: ir.Value
     weights: ir.Value
@@ -71,20 +69,16 @@ class Band:
         return self.blocks * self.block
 
 
-def _blocks(count: int, parts: int) -> tuple[int, int]:
-    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists.
-
-    Measured best are 16 outputs in a block, and half of that where each has two weights.
-    """
-    wanted = 16 // parts
-    fair = [size for size in range(wanted - wanted // 3, wanted + wanted // 2 + 1) if count % size == 0]
-    block = min(fair, key=lambda size: abs(size - wanted)) if fair else min(wanted, count)
+def _blocks(count: int) -> tuple[int, int]:
+    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists."""
+    fair = [size for size in range(BLOCK - 2, BLOCK + 5) if count % size == 0]
+    block = min(fair, key=lambda size: abs(size - BLOCK)) if fair else min(BLOCK, count)
     return math.ceil(count / block), block
 
 
 def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start: int, count: int) -> Band:
     """The band of `count` outputs from `start` on, for an axis of known size; zero for outputs off the image."""
-    number, block = _blocks(count, parts=2)
+    number, block = _blocks(count)
     firsts, integers = coefficients(resample, size_in, size_out)
     wanted = start + np.arange(number * block)
     inside = (wanted >= 0) & (wanted < size_out) & (np.arange(number * block) < count)
@@ -107,7 +101,6 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
         count=count,
         blocks=number,
         block=block,
-        parts=2,
         starts=tape.constant(starts.astype(np.int64), "starts"),
         length=tape.ints(length),
         weights=tape.constant(parts.astype(np.float32), "weights"),
@@ -121,8 +114,7 @@ def computed_band(
 
     `size_in`, `size_out` and `start` are int64 (1,). `may_pad` says that outputs outside the image may be asked for.
     """
-    parts = 1 if resample == "bicubic" else 2
-    number, block = _blocks(count, parts)
+    number, block = _blocks(count)
     reach = round(2 * RADIUS[resample])
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
     larger = tape.Max(size_in, size_out)
@@ -143,48 +135,13 @@ def computed_band(
         tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), tape.ints(1, 2)), along_inputs), along_outputs
     )  # (blocks, length, block)
     distance, limit = tape.Abs(numerator), tape.Cast(tape.Mul(larger, two), to=_FLOAT)
-    if resample == "bilinear":
-        weights = _exact_bilinear(tape, distance, limit)
-    else:
-        weights = _rounded(tape, resample, tape.Div(distance, limit))
+    weights = weights_of(tape, resample, distance, limit)
     if may_pad or number * block != count:
         weights = _masked(tape, weights, output0, size_out, block)
-    if parts == 2:
-        scaled = tape.Mul(weights, tape.scalar(1 / LOW_UNITS, np.float32))
-        high = tape.Round(scaled)
-        weights = tape.Concat(tape.Mul(high, tape.scalar(1 / LOW_UNITS, np.float32)), tape.Sub(scaled, high), axis=2)
-    else:
-        weights = tape.Mul(weights, tape.scalar(1 / _UNITS, np.float32))
-    return Band(count=count, blocks=number, block=block, parts=parts, starts=first, length=length, weights=weights)
-
-
-def _exact_bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
-    """Weights in units of 2**-22 as Pillow has them, for axes of up to 4096.
-
-    They are u / U with integers u = limit - distance and U, the sum of an output's u. A long division in digits of 11,
-    6 and 5 bits keeps every product and remainder below 2**24, so all of it is exact; a digit that the division gets
-    wrong by one is made good by the next.
-    """
-    zero = tape.scalar(0, np.float32)
-    rest = tape.Max(tape.Sub(limit, distance), zero)  # (blocks, length, block)
-    total = tape.ReduceSum(rest, tape.ints(1), keepdims=1)
-    weights = zero
-    for bits in (11, 6, 5):
-        base = tape.scalar(1 << bits, np.float32)
-        rest = tape.Mul(rest, base)
-        quotient = tape.Div(rest, total)
-        # the last digit is rounded, halves up
-        digit = tape.Floor(tape.Add(quotient, tape.scalar(0.5, np.float32)) if bits == 5 else quotient)
-        rest = tape.Sub(rest, tape.Mul(digit, total))
-        weights = tape.Add(tape.Mul(weights, base), digit)
-    return weights
-
-
-def _rounded(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
-    """Weights in units of 2**-22 of a filter at x >= 0 (blocks, length, block); single precision moves some by one."""
-    weights = _filter(tape, resample, x)
-    weights = tape.Div(weights, tape.ReduceSum(weights, tape.ints(1), keepdims=1))
-    return tape.Round(tape.Mul(weights, tape.scalar(_UNITS, np.float32)))
+    scaled = tape.Mul(weights, tape.scalar(1 / LOW_UNITS, np.float32))
+    high = tape.Round(scaled)
+    weights = tape.Concat(tape.Mul(high, tape.scalar(1 / LOW_UNITS, np.float32)), tape.Sub(scaled, high), axis=2)
+    return Band(count=count, blocks=number, block=block, starts=first, length=length, weights=weights)
 
 
 def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value, block: int) -> ir.Value:
@@ -194,30 +151,3 @@ def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value
     last = tape.Cast(tape.Sub(size_out, tape.ints(1)), to=_FLOAT)
     inside = tape.And(tape.Not(tape.Less(output, tape.scalar(0, np.float32))), tape.Not(tape.Greater(output, last)))
     return tape.Where(tape.Unsqueeze(inside, tape.ints(1)), weights, tape.scalar(0, np.float32))
-
-
-def _filter(tape: Tape, resample: str, x: ir.Value) -> ir.Value:
-    """bicubic, hamming or lanczos at x >= 0."""
-
-    def number(value: float) -> ir.Value:
-        return tape.scalar(value, np.float32)
-
-    if resample == "bicubic":
-        near = tape.Add(tape.Mul(tape.Mul(tape.Sub(tape.Mul(x, number(1.5)), number(2.5)), x), x), number(1))
-        # (2 - x)^2 (1 - x) / 2, the same cubic, exactly zero from 2 on
-        rest = tape.Max(tape.Sub(number(2), x), number(0))
-        far = tape.Mul(tape.Mul(tape.Mul(rest, rest), tape.Sub(number(1), x)), number(0.5))
-        return tape.Where(tape.Less(x, number(1)), near, far)
-    if resample == "hamming":
-        near = tape.Min(x, number(1))
-        window = tape.Add(number(0.54), tape.Mul(number(0.46), tape.Cos(tape.Mul(near, number(math.pi)))))
-        return tape.Mul(_sinc(tape, near), window)
-    assert resample == "lanczos", resample
-    near = tape.Min(x, number(3))
-    return tape.Mul(_sinc(tape, near), _sinc(tape, tape.Div(near, number(3))))
-
-
-def _sinc(tape: Tape, x: ir.Value) -> ir.Value:
-    """sin(pi x) / (pi x); below 1e-4 it is 1 in float32."""
-    angle = tape.Mul(tape.Max(x, tape.scalar(1e-4, np.float32)), tape.scalar(math.pi, np.float32))
-    return tape.Div(tape.Sin(angle), angle)

@@ -184,7 +184,7 @@ def _along_width(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Val
     rows = tape.Reshape(pixels, tape.ints(0, 0, -1))  # (batch, rows, columns * 3)
     # Each channel of an output sees its own channel of the inputs. A product with ones and zeros spreads the weights:
     # (blocks, length, made) -> (blocks, length, 3 * made * 3) -> (blocks, length * 3, made * 3)
-    made = band.parts * band.block
+    made = 2 * band.block
     spread = np.einsum("bd,ce->bcde", np.eye(made), np.eye(_CHANNELS)).reshape(made, -1)
     weights = tape.MatMul(band.weights, tape.constant(spread.astype(np.float32), "spread"))
     weights = tape.Reshape(weights, tape.ints(band.blocks, -1, made * _CHANNELS))
@@ -196,9 +196,10 @@ def _along_width(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Val
         for begin, end, weight in zip(begins, ends, tape.split(weights, band.blocks, 0), strict=True)
     ]
     joined = tape.Concat(*products, axis=2) if len(products) > 1 else products[0]
-    # (batch, rows, blocks * parts * block * 3) -> parts times (batch, rows, blocks, 1, block * 3)
-    joined = tape.Reshape(joined, tape.ints(0, 0, band.blocks, band.parts, band.block * _CHANNELS))
-    levels = _levels(tape, tape.split(joined, band.parts, 3), clip)
+    # (batch, rows, blocks * 2 * block * 3) -> twice (batch, rows, blocks, 1, block * 3)
+    joined = tape.Reshape(joined, tape.ints(0, 0, band.blocks, 2, band.block * _CHANNELS))
+    high, low = tape.split(joined, 2, 3)
+    levels = _levels(tape, high, low, clip)
     levels = tape.Reshape(levels, tape.ints(0, 0, band.padded, _CHANNELS))
     if band.padded != band.count:
         levels = tape.Slice(levels, tape.ints(0), tape.ints(band.count), tape.ints(2))
@@ -212,21 +213,21 @@ def _along_height(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Va
     offsets = tape.Range(tape.scalar(0, np.int64), length, tape.scalar(1, np.int64))
     index = tape.Add(tape.Unsqueeze(band.starts, tape.ints(1)), offsets)  # (blocks, length)
     windows = tape.Gather(rows, index, axis=1)  # (batch, blocks, length, columns * 3)
-    weights = tape.Transpose(band.weights, perm=[0, 2, 1])  # (blocks, parts * block, length)
-    # parts times (batch, blocks, block, columns * 3)
-    products = tape.split(tape.MatMul(weights, windows), band.parts, 2)
-    levels = tape.Reshape(_levels(tape, products, clip), tape.ints(0, band.padded, -1, _CHANNELS))
+    weights = tape.Transpose(band.weights, perm=[0, 2, 1])  # (blocks, 2 * block, length)
+    # twice (batch, blocks, block, columns * 3)
+    high, low = tape.split(tape.MatMul(weights, windows), 2, 2)
+    levels = tape.Reshape(_levels(tape, high, low, clip), tape.ints(0, band.padded, -1, _CHANNELS))
     if band.padded != band.count:
         levels = tape.Slice(levels, tape.ints(0), tape.ints(band.count), tape.ints(1))
     return levels
 
 
-def _levels(tape: Tape, sums: list[ir.Value], clip: bool) -> ir.Value:
-    """Sums of pixels times weights, or of their high and low parts -> whole levels, halves up, in 0..255 if asked."""
-    total = sums[0]
-    if len(sums) == 2:
-        # (2048 high + low + 2**21) >> 22, written with high / 2048 and low / 2048
-        total = tape.Add(total, tape.Mul(tape.Floor(sums[1]), tape.scalar(1 / LOW_UNITS, np.float32)))
+def _levels(tape: Tape, high: ir.Value, low: ir.Value, clip: bool) -> ir.Value:
+    """Sums of pixels times high and low parts of weights -> whole levels, halves up, in 0..255 if asked.
+
+    That is (2048 high + low + 2**21) >> 22, where both come divided by 2048.
+    """
+    total = tape.Add(high, tape.Mul(tape.Floor(low), tape.scalar(1 / LOW_UNITS, np.float32)))
     levels = tape.Floor(tape.Add(total, tape.scalar(0.5, np.float32)))
     if not clip:
         return levels
