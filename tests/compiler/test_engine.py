@@ -382,6 +382,8 @@ def test_ctrl_c_ends_the_build_and_leaves_the_old_engine(tiny_bundle: Path, tmp_
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("cancelled\n", 0), err
+    said = output.with_suffix(".log").read_text()
+    assert "Opset version" in said and "Engine generation completed" not in said  # TensorRT stopped, and did not finish
     assert output.read_bytes() == b"the old one"
     assert {path.name for path in tmp_path.iterdir()} == {"old.engine", "old.log"}
 
@@ -554,3 +556,31 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     monkeypatch.setattr(machine, "jetson_release", lambda: "R36.4.3")
     with pytest.raises(InputError, match="this is a Jetson"):
         build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)
+
+
+BARE = """
+    import sys
+
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Blocker())
+    from vitdeploy.cli.app import run
+    sys.exit(run(["build-engine", sys.argv[1], "--int8", "--target", "tensorrt-rtx", "--json"]))
+"""
+
+
+@needs_rtx
+def test_a_device_builds_from_a_finished_bundle_with_tensorrt_alone(tiny_bundle_copy: Path) -> None:
+    """docs/gpu.md promises it: on the device there is neither PyTorch nor onnx nor a calibration image."""
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BARE), tiny_bundle_copy], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert [item["path"] for item in json.loads(answer.stdout)["built"]] == ["engines/tensorrt-rtx-int8.engine"]
+    bundle = Bundle.open(tiny_bundle_copy)
+    artifact = bundle.find(kind="engine", precision="int8", target="tensorrt-rtx")
+    assert artifact is not None and artifact.built_with["precision"] == "int8"
+    assert bundle.file(artifact).stat().st_size == artifact.size_bytes

@@ -1,4 +1,4 @@
-"""Engines built, loaded, run and compared on a real GPU. `make test-gpu` runs these; docs/gpu.md says what they need."""
+"""Engines built, loaded, run and compared on a real GPU, by `make test-gpu`; docs/gpu.md says what that needs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = [
     pytest.mark.skipif(not machine.gpus(), reason="needs an NVIDIA GPU and its driver, and there is none here"),
 ]
 
-# Largest difference from ONNX Runtime on the same graph, as a share of the logits' range. FP32 products use TF32 (10 bits
-# of mantissa), as FP16 does; INT8 results round to other integers where sums differ in the last bit.
+# Largest difference from ONNX Runtime on the same graph, as a share of the logits' range. FP32 products use TF32 (10
+# bits of mantissa), as FP16 does; INT8 results round to other integers where sums differ in the last bit.
 TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "int8": 0.06}
 FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 SIZES = ((1, 32, 32), (3, 32, 32), (2, 48, 100), (1, 17, 250), (8, 64, 64))  # (batch, height, width)

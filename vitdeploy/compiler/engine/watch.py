@@ -153,6 +153,8 @@ def watch(trt: ModuleType, step: Step) -> Any:
             with self.lock:
                 change()
                 done, name = self.phases.done(), self.phases.current()
+            if self.cancelled:
+                return  # all phases are finished in haste now
             with contextlib.suppress(Exception):  # a broken terminal must not reach TensorRT's threads
                 step.update(completed=100 * done, detail=name)
 
