@@ -2,7 +2,7 @@
 
 Memory is kept from call to call and grows when a larger input comes: a piece of GPU memory, with pinned memory beside
 it, for each input and output. A call copies in, runs and copies out on one stream, and waits for it.
-PyTorch takes no part; CUDA is reached through cuda-python, as `cuda.bindings.runtime`.
+PyTorch takes no part; CUDA is reached through cuda-python (`cuda.bindings.runtime`, in old ones `cuda.cudart`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import EngineError, InputError, RunnerClosedError, require
+from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClosedError, require
 from vitdeploy.machine import Gpu, gpus, problem_with_gpu
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.runtime.cuda import Memory, Stream
@@ -87,7 +87,7 @@ class TensorRTRunner(RunnerBase):
         if artifact is not None:
             check_version(artifact, self.backend, str(trt.__version__))
             check_fit(artifact, gpu)
-        cudart = require("cuda.bindings.runtime", extra=extra)
+        cudart = _cuda_runtime(extra)
         data = read_engine(self._path, artifact)
         stack.callback(self._release)
         self._device = _Device(cudart, self._number)
@@ -219,6 +219,19 @@ class _Device:
         while self._memory:
             self._memory.popitem()[1].free()
         self.stream.close()
+
+
+def _cuda_runtime(extra: str) -> ModuleType:
+    """cuda-python's module of the CUDA runtime, by its name of today or its old one."""
+    try:
+        return require("cuda.bindings.runtime", extra=extra)
+    except DependencyError as error:
+        try:
+            return require("cuda.cudart", extra=extra)
+        except DependencyError:
+            raise DependencyError(
+                f"running an engine needs the package cuda-python: {error.message}", hint="pip install cuda-python"
+            ) from error
 
 
 def _spec(engine: Any, name: str) -> TensorSpec:

@@ -1,0 +1,288 @@
+"""The TensorRT runner where there is no GPU: its order of work on a simulated one, every name against the real modules.
+
+On a real GPU the contract suite and tests/gpu run it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, model, plan
+from vitdeploy import load, machine
+from vitdeploy.bundle import Bundle, Manifest
+from vitdeploy.errors import EngineError, InputError, RunnerClosedError
+from vitdeploy.runtime import engine_fit, tensorrt
+from vitdeploy.runtime.tensorrt import TensorRTRunner
+from vitdeploy.specs import PreprocessSpec, TensorSpec
+
+ENGINE = "engines/tensorrt-fp16.engine"
+GPU = machine.Gpu("NVIDIA Simulated", "8.6", 1 << 24, "580.1", "13.0", False)
+BUILT = {"tensorrt": {"flavour": "tensorrt", "version": "11.4.1.6"}, "compute_capability": "8.6", "flags": {}}
+
+
+def write_bundle(path: Path, content: bytes | None = None, **built: Any) -> Path:
+    """A bundle with one simulated engine; returns the engine's path."""
+    manifest = Manifest(
+        model={"name": "mean-colour"},
+        labels=("a", "b", "c", "d"),
+        preprocess=PreprocessSpec(None, None, None, None, None),
+        inputs=(TensorSpec("image", "uint8", ("batch", "height", "width", 3)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 4)),),
+    )
+    with Bundle.create(path, manifest) as editor:
+        editor.path_for(ENGINE).write_bytes(plan() if content is None else content)
+        editor.add(ENGINE, kind="engine", precision="fp16", target="tensorrt", built_with={**BUILT, **built})
+    return path / ENGINE
+
+
+class Here:
+    """A simulated machine."""
+
+    def __init__(self) -> None:
+        self.cuda = SimulatedCuda()
+        self.trt = SimulatedTensorRT(self.cuda)
+
+    def require(self, module: str, extra: str) -> Any:
+        return {"tensorrt": self.trt, "tensorrt_rtx": self.trt, "cuda.bindings.runtime": self.cuda}[module]
+
+    def released(self) -> bool:
+        return not (self.cuda.device or self.cuda.host or self.cuda.streams)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Here:
+    here = Here()
+    monkeypatch.setattr(tensorrt, "require", here.require)
+    monkeypatch.setattr(tensorrt, "gpus", lambda: (GPU,))
+    return here
+
+
+def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def logits(runner: TensorRTRunner, pixels: np.ndarray) -> np.ndarray:
+    return runner.infer({"image": pixels})["logits"]
+
+
+def test_answers_of_many_shapes_in_turn(here: Here, tmp_path: Path) -> None:
+    """The same arithmetic on the same bytes: equal, not close."""
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        (image,), (scores,) = runner.inputs, runner.outputs
+        assert (image.shape, image.dtype) == (("batch", "height", "width", 3), "uint8")
+        assert (scores.shape[1], scores.dtype) == (4, "float32")
+        kept = []
+        for seed, shape in enumerate([(1, 8, 8), (8, 64, 64), (1, 8, 8), (3, 20, 33), (3, 33, 20)]):
+            pixels = images(*shape, seed=seed)
+            kept.append((logits(runner, pixels), model(pixels, 4)))
+        for answer, expected in kept:  # none was written to by a later call
+            np.testing.assert_array_equal(answer, expected)
+            assert answer.flags.owndata
+    assert here.released()
+
+
+def test_memory_is_kept_and_grows(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        logits(runner, images(4))
+        made = here.cuda.allocations
+        for count in (1, 4, 2):
+            logits(runner, images(count))
+        assert here.cuda.allocations == made
+        logits(runner, images(8))
+        assert here.cuda.allocations > made
+        assert len(here.cuda.device) == len(here.cuda.host) == 2
+
+
+def test_outside_the_ranges_of_the_engine(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        for wrong, says in ((images(9), "batch of 1 to 8"), (images(1, 65), "height of 1 to 64")):
+            with pytest.raises(InputError, match=says) as caught:
+                logits(runner, wrong)
+            assert caught.value.hint
+        assert logits(runner, images(8)).shape == (8, 4)
+
+
+def test_out_of_gpu_memory_is_said_and_survived(here: Here, tmp_path: Path) -> None:
+    here.cuda.memory_bytes = 20_000
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        with pytest.raises(InputError, match="out of memory") as caught:
+            logits(runner, images(8, 64, 64))
+        assert "smaller" in (caught.value.hint or "")
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    assert here.released()
+
+
+def test_a_run_that_fails_is_said_and_survived(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        here.trt.fail_next = "Error Code 1: Cask (no kernel)"
+        with pytest.raises(EngineError, match="no kernel") as caught:
+            logits(runner, images(2))
+        assert caught.value.hint
+        assert not here.cuda.pending  # no copy still reads memory that the next call writes to
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    with pytest.raises(RunnerClosedError):
+        logits(runner, images(1))
+    assert here.released()
+
+
+def test_threads_wait_in_turn(here: Here, tmp_path: Path) -> None:
+    batches = [images(1 + i % 4, 8 + i % 5, seed=i) for i in range(60)]
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner, ThreadPoolExecutor(8) as pool:
+        for batch, answer in zip(batches, pool.map(lambda b: logits(runner, b), batches), strict=True):
+            np.testing.assert_array_equal(answer, model(batch, 4))
+
+
+def test_an_engine_that_can_not_be_read(here: Here, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="Magic tag") as caught, TensorRTRunner(write_bundle(tmp_path / "b", b"x")):
+        pass
+    assert "build-engine" in (caught.value.hint or "")
+    assert here.released()
+
+
+def test_an_engine_of_unknown_origin(here: Here, tmp_path: Path) -> None:
+    alone = tmp_path / "found.engine"
+    alone.write_bytes(plan())
+    with pytest.raises(EngineError, match="described by no bundle"), TensorRTRunner(alone):
+        pass
+    stranger = write_bundle(tmp_path / "b").with_name("stranger.engine")
+    stranger.write_bytes(plan())
+    with pytest.raises(EngineError, match="described by no bundle"), TensorRTRunner(stranger):
+        pass
+    with TensorRTRunner(alone, trusted=True) as runner:
+        assert logits(runner, images(1)).shape == (1, 4)
+
+
+def test_an_engine_that_was_exchanged(here: Here, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b")
+    path.write_bytes(plan(classes=5))
+    with pytest.raises(EngineError, match="SHA-256"), TensorRTRunner(path):
+        pass
+    assert here.released()
+
+
+@pytest.mark.parametrize(
+    ("built", "says"),
+    [
+        ({"tensorrt": {"flavour": "tensorrt", "version": "10.13.3.9"}}, "10.13.3.9.* 11.4.1.6 is installed"),
+        ({"tensorrt": {"flavour": "tensorrt-rtx", "version": "1.7.1"}}, "built by tensorrt-rtx"),
+        ({"compute_capability": "8.9"}, "compute capability 8.9.* NVIDIA Simulated here has 8.6"),
+        ({"compute_capabilities": ["8.0", "8.9", "12.0+"]}, "8.0, 8.9, 12.0"),
+        ({"flags": {"strip_weights": True}}, "without its weights"),
+        ({"compute_capability": "9.0", "flags": {"version_compatible": True}}, "compute capability 9.0"),
+    ],
+)
+def test_an_engine_of_another_machine(here: Here, tmp_path: Path, built: dict[str, Any], says: str) -> None:
+    with pytest.raises(EngineError, match=says) as caught, TensorRTRunner(write_bundle(tmp_path / "b", **built)):
+        pass
+    assert caught.value.hint
+    assert here.released()
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        {"tensorrt": {"flavour": "tensorrt", "version": "11.4.0.1"}},
+        {"tensorrt": {"flavour": "tensorrt", "version": "11.2.0.1"}, "flags": {"version_compatible": True}},
+        {"compute_capability": "8.0", "flags": {"hardware_compatible": True}},
+        {"compute_capability": None, "compute_capabilities": ["8.0", "8.6"]},
+        {"compute_capability": None, "compute_capabilities": ["7.5+"]},
+    ],
+)
+def test_an_engine_that_fits(here: Here, tmp_path: Path, built: dict[str, Any]) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b", **built)) as runner:
+        assert logits(runner, images(1)).shape == (1, 4)
+
+
+def test_versions_compare_as_numbers(tmp_path: Path) -> None:
+    artifact = Bundle.open(write_bundle(tmp_path / "b").parents[1]).manifest.artifacts[0]
+    with pytest.raises(EngineError):
+        engine_fit.check_version(artifact, "tensorrt", "11.40.0")
+    engine_fit.check_version(artifact, "tensorrt", "11.4.99")
+
+
+def test_wrong_arguments(here: Here, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="flavour"):
+        TensorRTRunner("x.engine", "tensorrt-lite")
+    with pytest.raises(InputError, match="no GPU 1"), TensorRTRunner(write_bundle(tmp_path / "b"), device=1):
+        pass
+    with pytest.raises(EngineError, match="no engine at"), TensorRTRunner(tmp_path / "none.engine"):
+        pass
+
+
+@pytest.mark.skipif(bool(machine.gpus()), reason="there is a GPU here; tests/gpu runs engines on it")
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_without_a_gpu(tmp_path: Path, flavour: str) -> None:
+    path = write_bundle(tmp_path / "b", tensorrt={"flavour": flavour, "version": "1.7"})
+    runner = TensorRTRunner(path, flavour)
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU") as caught, runner:
+        pass
+    assert caught.value.hint
+    with pytest.raises(EngineError, match="no NVIDIA GPU"):
+        load(path.parents[1])
+
+
+def used_names(source: str, receivers: dict[str, str]) -> dict[str, set[str]]:
+    """The attributes that code takes of some variables: {receiver's role: names}."""
+    found: dict[str, set[str]] = {role: set() for role in receivers.values()}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            holder = node.value
+            name = getattr(holder, "id", None) or getattr(holder, "attr", None)
+            if name in receivers:
+                found[receivers[name]].add(node.attr)
+    return found
+
+
+def source(name: str) -> str:
+    return Path(tensorrt.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+
+
+def missing(used: dict[str, set[str]], real: dict[str, Any]) -> dict[str, set[str]]:
+    return {role: {n for n in names if not hasattr(real[role], n)} for role, names in used.items() if names}
+
+
+RECEIVERS = {"trt": "module", "ILogger": "ILogger", "engine": "engine", "context": "context", "runtime": "runtime"}
+
+
+def test_the_real_tensorrt_has_every_name() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no names to compare with")
+    used = used_names(source("tensorrt"), {**RECEIVERS, "TensorIOMode": "mode"})
+    real = {
+        "module": trt,
+        "ILogger": trt.ILogger,
+        "mode": trt.TensorIOMode,
+        "engine": trt.ICudaEngine,
+        "context": trt.IExecutionContext,
+        "runtime": trt.Runtime,
+    }
+    assert all(len(used[role]) >= count for role, count in (("engine", 6), ("context", 4), ("runtime", 1)))
+    assert not any(missing(used, real).values())
+    assert set(tensorrt._DTYPES) <= set(trt.DataType.__members__)
+    assert any(missing(used_names("engine.get_binding_name(0)", RECEIVERS), real).values())  # gone since 10
+
+
+def test_the_real_cuda_python_has_every_name() -> None:
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: no names to compare with")
+    used = used_names(source("cuda"), {"_cuda": "cuda", "cuda": "cuda", "cudaMemcpyKind": "kind"})
+    used["cuda"] -= {"bindings"}
+    assert len(used["cuda"]) >= 10
+    assert not any(missing(used, {"cuda": cuda, "kind": cuda.cudaMemcpyKind}).values())
+    assert int(cuda.cudaError_t.cudaErrorMemoryAllocation) == 2
+    stream = cuda.cudaStream_t(1234)
+    assert importlib.import_module("vitdeploy.runtime.cuda")._address(stream) == 1234
+
+
+def test_the_simulation_has_no_name_that_the_real_one_lacks() -> None:
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: no names to compare with")
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no names to compare with")
+    for name in vars(SimulatedCuda):
+        assert not name.startswith("cuda") or hasattr(cuda, name)
+    for name in ("DataType", "TensorIOMode", "ILogger", "Runtime"):
+        assert hasattr(trt, name)
