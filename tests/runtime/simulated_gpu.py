@@ -2,7 +2,7 @@
 
 What it is strict about is what a GPU is strict about: nothing that was started is done before the stream is waited
 for, memory has to be there and big enough, and what is not freed is seen. Engines are JSON; the model is the mean
-colour times a matrix. That the real modules have all these names, `test_tensorrt_simulated.py` checks against them.
+colour times a matrix. That the real modules have all these names, `test_tensorrt.py` checks against them.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, model, plan
 from vitdeploy import load, machine
 from vitdeploy.bundle import Bundle, Manifest
-from vitdeploy.errors import EngineError, InputError, RunnerClosedError
+from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClosedError
 from vitdeploy.runtime import engine_fit, tensorrt
 from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import PreprocessSpec, TensorSpec
@@ -125,6 +126,7 @@ def test_a_run_that_fails_is_said_and_survived(here: Here, tmp_path: Path) -> No
         with pytest.raises(EngineError, match="no kernel") as caught:
             logits(runner, images(2))
         assert caught.value.hint
+        assert not here.cuda.pending  # no copy still reads memory that the next call writes to
         np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
     with pytest.raises(RunnerClosedError):
         logits(runner, images(1))
@@ -285,3 +287,19 @@ def test_the_simulation_has_no_name_that_the_real_one_lacks() -> None:
         assert not name.startswith("cuda") or hasattr(cuda, name)
     for name in ("DataType", "TensorIOMode", "ILogger", "Runtime"):
         assert hasattr(trt, name)
+
+
+def test_the_real_tensorrt_with_no_engine_in_the_file(tmp_path: Path) -> None:
+    """It gives None, without a GPU as with one: that becomes an error that says why."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    with pytest.raises(EngineError, match=r"can't load some\.engine: \S+") as caught:
+        tensorrt._Engine(trt, "some.engine", b"plan")
+    assert "build-engine" in (caught.value.hint or "")
+
+
+def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.cudart"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DependencyError, match="cuda-python") as caught:
+        tensorrt._cuda_runtime("gpu")
+    assert caught.value.hint == "pip install cuda-python"
