@@ -339,7 +339,8 @@ def test_sizes_come_from_the_bundle_and_given_ones_stay(tiny_bundle: Path) -> No
 # --- Ctrl-C ---
 
 CANCELLED = """
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     from contextlib import nullcontext
     from pathlib import Path
     from vitdeploy import progress
