@@ -527,8 +527,9 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     tiny_bundle: Path, tmp_path: Path, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT needs a GPU; TensorRT-RTX has the same classes, so each call of the other path is made for real."""
-    pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setitem(sys.modules, "tensorrt", sys.modules["tensorrt_rtx"])
+    trt = pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(trt, "__version__", "10.3.0.26")
     monkeypatch.setattr(machine, "has_module", lambda name: True)
     monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu("Orin", "8.7", 8 << 30, "540.3", "12.6", True),))
     cache = tmp_path / "timing.cache"
@@ -554,6 +555,10 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     }
     assert data["timing_cache_sha256"] == hashlib.sha256(cache.read_bytes()).hexdigest()
     assert "setHardwareCompatibilityLevel" in (tmp_path / "e.log").read_text()
+    assert data["tensorrt"] == {"flavour": "tensorrt", "version": "10.3.0.26"}
+    monkeypatch.setattr(trt, "__version__", "8.6.2")
+    with pytest.raises(EngineError, match=r"8\.6\.2 is installed, and vitdeploy needs 10\.3 or later"):
+        build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)
     monkeypatch.setattr(machine, "jetson_release", lambda: "R36.4.3")
     with pytest.raises(InputError, match="this is a Jetson"):
         build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)

@@ -38,6 +38,7 @@ RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when 
 _DEFAULT_BATCH = ShapeRange(1, 1, 8)
 _MOST_VALUES = 2**31 - 1  # of one tensor, which kernels index with 32 bits
 _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+_OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def build_engine(
     _check_here(options)
     if not onnx_path.is_file():
         raise ModelError(f"there is no graph at {onnx_path}", hint="export the bundle again")
-    trt = require(FLAVOURS[options.flavour], extra=_EXTRAS[options.flavour])
+    trt = _load(options.flavour)
     log_place = "" if log_path is None else f": {log_path}"
     began = time.perf_counter()
     with listen(trt, log_path or engine_path.with_suffix(".log")) as (logger, log):
@@ -149,6 +150,17 @@ def build_engine(
         timing_cache_sha256=_save_timing_cache(config, cache, options),
         warnings=tuple(notes),
     )
+
+
+def _load(flavour: str) -> ModuleType:
+    trt = require(FLAVOURS[flavour], extra=_EXTRAS[flavour])
+    version, oldest = str(trt.__version__), _OLDEST[flavour]
+    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
+        raise EngineError(
+            f"{flavour} {version} is installed, and vitdeploy needs {oldest[0]}.{oldest[1]} or later",
+            hint="install a later one: pip install --upgrade, or on a Jetson a later JetPack (6.1 has 10.3)",
+        )
+    return trt
 
 
 def _check_here(options: EngineOptions) -> None:
