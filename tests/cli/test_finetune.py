@@ -48,6 +48,7 @@ def test_json_and_every_option(scratch: Path, tmp_path: Path, cli: Callable[...,
         "limit_test": 20,
         "validation": 15,
         "seed": 4,
+        "threads": 1,
     }
     flat = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     outcome = cli("finetune", scratch, "--dataset", "digits", "--output", tmp_path / "run", "--json", *flat)

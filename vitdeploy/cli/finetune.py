@@ -39,6 +39,7 @@ _AUGMENTATIONS = ("none", "shift", "flip-shift")
 @click.option("--label-column", help="Column with the classes, where it can't be found.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--threads", type=int, help="CPU threads; 1 is fastest for very small models. Default: one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(as_json: bool, **options: Any) -> None:
     """Fine-tune MODEL, a Hub id or a local folder, on a dataset with train and test images.

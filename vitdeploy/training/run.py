@@ -54,7 +54,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         for note in (*data.notes, *model.notes):
             progress.note(note)
         plan = make_plan(config, len(data.train))
-        with hub.quiet_libraries(), _own_randomness():
+        with hub.quiet_libraries(), _own_randomness(), _threads(config.threads):
             trainer = build_trainer(config, plan, model, data.train, data.validation, staging)
             train_metrics = train(trainer, plan)
             best_step = trainer.state.best_global_step if data.validation is not None else None
@@ -151,6 +151,18 @@ def _own_randomness() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Give PyTorch `count` threads inside the block."""
+    torch = require("torch", extra="build")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _predict_one(trainer: Any, test: ImageDataset) -> SamplePrediction:

@@ -120,6 +120,7 @@ def digits_config(model: str | os.PathLike[str], output: str | os.PathLike[str],
         "weight_decay": 0.05,
         "label_smoothing": 0.1,
         "augment": "shift",
+        "threads": 1,
         **changes,
     }
     return FinetuneConfig(model=model, dataset="digits", output=output, **settings)
