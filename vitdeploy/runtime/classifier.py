@@ -185,7 +185,9 @@ class Classifier:
             yield from self._run(rest)
 
     def _run(self, group: list[tuple[int, npt.NDArray[np.uint8]]]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        stacked = self._limits.padded(np.stack([pixels for _, pixels in group]))  # (batch, height, width, 3)
+        # (height, width, 3) -> (batch, height, width, 3); one image alone is not copied
+        stacked = group[0][1][np.newaxis] if len(group) == 1 else np.stack([pixels for _, pixels in group])
+        stacked = self._limits.padded(stacked)
         logits = self._runner.infer({self._limits.name: stacked})[self._runner.outputs[0].name]
         if not np.isfinite(logits).all():
             raise ModelError(
@@ -195,9 +197,9 @@ class Classifier:
         return zip((index for index, _ in group), logits[: len(group)], strict=True)
 
     def _prediction(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
-        scores = _softmax(logits)
+        scores, labels = _softmax(logits), self.labels
         best = np.argsort(-scores, kind="stable")[:top_k]
-        top = tuple(Score(self.labels[i], int(i), float(scores[i])) for i in best)
+        top = tuple([Score(labels[i], i, score) for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)])
         return Prediction(top[0].label, top[0].index, top[0].score, top)
 
 
