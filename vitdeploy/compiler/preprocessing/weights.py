@@ -3,8 +3,7 @@
 Where the true sum of a pass is a half, Pillow's rounded weights decide the level, so a weight that is off by one in 22
 bits can show. Bilinear and bicubic weights are ratios of integers, and are computed here without rounding errors that
 matter: every product and remainder is arranged to stay below 2**24, where float32 is exact. That holds for axes of up
-to 4096 and, for bicubic, as long as the image shrinks to no less than a quarter; beyond that a few weights are off by
-one, as are those of hamming and lanczos, whose sines have single precision.
+to 4096. Some weights of hamming and lanczos are off by one, for their sines have single precision.
 """
 
 from __future__ import annotations
@@ -100,17 +99,26 @@ def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
     def number(value: float) -> ir.Value:
         return tape.scalar(value, np.float32)
 
+    def carry(value: ir.Value) -> tuple[ir.Value, ir.Value]:
+        upper = tape.Floor(tape.Mul(value, number(1 / 4096)))
+        return upper, tape.Sub(value, tape.Mul(upper, number(4096)))
+
+    def total(value: ir.Value) -> ir.Value:
+        return tape.ReduceSum(value, tape.ints(1), keepdims=1)
+
     base = number(2048)
-    total = tape.ReduceSum(coarse, tape.ints(1), keepdims=1)
-    total_fine = tape.ReduceSum(fine, tape.ints(1), keepdims=1)
-    digit = tape.Round(tape.Div(tape.Mul(coarse, base), total))
-    # 2048 coarse - digit total, with total = 4096 upper + lower
-    upper = tape.Floor(tape.Mul(total, number(1 / 4096)))
-    lower = tape.Sub(total, tape.Mul(upper, number(4096)))
+    # the sum of `coarse` may be longer than float32 is: 4096 upper + lower, each exact
+    high, low = carry(coarse)
+    carried, lower = carry(total(low))
+    upper = tape.Add(total(high), carried)
+    sum_fine = total(fine)
+    whole = tape.Add(tape.Mul(upper, number(4096)), tape.Add(lower, sum_fine))
+    digit = tape.Round(tape.Div(tape.Mul(coarse, base), whole))
+    # 2048 coarse - digit (4096 upper + lower), and the same for what is fine
     rest = tape.Mul(tape.Sub(coarse, tape.Mul(tape.Mul(digit, upper), number(2))), base)
     rest = tape.Sub(rest, tape.Mul(digit, lower))
-    rest = tape.Add(rest, tape.Sub(tape.Mul(fine, base), tape.Mul(digit, total_fine)))
-    second = tape.Div(tape.Mul(rest, base), tape.Add(total, total_fine))
+    rest = tape.Add(rest, tape.Sub(tape.Mul(fine, base), tape.Mul(digit, sum_fine)))
+    second = tape.Div(tape.Mul(rest, base), whole)
     return tape.Add(tape.Mul(digit, base), tape.Floor(tape.Add(second, number(0.5))))
 
 
