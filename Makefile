@@ -2,9 +2,8 @@
 PYTHON ?= python3
 # Tested version. Where there is no GPU a CPU build of this version is enough; point pip at one to save a large download.
 TORCH ?= torch==2.13.0
-GPU := $(shell command -v nvidia-smi 2>/dev/null)
-EXTRAS := $(if $(GPU),build$(comma)gpu,build$(comma)cpu)
-comma := ,
+# ONNX Runtime for CPU and for GPU exclude each other, so a machine has one of these extras.
+BACKENDS := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -35,7 +34,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[build,$(BACKENDS),dev]"
 	@# tensorrt-rtx builds engines without a GPU, on x86 only; without it the demo says so and goes on.
 	$(BIN)/python -m pip install --quiet --editable ".[rtx]" || echo "tensorrt-rtx is not to be had here: no RTX engines"
 	touch $@

@@ -15,6 +15,9 @@ from vitdeploy import progress
 from vitdeploy.storage import staged_folder, write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from vitdeploy.bench.report import BenchReport
     from vitdeploy.training import FinetuneResult
 
@@ -73,9 +76,7 @@ def demo(
     Example:
         demo("demo", overwrite=True).report.rows
     """
-    from vitdeploy.bench import bench
-    from vitdeploy.bench.html import render_html
-    from vitdeploy.bench.run import save
+    from vitdeploy.bench import bench, render_html, save
     from vitdeploy.bundle import Bundle
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.export import export
@@ -109,7 +110,7 @@ def demo(
     return DemoResult(Path(output), trained, report)
 
 
-def _write_digit(pixels: object, path: Path) -> None:
+def _write_digit(pixels: npt.NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path)

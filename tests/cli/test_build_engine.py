@@ -136,7 +136,6 @@ def test_what_tensorrt_rtx_cannot_do_is_refused_before_the_build(tiny_bundle_cop
     for option in (
         "--hardware-compatible",
         "--version-compatible",
-        "--strip-weights",
         "--timing-cache=cache",
         "--optimization-level=1",
     ):

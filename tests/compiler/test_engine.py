@@ -296,7 +296,6 @@ def test_a_workspace_that_is_too_small_is_named(tiny_bundle: Path, tmp_path: Pat
     [
         ({"hardware_compatible": True}, "--hardware-compatible: every TensorRT-RTX engine already runs on all GPUs"),
         ({"version_compatible": True}, "--version-compatible: TensorRT-RTX has no lean runtime"),
-        ({"strip_weights": True}, "--strip-weights"),
         ({"timing_cache": Path("c")}, "--timing-cache"),
         ({"optimization_level": 0}, "--optimization-level"),
         (
@@ -320,11 +319,10 @@ def test_refused_before_anything_is_read(wrong: dict[str, Any], reason: str) -> 
 
 def test_the_other_flavour_takes_what_one_refuses() -> None:
     options = EngineOptions(
-        flavour="tensorrt", hardware_compatible=True, strip_weights=True, optimization_level=5, timing_cache=Path("a/b")
+        flavour="tensorrt", hardware_compatible=True, optimization_level=5, timing_cache=Path("a/b")
     )
     assert options.to_json() == {
         "hardware_compatible": True,
-        "strip_weights": True,
         "optimization_level": 5,
         "timing_cache": "b",
     }

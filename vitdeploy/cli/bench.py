@@ -115,7 +115,7 @@ def command(
     if save:
         _keep(report, opened)
     if json_file != "-":
-        _show(report)
+        show_report(report)
     return _INTERRUPTED if report.partial else 0
 
 
@@ -150,7 +150,8 @@ def _keep(report: BenchReport, bundle: Any) -> None:
         progress.note(f"Kept in the bundle: {bundle.path / 'bench' / 'report.html'}")
 
 
-def _show(report: BenchReport) -> None:
+def show_report(report: BenchReport) -> None:
+    """Print the table and the sentence below it."""
     from rich.console import Console
 
     from vitdeploy.bench import terminal_table

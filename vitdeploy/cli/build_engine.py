@@ -49,7 +49,6 @@ __all__ = ["command"]
 @click.option("--timing-cache", type=click.Path(dir_okay=False), help="Kernel timings of earlier TensorRT builds.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: an engine for all GPUs from Ampere on.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: an engine for later versions of the same major.")
-@click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out; the device refits them.")
 @click.option("--force", is_flag=True, help="Build again what is up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any) -> None:
@@ -114,7 +113,6 @@ def _engine_options(flavour: str, options: dict[str, Any]) -> EngineOptions:
         timing_cache=None if options["timing_cache"] is None else Path(options["timing_cache"]),
         hardware_compatible=options["hardware_compatible"],
         version_compatible=options["version_compatible"],
-        strip_weights=options["strip_weights"],
     )
     if options["batch"] is not None:
         made = replace(made, batch=options["batch"][0])

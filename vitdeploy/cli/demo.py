@@ -37,14 +37,12 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
     if as_json:
         echo_json(result.report.to_json())
         return
-    from rich.console import Console
-
-    from vitdeploy.bench.table import terminal_table
+    from vitdeploy.cli.bench import show_report
 
     count = result.training.metrics.get("test_samples")
     of = f" of {count:g} held-out images" if count else ""
     click.echo(f"\nTrained to {result.training.test_accuracy:.2%}{of}.\n")
-    Console(width=max(Console().width, 130) if not Console().is_terminal else None).print(terminal_table(result.report))
+    show_report(result.report)
     for name, path in (
         ("checkpoint", result.checkpoint),
         ("bundle", result.bundle),

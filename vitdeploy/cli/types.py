@@ -11,7 +11,7 @@ from vitdeploy.specs import ShapeRange
 __all__ = ["ImageSize", "Names", "ShapeRanges"]
 
 
-class ImageSize(click.ParamType):
+class ImageSize(click.ParamType):  # type: ignore[type-arg]  (generic from click 8.4 on)
     """`HxW` in pixels, or one number for a square: (height, width)."""
 
     name = "HxW"
@@ -28,7 +28,7 @@ class ImageSize(click.ParamType):
         return height, width
 
 
-class ShapeRanges(click.ParamType):
+class ShapeRanges(click.ParamType):  # type: ignore[type-arg]
     """`MIN:OPT:MAX` of `dimensions` numbers joined by x, or one value for all three: a ShapeRange a dimension."""
 
     name = "MIN:OPT:MAX"
@@ -59,7 +59,7 @@ class ShapeRanges(click.ParamType):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-class Names(click.ParamType):
+class Names(click.ParamType):  # type: ignore[type-arg]
     """Words separated by commas."""
 
     name = "A,B"

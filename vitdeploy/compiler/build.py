@@ -223,7 +223,7 @@ def _check_form(path: Path, single: Path, precision: str) -> Check | None:
         )
     if precision != "fp16":
         return None
-    check = compare("FP16 graph against FP32", *logits, tolerance=HALF_TOLERANCE)
+    check = compare("FP16 graph against FP32", logits[0], logits[1], HALF_TOLERANCE)
     progress.note(str(check))
     if not check.passed:
         raise ModelError(
@@ -251,7 +251,9 @@ def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force:
         progress.note(f"{name} is up to date: nothing to build.")
         return
     with bundle.edit() as editor:
-        info = build_engine(bundle.file(source), editor.path_for(name), options)
+        log_path = (bundle.path / name).with_suffix(".log")  # beside the engine, and kept if the build fails
+        log_path.parent.mkdir(exist_ok=True)
+        info = build_engine(bundle.file(source), editor.path_for(name), options, log_path=log_path)
         editor.add(
             name,
             kind="engine",

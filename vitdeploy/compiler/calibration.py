@@ -158,7 +158,8 @@ def weight_scales(weight: np.ndarray) -> np.ndarray:
     """Sw of a weight (channels in, channels out): one a column, a float16 number so that both forms share it."""
     scales = np.maximum(np.abs(weight).max(axis=0) / LEVELS, _SMALLEST_SCALE)
     # Rounding to float16 may go down by 2**-11; one step up keeps the largest weight inside 127.5 levels anyway.
-    return scales.astype(np.float16).astype(np.float32)
+    shared: np.ndarray = scales.astype(np.float16).astype(np.float32)
+    return shared
 
 
 def activation_scale(value: float) -> float:
@@ -168,7 +169,8 @@ def activation_scale(value: float) -> float:
 
 def fake_quantize(values: np.ndarray, scale: np.ndarray | float, shift: int = 0) -> np.ndarray:
     """What Q and DQ make of values: rounded half to even and clipped to -128 .. 127 around the shift, as ONNX says."""
-    return np.clip(np.rint(values / scale), shift - LEVELS - 1, shift + LEVELS) * scale
+    result: np.ndarray = np.clip(np.rint(values / scale), shift - LEVELS - 1, shift + LEVELS) * scale
+    return result
 
 
 def calibrate(
@@ -275,9 +277,7 @@ class _Trial:
         return float(np.square(self.difference, dtype=np.float64).mean())
 
 
-def _solve(
-    group: LayerGroup, rows: np.ndarray, largest: np.ndarray, lowest: float, recipe: Recipe
-) -> GroupCalibration:
+def _solve(group: LayerGroup, rows: np.ndarray, largest: np.ndarray, lowest: float, recipe: Recipe) -> GroupCalibration:
     """Choose s, Sx and k of one group by the error of its output on `rows` (rows, channels)."""
     weights = group.weights()
     weight = np.concatenate(weights, axis=1)
@@ -337,4 +337,5 @@ def _smoothing(largest: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndar
     activation = np.maximum(largest, 1e-5).astype(np.float64)
     column = np.maximum(np.abs(weight).max(axis=1), 1e-5).astype(np.float64)
     logarithm = alpha * np.log(activation) - (1 - alpha) * np.log(column)
-    return np.exp(np.clip(logarithm - logarithm.mean(), -7, 7)).astype(np.float32)
+    smoothing: np.ndarray = np.exp(np.clip(logarithm - logarithm.mean(), -7, 7)).astype(np.float32)
+    return smoothing

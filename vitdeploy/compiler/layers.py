@@ -50,7 +50,7 @@ class LayerGroup:
 
     @property
     def can_shift(self) -> bool:
-        """Whether the activation may be shifted: it can't be smoothed, and each product has a bias to take the shift."""
+        """Whether the activation may be shifted: it can't be smoothed, and each product has a bias for the shift."""
         return self.source is None and all(bias_of(node) is not None for node in self.matmuls)
 
     def weights(self) -> list[np.ndarray]:

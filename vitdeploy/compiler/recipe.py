@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +65,15 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Raises:
         InputError: the file is missing, is no TOML, or has a key or value that is not known.
     """
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
-
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         with open(path, "rb") as file:
-            data = tomllib.load(file)
+            data = toml.load(file)
     except OSError as error:
         raise InputError(
             f"can't read the recipe {path}: {error.strerror}", hint="see the folder calibration/"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no TOML: {error}", hint="see calibration/digits.toml for an example") from error
     known = {field.name: field for field in fields(Recipe)}
     for name, value in data.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -105,6 +106,11 @@ class RunnerBase(ABC):
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
+
+    def __del__(self) -> None:
+        """Release what nobody closed: GPU memory is not Python's to collect."""
+        if getattr(self, "_stack", None) is not None and self._process == os.getpid() and not sys.is_finalizing():
+            self.close()
 
     def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once.

@@ -58,14 +58,10 @@ def check_fit(artifact: Artifact, gpu: Gpu) -> None:
     """Compare what an engine was built for with a GPU.
 
     Raises:
-        EngineError: it was built for another compute capability, or without its weights.
+        EngineError: it was built for another compute capability.
     """
     built = artifact.built_with
     flags = built.get("flags") or {}
-    if flags.get("strip_weights"):
-        raise EngineError(
-            f"{artifact.path} was built without its weights", hint="build it again without --strip-weights"
-        )
     listed = [str(capability) for capability in built.get("compute_capabilities") or ()]
     single = built.get("compute_capability")
     here = _pair(gpu.compute_capability)

@@ -129,6 +129,8 @@ class _Engine:
         self._heard.clear()
         try:
             self._runtime = runtime = trt.Runtime(logger)
+            # A version-compatible engine brings its own lean runtime; the file's hash was checked, or it is trusted.
+            runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(data)
         except (RuntimeError, TypeError):  # what a null pointer becomes in Python
             engine = None

@@ -276,9 +276,6 @@ def _configure(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):

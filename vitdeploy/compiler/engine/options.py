@@ -35,18 +35,6 @@ _REFUSED: dict[str, dict[str, tuple[str, str]]] = {
             "leave --version-compatible out and rebuild the engine when TensorRT-RTX is updated: it takes seconds",
         )
     },
-    "strip_weights": {
-        "tensorrt-rtx": (
-            "TensorRT-RTX can't build an engine without weights ahead of time",
-            "leave --strip-weights out, or use --target tensorrt on the target machine",
-        )
-    },
-    "optimization_level": {
-        "tensorrt-rtx": (
-            "TensorRT-RTX chooses kernels on the device and not when it builds, so no level has an effect",
-            "leave --optimization-level out",
-        )
-    },
     "timing_cache": {
         "tensorrt-rtx": (
             "TensorRT-RTX times nothing when it builds, so a timing cache has no effect",
@@ -74,7 +62,6 @@ class EngineOptions:
         timing_cache: file with kernel timings of earlier builds, read if it is there and written afterwards.
         hardware_compatible: the engine runs on all GPUs from Ampere on, at some cost in speed.
         version_compatible: the engine runs on later TensorRT versions of the same major version.
-        strip_weights: leave the weights out of the file; it must be refitted from its ONNX before it can run.
 
     Raises:
         InputError: a value out of range, or an option that the flavour can't fulfil.
@@ -91,7 +78,6 @@ class EngineOptions:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
-    strip_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:

@@ -56,7 +56,6 @@ def to_half(model: ir.Model) -> PassResult:
         ModelError: a weight is outside float16's range; the message names it.
     """
     import onnx_ir as ir
-
     from onnx_ir.passes import common
 
     graph = model.graph

@@ -16,7 +16,8 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of an initializer or constant, None for anything computed."""
     if value is None or value.const_value is None:
         return None
-    return value.const_value.numpy()
+    array: np.ndarray = value.const_value.numpy()
+    return array
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
