@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.calibration import Calibration, calibrate, fake_quantize, weight_scales
@@ -18,6 +17,7 @@ from vitdeploy.compiler.graph.values import constant, new_initializer
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, InputError, ModelError
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 PLAIN = Recipe(method="minmax", smoothing=False, bias_correction=False)
 
@@ -59,7 +59,9 @@ def _scale_channels(graph: ir.Graph, place: tuple[ir.Node, int], factor: float) 
     assert value is not None and array is not None
     array = array.copy()
     array[[3, 17]] *= factor
-    node.replace_input_with(index, new_initializer(graph, f"{value.name}.scaled", array))  # others may share the old one
+    node.replace_input_with(
+        index, new_initializer(graph, f"{value.name}.scaled", array)
+    )  # others may share the old one
 
 
 def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Path:

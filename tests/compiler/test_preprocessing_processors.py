@@ -134,15 +134,12 @@ def tensorrt_rtx() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx, which builds engines without a GPU, is not there")
 
 
-def build_engine(trt: Any, spec: PreprocessSpec, input_size: tuple[int, int] | None) -> bytes:
-    """A strongly typed engine; of a dynamic graph for 1 to 4 images of 1x1 to 2160x3840."""
-    import onnx_ir as ir
-
+def build_engine(trt: Any, data: bytes, input_size: tuple[int, int] | None = None) -> bytes:
+    """A strongly typed engine of an ONNX model; of a dynamic one for 1 to 4 images of 1x1 to 2160x3840."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    data = ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString()
     assert parser.parse(data), [parser.get_error(index).desc() for index in range(parser.num_errors)]
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     low, middle, high = (input_size,) * 3 if input_size else ((1, 1), (480, 640), (2160, 3840))
@@ -152,6 +149,13 @@ def build_engine(trt: Any, spec: PreprocessSpec, input_size: tuple[int, int] | N
     plan = builder.build_serialized_network(network, config)
     assert plan is not None
     return bytes(plan)
+
+
+def preprocessing_model(resize: Any, crop: Any, input_size: Any) -> bytes:
+    import onnx_ir as ir
+
+    spec = PreprocessSpec(resize, crop, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return bytes(ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString())
 
 
 QUICK_ENGINES = [(ResizeSpec("bicubic", height=32, width=32), None, None)]
@@ -168,8 +172,7 @@ FULL_ENGINES = [
 
 @pytest.mark.parametrize(("resize", "crop", "input_size"), QUICK_ENGINES)
 def test_a_tensorrt_rtx_engine_builds(tensorrt_rtx: Any, resize: Any, crop: Any, input_size: Any) -> None:
-    spec = PreprocessSpec(resize, crop, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert build_engine(tensorrt_rtx, spec, input_size)
+    assert build_engine(tensorrt_rtx, preprocessing_model(resize, crop, input_size), input_size)
 
 
 @pytest.mark.full
@@ -177,5 +180,18 @@ def test_a_tensorrt_rtx_engine_builds(tensorrt_rtx: Any, resize: Any, crop: Any,
 def test_every_variant_builds_as_a_tensorrt_rtx_engine(
     tensorrt_rtx: Any, resize: Any, crop: Any, input_size: Any
 ) -> None:
-    spec = PreprocessSpec(resize, crop, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert build_engine(tensorrt_rtx, spec, input_size)
+    assert build_engine(tensorrt_rtx, preprocessing_model(resize, crop, input_size), input_size)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["model.onnx", "model.fp16.onnx", "model.int8.onnx"])
+def test_the_preprocessing_builds_inside_every_form_of_a_model(tensorrt_rtx: Any, tiny_bundle: Path, form: str) -> None:
+    import onnx
+
+    data = (tiny_bundle / form).read_bytes()
+    assert build_engine(tensorrt_rtx, data)
+    graph = onnx.load_from_string(data).graph
+    names = {value.name for value in graph.initializer if value.name.startswith("preprocess/")}
+    assert names, "the constants of the preprocessing keep their names"
+    kinds = {value.data_type for value in graph.initializer if value.name in names}
+    assert onnx.TensorProto.FLOAT16 not in kinds and onnx.TensorProto.INT8 not in kinds  # float32 in every form

@@ -11,7 +11,7 @@ from vitdeploy.specs import ShapeRange
 __all__ = ["ImageSize", "Names", "ShapeRanges"]
 
 
-class ImageSize(click.ParamType):  # type: ignore[type-arg]  (generic from click 8.4 on)
+class ImageSize(click.ParamType):  # type: ignore[type-arg]
     """`HxW` in pixels, or one number for a square: (height, width)."""
 
     name = "HxW"

@@ -2,7 +2,7 @@
 
 For a group of layers that read the activation X (rows: tokens, columns: channels) with weights W, INT8 computes
 
-    Y' = (Sx Sw) (clip(round(X / s / Sx) - k) + k) round(s W / Sw)     Sx, k one number, Sw one a column, s one a channel
+    Y' = (Sx Sw) (clip(round(X / s / Sx) - k) + k) round(s W / Sw)    Sx, k one number, Sw one a column, s one a channel
 
 with 8-bit integers. Calibration chooses Sx and s to make the squared error of Y' against Y = X W small, on a sample of
 real rows, not on ranges alone: outliers of X carry information, and whether cutting one hurts is decided by W.
@@ -59,8 +59,8 @@ _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales stay normal numbers
 class GroupCalibration:
     """What was found for one group of layers.
 
-    `scale` is Sx, `shift` is k, `smoothing` s per channel or None, `bias` the correction of each layer per output channel, and
-    `sqnr_db` the signal-to-noise ratio of the group's output on the sample, 10 log10(|Y|^2 / |Y - Y'|^2).
+    `scale` is Sx, `shift` is k, `smoothing` s per channel or None, `bias` the correction of each layer per output
+    channel, and `sqnr_db` the signal-to-noise ratio of the group's output on the sample, 10 log10(|Y|^2 / |Y - Y'|^2).
     """
 
     name: str
@@ -151,7 +151,8 @@ def _pack(values: np.ndarray) -> str:
 
 
 def _unpack(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype="<f4").copy()
+    values: np.ndarray = np.frombuffer(base64.b64decode(text), dtype="<f4").copy()
+    return values
 
 
 def weight_scales(weight: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Checkpoint -> bundle: one graph from raw pixels to logits, checked against PyTorch before it is written.
 
-The graph is written by torch.onnx.export from a model whose attention is the plain MatMul-Softmax-MatMul, cleaned by the
-passes in `vitdeploy.compiler.graph`, and given the image processor's work in front.
+The graph is written by torch.onnx.export from a model whose attention is the plain MatMul-Softmax-MatMul, cleaned by
+the passes in `vitdeploy.compiler.graph`, and given the image processor's work in front.
 """
 
 from __future__ import annotations

@@ -35,6 +35,12 @@ _REFUSED: dict[str, dict[str, tuple[str, str]]] = {
             "leave --version-compatible out and rebuild the engine when TensorRT-RTX is updated: it takes seconds",
         )
     },
+    "optimization_level": {
+        "tensorrt-rtx": (
+            "TensorRT-RTX chooses kernels on the device and not when it builds, so no level has an effect",
+            "leave --optimization-level out",
+        )
+    },
     "timing_cache": {
         "tensorrt-rtx": (
             "TensorRT-RTX times nothing when it builds, so a timing cache has no effect",

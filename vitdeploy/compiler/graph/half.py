@@ -2,8 +2,8 @@
 
 Every float32 weight and activation between `pixel_values` and the outputs becomes float16; one cast stands in front
 and one behind each output, so inputs and outputs keep their types. LayerNormalization keeps its mean and variance in
-float32 (`stash_type` 1): a float16 square overflows from |x| = 256 on. No builder flag decides a precision: TensorRT 10,
-11 and RTX, ONNX Runtime and OpenVINO all run what the graph says.
+float32 (`stash_type` 1): a float16 square overflows from |x| = 256 on. No builder flag decides a precision: TensorRT
+10, 11 and RTX, ONNX Runtime and OpenVINO all run what the graph says.
 """
 
 from __future__ import annotations
