@@ -1,0 +1,105 @@
+"""Preprocessing in the graph against Pillow, both in one process, taking turns: prints milliseconds and ratios.
+
+    python benchmarks/preprocessing.py [--resample bicubic] [--threads 1] [--rounds 60]
+
+Pillow's time is that of `Image.resize` alone; "to float32" adds what the graph also does: rescale, normalise, channels
+first, in NumPy. The graph's time is a whole call of the runtime with the pixels as input and the pixel values as
+output. Minimum and median of the rounds; the ratio is of the minima, which other work on the machine disturbs least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.compiler.preprocessing import build_preprocessing
+from vitdeploy.specs import PreprocessSpec, ResizeSpec
+
+SIZES = [(32, 32), (480, 640), (1080, 1920)]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PILLOW = {"bilinear": 2, "bicubic": 3, "hamming": 5, "lanczos": 1}
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """A photograph that scikit-learn brings, at that size: uint8 (height, width, 3)."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    return np.asarray(Image.fromarray(load_sample_image("china.jpg")).resize((width, height), 3))
+
+
+def graph_calls(
+    spec: PreprocessSpec, input_size: tuple[int, int] | None, threads: int
+) -> dict[str, Callable[..., Any]]:
+    """One call per runtime: uint8 (1, height, width, 3) -> pixel values."""
+    import onnx_ir as ir
+    import onnxruntime
+    import openvino
+
+    data = ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", config).create_infer_request()
+    return {
+        "onnxruntime": lambda pixels: session.run(None, {"image": pixels}),
+        "openvino": lambda pixels: request.infer({0: pixels}, share_inputs=True),
+    }
+
+
+def pillow_calls(resample: str, made: int) -> dict[str, Callable[..., Any]]:
+    """The same by Pillow and NumPy, from an image that Pillow already holds."""
+    factor = (1 / 255 / np.array(STD)).astype(np.float32)
+    offset = (-np.array(MEAN) / np.array(STD)).astype(np.float32)
+
+    def to_float32(image: Any) -> np.ndarray:
+        pixels = np.asarray(image.resize((made, made), PILLOW[resample]))
+        return np.ascontiguousarray((pixels * factor + offset).transpose(2, 0, 1))
+
+    return {"pillow": lambda image: image.resize((made, made), PILLOW[resample]), "pillow to float32": to_float32}
+
+
+def main() -> None:
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resample", choices=sorted(PILLOW), default="bicubic")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtimes; Pillow has one (default: 1)")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--size", type=int, default=224, help="edge of the pixel values (default: 224)")
+    arguments = parser.parse_args()
+    resize = ResizeSpec(arguments.resample, height=arguments.size, width=arguments.size)
+    spec = PreprocessSpec(resize, None, 1 / 255, MEAN, STD)
+    any_size = {f"{name}, any size": call for name, call in graph_calls(spec, None, arguments.threads).items()}
+    pillow = pillow_calls(arguments.resample, arguments.size)
+    print(f"{arguments.resample} to {arguments.size}x{arguments.size}, {arguments.threads} thread(s)")
+    for height, width in SIZES:
+        pixels = photograph(height, width)
+        image = Image.fromarray(pixels)
+        known = graph_calls(spec, (height, width), arguments.threads)
+        calls: dict[str, tuple[Callable[..., Any], Any]] = {name: (call, image) for name, call in pillow.items()}
+        for name, call in {**any_size, **{f"{name}, known size": call for name, call in known.items()}}.items():
+            calls[name] = (call, pixels[np.newaxis])
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(arguments.rounds + 5):
+            for name, (call, argument) in calls.items():
+                start = time.perf_counter()
+                call(argument)
+                if turn >= 5:  # the first calls allocate
+                    taken[name].append(1e3 * (time.perf_counter() - start))
+        print(f"\n{height}x{width}{'':22}minimum ms   median ms   / pillow   / pillow to float32")
+        for name, times in taken.items():
+            ratios = (min(times) / min(taken["pillow"]), min(times) / min(taken["pillow to float32"]))
+            print(f"  {name:28}{min(times):10.2f}{np.median(times):12.2f}{ratios[0]:11.2f}{ratios[1]:13.2f}")
+
+
+if __name__ == "__main__":
+    main()
