@@ -14,6 +14,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.engine import EngineOptions
 from vitdeploy.errors import EngineError, ImageError, InputError, RunnerClosedError
+from vitdeploy.machine import gpus
 from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import ShapeRange
 
@@ -151,3 +152,17 @@ def engine(bundle: Path, precision: str) -> Path:
     artifact = opened.find(kind="engine", precision=precision)
     assert artifact is not None
     return opened.file(artifact)
+
+
+def test_onnx_runtime_on_the_gpu(tiny_bundle: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not gpus() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs an NVIDIA GPU and onnxruntime-gpu")
+    pixels = images(5, 48, 64)
+    with load(tiny_bundle, backend="onnxruntime", precision="fp32", device="cpu") as reference:
+        expected = reference.logits(pixels)
+    with load(tiny_bundle, backend="onnxruntime", precision="fp32", device="cuda") as classifier:
+        assert classifier.describe()["device"] == "cuda"
+        answers = classifier.logits(pixels)
+    # products in TF32 keep 11 bits
+    assert np.abs(answers - expected).max() <= 0.01 * float(np.ptp(expected))

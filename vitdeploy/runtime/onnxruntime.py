@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,6 +82,7 @@ class OnnxRuntimeRunner(RunnerBase):
                 "the installed onnxruntime has no CUDA provider",
                 hint="pip uninstall onnxruntime && pip install 'vitdeploy[gpu]' (never both packages at once)",
             )
+        _preload_cuda(onnxruntime)
         index = self._device.partition(":")[2] or "0"
         return [(_CUDA, {"device_id": index}), _CPU]
 
@@ -102,6 +105,14 @@ class OnnxRuntimeRunner(RunnerBase):
                 hint="try another backend; if it works there, report this one",
             ) from error
         return dict(zip(self._names, values, strict=True))
+
+
+def _preload_cuda(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from where pip puts them; ONNX Runtime before 1.21 looks on the system's paths alone."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses, which may be on those paths
+            preload()
 
 
 def _spec(node: Any) -> TensorSpec:
