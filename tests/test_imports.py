@@ -148,3 +148,16 @@ def test_public_names_are_there() -> None:
         assert getattr(vitdeploy, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         vitdeploy.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_running_a_bundle_loads_its_backend_alone(backend: str, tiny_bundle: Path) -> None:
+    pytest.importorskip(backend)
+    program = (
+        "import sys, numpy, vitdeploy\n"
+        f"with vitdeploy.load({str(tiny_bundle)!r}, backend={backend!r}, threads=1) as classifier:\n"
+        "    classifier.predict(numpy.zeros((32, 32, 3), numpy.uint8))\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert set(done.stdout.rpartition("loaded:")[2].split()) & HEAVY == {backend}
