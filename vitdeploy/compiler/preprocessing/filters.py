@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PRECISION_BITS", "RADIUS", "coefficients", "vertical_first"]
+__all__ = ["FILTERS", "PRECISION_BITS", "RADIUS", "coefficients", "vertical_first"]
 
 PRECISION_BITS = 22
 
@@ -52,7 +52,7 @@ def _lanczos(x: Floats) -> Floats:
     return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
-_FILTERS: dict[str, Callable[[Floats], Floats]] = {
+FILTERS: dict[str, Callable[[Floats], Floats]] = {
     "box": _box,
     "bilinear": _bilinear,
     "hamming": _hamming,
@@ -83,7 +83,7 @@ def coefficients(resample: str, size_in: int, size_out: int) -> tuple[npt.NDArra
     taps = np.arange(int((ends - starts).max()))
     position = starts[:, np.newaxis] + taps  # (size_out, taps)
     argument = (position - centre[:, np.newaxis] + 0.5) * (1.0 / stretch)
-    weights = np.where(position < ends[:, np.newaxis], _FILTERS[resample](argument), 0.0)
+    weights = np.where(position < ends[:, np.newaxis], FILTERS[resample](argument), 0.0)
     total = weights.sum(axis=1, keepdims=True)
     weights = np.divide(weights, total, out=weights, where=total != 0.0)
     rounded = np.trunc(weights * (1 << PRECISION_BITS) + np.where(weights < 0, -0.5, 0.5))

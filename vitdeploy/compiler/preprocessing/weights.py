@@ -1,19 +1,20 @@
 """Pillow's integer weights, computed by float32 operations of the graph.
 
 Where the true sum of a pass is a half, Pillow's rounded weights decide the level, so a weight that is off by one in 22
-bits can show. Bilinear and bicubic weights are ratios of integers, and are computed here without rounding errors that
-matter: every product and remainder is arranged to stay below 2**24, where float32 is exact. That holds for axes of up
-to 4096. Some weights of hamming and lanczos are off by one, for their sines have single precision.
+bits can show. Here every product and remainder is arranged to stay below 2**24, where float32 is exact, for axes of up
+to 4096. Bilinear weights are ratios of small integers. The other filters are read from a table: a cubic for each of
+1024 pieces of a unit, closer to the filter than 2**-32, its constant term in two floats. What remains are weights so
+close to the middle of two integers that the last bits of t decide: two or three in 100,000 are off by one.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS
+from vitdeploy.compiler.preprocessing.filters import FILTERS, PRECISION_BITS, RADIUS
 from vitdeploy.compiler.preprocessing.tape import Tape
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["weights_of"]
 
-_UNITS = float(1 << PRECISION_BITS)
+_PIECES = 1024
+_FLOAT, _INT32 = 1, 6  # ONNX's numbers of the types
 
 
 def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> ir.Value:
@@ -32,12 +34,7 @@ def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -
     """
     if resample == "bilinear":
         return _bilinear(tape, distance, limit)
-    if resample == "bicubic":
-        return _bicubic(tape, distance, limit)
-    x = tape.Div(distance, limit)
-    values = _hamming(tape, x) if resample == "hamming" else _lanczos(tape, x)
-    values = tape.Div(values, tape.ReduceSum(values, tape.ints(1), keepdims=1))
-    return tape.Round(tape.Mul(values, tape.scalar(_UNITS, np.float32)))
+    return _quotient(tape, *_tabulated(tape, resample, distance, limit))
 
 
 def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
@@ -60,37 +57,32 @@ def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
     return weights
 
 
-def _bicubic(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
-    """The cubic in two floats, their sums, and a division with remainder.
+def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The filter as coarse + fine in units of 2**-22: `coarse` is a whole number, `fine` takes the rest.
 
-    With y = x below 1 and y = 2 - x from there to 2, the filter is 1 - y^2 (5 - 3y) / 2 or -y^2 (1 - y) / 2. Let
-    1024 y = h + t with a whole h and 0 <= t < 1. The value at h is a whole number of 2**-31; in units of 2**-22 it is
-    kept as coarse + fine: `coarse` is a whole number, `fine` takes the rest and what t adds.
+    With 1024 x = h + t, h whole and 0 <= t < 1, both are exact but for the last bits of t.
     """
-
-    def number(value: float) -> ir.Value:
-        return tape.scalar(value, np.float32)
-
-    near = tape.Less(distance, limit)
-    y = tape.Where(near, distance, tape.Max(tape.Sub(tape.Mul(limit, number(2)), distance), number(0)))
-    scaled = tape.Mul(y, number(1024))
+    scaled = tape.Mul(distance, tape.scalar(_PIECES, np.float32))
     h = tape.Floor(tape.Div(scaled, limit))
     t = tape.Div(tape.Sub(scaled, tape.Mul(h, limit)), limit)
-    # g = y^2 (a - b y) in units of 2**-30
-    a = tape.Where(near, number(5 * 1024), number(1024))
-    b = tape.Where(near, number(3), number(1))
-    factor = tape.Sub(a, tape.Mul(b, h))
-    square = tape.Mul(h, h)
-    upper = tape.Floor(tape.Mul(square, number(1 / 1024)))
-    lower = tape.Sub(square, tape.Mul(upper, number(1024)))
-    # g(h + t) - g(h) = t (2 a h - 3 b h^2 + t (a - 3 b h - b t))
-    bend = tape.Sub(tape.Sub(a, tape.Mul(tape.Mul(b, h), number(3))), tape.Mul(b, t))
-    slope = tape.Mul(h, tape.Sub(tape.Mul(a, number(2)), tape.Mul(tape.Mul(b, h), number(3))))
-    more = tape.Mul(t, tape.Add(slope, tape.Mul(t, bend)))
-    # f = 1 or 0, less g / 2: in units of 2**-22 g counts 2**-9
-    coarse = tape.Sub(tape.Where(near, number(_UNITS), number(0)), tape.Mul(tape.Mul(upper, factor), number(2)))
-    fine = tape.Mul(tape.Add(tape.Mul(lower, factor), more), number(-1 / 512))
-    return _quotient(tape, coarse, fine)
+    cubics = _cubics(resample)
+    index = tape.Cast(tape.Min(h, tape.scalar(cubics.shape[1] - 1, np.float32)), to=_INT32)
+    whole = np.round(cubics[0])
+    columns = [whole, cubics[0] - whole, *cubics[1:]]
+    coarse, constant, linear, quadratic, cubic = (
+        tape.Gather(tape.constant(column.astype(np.float32), f"{resample}_table"), index) for column in columns
+    )
+    fine = tape.Add(linear, tape.Mul(t, tape.Add(quadratic, tape.Mul(t, cubic))))
+    return coarse, tape.Add(constant, tape.Mul(t, fine))
+
+
+def _cubics(resample: str) -> npt.NDArray[np.float64]:
+    """Coefficients (4, pieces + 1) of t**0 to t**3 in each piece, in units of 2**-22; the last piece is all zero."""
+    points = np.arange(4) / 3
+    pieces = np.arange(round(RADIUS[resample] * _PIECES))
+    values = FILTERS[resample]((pieces[:, np.newaxis] + points) / _PIECES) * (1 << PRECISION_BITS)  # (pieces, 4)
+    through = np.linalg.inv(np.vander(points, increasing=True)) @ values.T
+    return np.pad(through, ((0, 0), (0, 1)))
 
 
 def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
@@ -120,21 +112,3 @@ def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
     rest = tape.Add(rest, tape.Sub(tape.Mul(fine, base), tape.Mul(digit, sum_fine)))
     second = tape.Div(tape.Mul(rest, base), whole)
     return tape.Add(tape.Mul(digit, base), tape.Floor(tape.Add(second, number(0.5))))
-
-
-def _hamming(tape: Tape, x: ir.Value) -> ir.Value:
-    near = tape.Min(x, tape.scalar(1, np.float32))
-    wave = tape.Cos(tape.Mul(near, tape.scalar(math.pi, np.float32)))
-    window = tape.Add(tape.scalar(0.54, np.float32), tape.Mul(tape.scalar(0.46, np.float32), wave))
-    return tape.Mul(_sinc(tape, near), window)
-
-
-def _lanczos(tape: Tape, x: ir.Value) -> ir.Value:
-    near = tape.Min(x, tape.scalar(3, np.float32))
-    return tape.Mul(_sinc(tape, near), _sinc(tape, tape.Div(near, tape.scalar(3, np.float32))))
-
-
-def _sinc(tape: Tape, x: ir.Value) -> ir.Value:
-    """sin(pi x) / (pi x); below 1e-4 it is 1 in float32."""
-    angle = tape.Mul(tape.Max(x, tape.scalar(1e-4, np.float32)), tape.scalar(math.pi, np.float32))
-    return tape.Div(tape.Sin(angle), angle)
