@@ -14,10 +14,10 @@ demo: $(STAMP)
 	$(BIN)/vitdeploy demo --output demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not full and not gpu"
+	$(BIN)/python -m pytest -m "not full"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest
 
 test-gpu: $(STAMP)
 	@echo "Needs an NVIDIA GPU with its driver, and: pip install '.[gpu]' (see docs/gpu.md)"

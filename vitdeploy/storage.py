@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from vitdeploy.errors import BundleError, OutputExistsError, VitdeployError
 __all__ = ["disk_errors", "fsync_path", "locked", "read_json", "sha256", "staged_folder", "write_atomically"]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_DISK = re.compile(
+    rf"os error ({'|'.join(map(str, sorted(_NO_SPACE)))})\b|No space left|File too large|file write failed"
+)
 
 
 def sha256(path: Path) -> str:
@@ -48,18 +52,25 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder inside the block into an error with the next step."""
+    """Turn a full disk or a forbidden folder inside the block into an error with the next step.
+
+    Libraries in other languages (safetensors, torch, protobuf) tell of a full disk in exceptions of their own.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
+    except (VitdeployError, MemoryError):
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_SPACE or (number is None and _FULL_DISK.search(str(error))):
             raise VitdeployError(
                 f"no space left on the disk while writing {what}",
                 hint="free some space and run the command again; what was there before is unchanged",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise VitdeployError(
-                f"not allowed to write {what}: {error.strerror}", hint="choose an --output that you may write to"
+                f"not allowed to write {what}: {os.strerror(number or 0)}",
+                hint="choose an --output that you may write to",
             ) from error
         raise
 

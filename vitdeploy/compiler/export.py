@@ -28,6 +28,7 @@ from vitdeploy.compiler.graph.layer_names import name_layers
 from vitdeploy.compiler.parity import Check, compare, compare_levels
 from vitdeploy.errors import ModelError, VitdeployError, require
 from vitdeploy.specs import PreprocessSpec, TensorSpec
+from vitdeploy.storage import disk_errors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -72,7 +73,11 @@ def export(
         size = _model_input_size(checkpoint, spec)
         graph = _trace(checkpoint, size)
         passes = _clean(graph)
-    with progress.task("Checking against PyTorch"), tempfile.TemporaryDirectory() as scratch:
+    with (
+        progress.task("Checking against PyTorch"),
+        disk_errors("temporary files"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         checks = [_check_model(checkpoint, graph, size, Path(scratch))]
         front = build_preprocessing(spec, input_size=input_size)
         checks.append(_check_preprocessing(checkpoint, front, spec, input_size, Path(scratch)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from typing import Any
 from vitdeploy import hub, progress
 from vitdeploy.checkpoints import open_folder
 from vitdeploy.datasets import ImageDataset, load_dataset, stratified_sample, stratified_split
-from vitdeploy.errors import DatasetError, VitdeployError, require
+from vitdeploy.errors import DatasetError, require
 from vitdeploy.storage import staged_folder
 from vitdeploy.training.config import Curve, FinetuneConfig, FinetuneResult, SamplePrediction
 from vitdeploy.training.curve import curve_from_log, draw_curve
@@ -42,12 +40,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     started = time.perf_counter()
     output = Path(config.output)
-    with (
-        staged_folder(
-            output, overwrite=config.overwrite, ours=_is_ours, what="folder of vitdeploy finetune"
-        ) as staging,
-        _disk_errors(),
-    ):
+    with staged_folder(
+        output, overwrite=config.overwrite, ours=_is_ours, what="folder of vitdeploy finetune"
+    ) as staging:
         folder = open_folder(config.model, revision=config.revision)
         data = _load_data(config)
         model = load_trainable(folder, data.train.labels, image_size=config.image_size, seed=config.seed)
@@ -202,19 +197,3 @@ def _save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult) -
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Make a full disk an OSError: safetensors and torch report it in exceptions of their own."""
-    try:
-        yield
-    except (OSError, VitdeployError):
-        raise
-    except Exception as error:
-        full = (
-            rf"os error ({errno.ENOSPC}|{errno.EFBIG}|{errno.EDQUOT})\b|No space left|File too large|file write failed"
-        )
-        if re.search(full, str(error)):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-        raise
