@@ -167,6 +167,15 @@ def test_a_forbidden_folder_is_an_error_with_the_next_step() -> None:
     assert "--output" in str(caught.value.hint)
 
 
+def test_libraries_that_tell_of_a_full_disk_in_their_own_way_are_understood() -> None:
+    with pytest.raises(VitdeployError, match="no space left on the disk while writing /x"), disk_errors("/x"):
+        raise RuntimeError("I/O error: File too large (os error 27)")
+
+
 def test_other_errors_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="shape"), disk_errors("/x"):
+        raise RuntimeError("shape mismatch")
+    with pytest.raises(VitdeployError, match="^No space left$"), disk_errors("/x"):
+        raise VitdeployError("No space left")
     with pytest.raises(FileNotFoundError), disk_errors("/x"):
         os.stat("/no/such/file")
