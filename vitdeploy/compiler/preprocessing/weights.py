@@ -62,7 +62,8 @@ def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -
 
     With 1024 x = h + t, h whole and 0 <= t < 1, both are exact but for the last bits of t.
     """
-    scaled = tape.Mul(distance, tape.scalar(_PIECES, np.float32))
+    # GatherElements, since Gather copies one number at a time; it wants a vector
+    scaled = tape.Mul(tape.Reshape(distance, tape.ints(-1)), tape.scalar(_PIECES, np.float32))
     h = tape.Floor(tape.Div(scaled, limit))
     t = tape.Div(tape.Sub(scaled, tape.Mul(h, limit)), limit)
     cubics = _cubics(resample)
@@ -70,10 +71,13 @@ def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -
     whole = np.round(cubics[0])
     columns = [whole, cubics[0] - whole, *cubics[1:]]
     coarse, constant, linear, quadratic, cubic = (
-        tape.Gather(tape.constant(column.astype(np.float32), f"{resample}_table"), index) for column in columns
+        tape.GatherElements(tape.constant(column.astype(np.float32), f"{resample}_table"), index, axis=0)
+        for column in columns
     )
     fine = tape.Add(linear, tape.Mul(t, tape.Add(quadratic, tape.Mul(t, cubic))))
-    return coarse, tape.Add(constant, tape.Mul(t, fine))
+    fine = tape.Add(constant, tape.Mul(t, fine))
+    shape = tape.Shape(distance)
+    return tape.Reshape(coarse, shape), tape.Reshape(fine, shape)
 
 
 def _cubics(resample: str) -> npt.NDArray[np.float64]:
