@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoResult", "demo"]
 
 _CHECKPOINT = "checkpoint"
-_BUNDLE = "bundle"
+_BUNDLE = "digits-vit"
 _REPORT = "report.json"
 
 
