@@ -23,6 +23,9 @@ class Clock:
     def now(self) -> float:
         return self.seconds
 
+    def rest(self, seconds: float) -> None:
+        self.seconds += seconds
+
 
 class KnownRunner:
     """Reads the class that `Pictures` wrote into an image's first pixel, and takes as long as it is told to."""

@@ -178,6 +178,20 @@ def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
     assert all(2 <= len(row.latency.samples) / row.latency.calls_per_round <= 4 for row in report.rows if row.latency)
 
 
+def test_pictures_can_be_left_out(cli: Cli, tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
+    """The INT8 graph of random weights disagrees with FP32 somewhere on 40 images of noise."""
+    found = {}
+    for option in ("--pictures", "--no-pictures"):
+        page = tmp_path / f"{option}.html"
+        options = ("--split", "all", "--no-save", "--no-latency", option, "--report", page, "--json", "-")
+        done = cli("bench", tiny_bundle, "--dataset", tiny_images, *options)
+        assert done.exit_code == 0, done.stderr
+        found[option] = [item["image_png"] for item in json.loads(done.stdout)["disagreements"]]
+        assert ("data:image/png" in page.read_text()) == (option == "--pictures")
+    assert found["--pictures"] and all(found["--pictures"])
+    assert len(found["--no-pictures"]) == len(found["--pictures"]) and not any(found["--no-pictures"])
+
+
 def test_ctrl_c_before_anything_was_measured_writes_nothing(
     cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,8 +275,11 @@ def _image(report: BenchReport, item: Disagreement) -> str:
         for label, given in answers.items()
     )
     alt = escape(f"image {item.index}: {item.label}", quote=True)
+    picture = ""
+    if item.image_png:
+        picture = f'<img src="data:image/png;base64,{escape(item.image_png, quote=True)}" alt="{alt}">'
     return (
-        f'<div class="card image"><img src="data:image/png;base64,{escape(item.image_png, quote=True)}" alt="{alt}">'
+        f'<div class="card image">{picture}'
         f'<div><p>{escape(item.label)} <span class="no">no. {item.index}</span></p><ul>{lines}</ul></div></div>'
     )
 

@@ -3,7 +3,8 @@
 Every round visits each form once, in a new random order, so that whatever slows the machine down for a
 while (another program, heat, a clock change) hits all forms alike. A visit makes one call that is not
 kept, since the form before it has left its own data in the caches, and then the same number of kept
-calls in every round. All kept samples stay in the result; percentiles are computed from them.
+calls in every round; a short rest before it lets the runtime before it come to rest. All kept samples stay in the
+result; percentiles are computed from them.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ class Clock(Protocol):
     def now(self) -> float:
         """Seconds since some fixed moment; never goes back."""
 
+    def rest(self, seconds: float) -> None:
+        """Let time pass."""
+
 
 class WallClock:
     """The finest steady clock of the system."""
 
     def now(self) -> float:
         return time.perf_counter()
+
+    def rest(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,9 @@ class LatencySettings:
 
     `rounds` are made unless `max_seconds` have passed and `min_rounds` are done. A visit keeps as many calls as fit in
     `visit_seconds`, at least 1 and at most `calls_per_round`. Warm-up ends when the time is stable, at the latest
-    after `warmup_seconds` per form. `seed` orders the rounds.
+    after `warmup_seconds` per form. `rest_seconds` pass before every visit: the worker threads of a runtime go on
+    looking for work for milliseconds after a call, and would take the processor from the next form's.
+    `seed` orders the rounds.
     """
 
     rounds: int = 50
@@ -55,6 +64,7 @@ class LatencySettings:
     calls_per_round: int = 5
     visit_seconds: float = 0.05
     warmup_seconds: float = 5.0
+    rest_seconds: float = 0.03
     seed: int = 0
 
 
@@ -187,6 +197,7 @@ class LatencyRun:
     def _visit(self, name: str, index: int) -> None:
         track = self.tracks[name]
         first = index * self._settings.calls_per_round
+        self._clock.rest(self._settings.rest_seconds)
         self._calls[name](first)
         track.rounds[index] = tuple(self._timed(name, first + call) for call in range(track.calls_per_round))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Row:
 class Disagreement:
     """An image on which the forms do not agree: its place in the dataset, true label, and each form's answer.
 
-    `answers` maps a row's key to (label, softmax probability); `image_png` is a small PNG in base64.
+    `answers` maps a row's key to (label, softmax probability); `image_png` is a small PNG in base64, or empty.
     """
 
     index: int
@@ -120,6 +120,10 @@ class BenchReport:
             if row.key == key:
                 return row
         raise KeyError(key)
+
+    def without_pictures(self) -> BenchReport:
+        """The report without copies of the dataset's images, for data that must not be passed on."""
+        return replace(self, disagreements=tuple(replace(item, image_png="") for item in self.disagreements))
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data: schema version 1."""

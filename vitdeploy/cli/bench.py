@@ -77,6 +77,7 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
 @click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
 @click.option("--report", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
 @click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--pictures/--no-pictures", default=True, help="Put small copies of disputed images into the report.")
 @click.option("--save/--no-save", default=True, help="Keep the report in the bundle.")
 @click.pass_context
 def command(
@@ -91,6 +92,7 @@ def command(
     html_file: Path | None,
     markdown_file: Path | None,
     save: bool,
+    pictures: bool,
     max_drop: float,
     **options: Any,
 ) -> int:
@@ -111,6 +113,8 @@ def command(
     opened = Bundle.open(bundle)
     data = load_dataset(dataset, split, image_column=image_column, label_column=label_column)
     report = bench(opened, data, max_drop_points=max_drop, command=_shown(context), **options)
+    if not pictures:
+        report = report.without_pictures()
     _write(report, json_file, html_file, markdown_file)
     if save:
         _keep(report, opened)

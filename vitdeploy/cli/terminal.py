@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from vitdeploy.progress import Step
 __all__ = ["RichReporter", "echo_json", "errors_console"]
 
 errors_console = Console(stderr=True, highlight=False)
+_REDRAW_SECONDS = 0.2
 
 
 def echo_json(value: Any) -> None:
@@ -27,6 +30,7 @@ class _RichStep:
     def __init__(self, progress: Progress, task: TaskID, total: float | None, unit: str) -> None:
         self._progress, self._task, self._total, self._unit = progress, task, total, unit
         self._done = 0.0
+        self._drawn = time.monotonic()
         self._show()
 
     def advance(self, amount: float = 1) -> None:
@@ -39,12 +43,35 @@ class _RichStep:
             self._done = completed
         self._progress.update(self._task, completed=self._done, total=self._total)
         self._show(detail)
+        if time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            self._progress.refresh()
+            self._drawn = time.monotonic()
 
     def _show(self, detail: str | None = None) -> None:
         if detail is not None:
             self._progress.update(self._task, detail=detail)
         elif self._total is not None and self._unit:
             self._progress.update(self._task, detail=f"{self._done:g}/{self._total:g} {self._unit}")
+
+
+@contextmanager
+def _ticking(progress: Progress, wanted: bool) -> Iterator[None]:
+    """Keep the clock of a step that can't say how far it is running."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_REDRAW_SECONDS):
+            progress.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    if wanted:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if wanted:
+            thread.join()
 
 
 class RichReporter:
@@ -59,6 +86,7 @@ class RichReporter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=errors_console,
+            auto_refresh=False,  # a thread that draws would steal time from what is being measured
         )
         self._live = False
 
@@ -83,7 +111,8 @@ class RichReporter:
             self._live = True
         task = self._progress.add_task(description, total=total, detail="")
         try:
-            yield _RichStep(self._progress, task, total, unit)
+            with _ticking(self._progress, total is None):
+                yield _RichStep(self._progress, task, total, unit)
             done = self._progress.tasks[self._progress.task_ids.index(task)].completed
             self._progress.update(task, total=done or 1, completed=done or 1)
         finally:
