@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, program
 from vitdeploy.cli.types import Names, ShapeRanges
 
 if TYPE_CHECKING:
@@ -126,4 +126,4 @@ def _show(result: BuildResult) -> None:
             click.echo(f"{folder / artifact.path}  {artifact.size_bytes / 1e6:.1f} MB")
     for artifact in result.kept:
         click.echo(f"{folder / artifact.path}  up to date")
-    click.echo(f"Next: vitdeploy bench {folder} --dataset DATASET --baseline MODEL")
+    click.echo(f"Next: {program()} bench {folder} --dataset DATASET --baseline MODEL")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, program
 
 __all__ = ["command"]
 
@@ -50,4 +50,4 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
         ("report", result.report_html),
     ):
         click.echo(f"{name:<11} {path}")
-    click.echo(f"\nNext: vitdeploy predict {result.bundle} {result.image}")
+    click.echo(f"\nNext: {program()} predict {result.bundle} {result.image}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, program
 from vitdeploy.cli.types import ImageSize
 
 __all__ = ["command"]
@@ -44,4 +44,4 @@ def command(
     assert graph is not None
     classes = len(bundle.manifest.labels)
     click.echo(f"{bundle.path / graph.path}  {graph.size_bytes / 1e6:.1f} MB, {classes} classes")
-    click.echo(f"Next: vitdeploy build-engine {bundle.path} --fp16 --int8 --calibration-data DATASET")
+    click.echo(f"Next: {program()} build-engine {bundle.path} --fp16 --int8 --calibration-data DATASET")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, program
 
 _AUGMENTATIONS = ("none", "shift", "flip-shift")
 
@@ -65,4 +65,4 @@ def command(as_json: bool, **options: Any) -> None:
     click.echo(f"training             {result.steps} steps, {result.seconds:.0f} s in all")
     click.echo(f"one test image       {sample.label!r}, predicted {sample.predicted!r} with score {sample.score:.2f}")
     click.echo(f"written to           {result.output}")
-    click.echo(f"next                 vitdeploy export {result.output} --output bundles/{result.output.name}")
+    click.echo(f"next                 {program()} export {result.output} --output bundles/{result.output.name}")

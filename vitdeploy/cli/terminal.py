@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,10 +18,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from vitdeploy.progress import Step
 
-__all__ = ["RichReporter", "echo_json", "errors_console"]
+__all__ = ["RichReporter", "echo_json", "errors_console", "program"]
 
 errors_console = Console(stderr=True, highlight=False)
 _REDRAW_SECONDS = 0.2
+
+
+def program() -> str:
+    """What to type to run vitdeploy again: its name if the shell finds it, else the path it was started by."""
+    started = sys.argv[0]
+    return started if Path(started).name == "vitdeploy" and shutil.which("vitdeploy") is None else "vitdeploy"
 
 
 def echo_json(value: Any) -> None:
