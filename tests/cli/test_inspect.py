@@ -126,9 +126,13 @@ def test_a_graph_is_counted(cli: Cli, tiny_bundle: Path, name: str, int8: bool) 
         assert graph["weights"]["float16"]["size_bytes"] == 2 * graph["weights"]["float16"]["elements"]
     else:
         assert graph["quantize_nodes"] == graph["dequantize_nodes"] == graph["int8_products"] == 0
-        stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+        sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+        stored = sum(sizes.values())
+        front = sum(size for name, size in sizes.items() if name.startswith("preprocess/"))
         parameters = Bundle.open(tiny_bundle).manifest.model["parameters"]
-        assert parameters <= stored <= graph["parameters"] < parameters + 5000  # and the preprocessing's constants
+        assert stored <= graph["parameters"]
+        # Equal vectors of this untrained model are stored once (2 %); the constants of reshapes come on top.
+        assert 0.97 * parameters <= graph["parameters"] - front < parameters + 5000
         assert set(graph["weights"]) <= {"float32", "int64", "bool"}
 
 

@@ -10,7 +10,6 @@ flag changes that. What the runtimes do differently is looked up when it is need
     needs a GPU to build                   yes                      yes                  no
     hardware_compatibility_level           yes (not on Jetson)      yes                  warns, no effect
     VERSION_COMPATIBLE                     yes                      yes                  no lean runtime
-    STRIP_PLAN                             yes                      yes                  fails without a GPU
     timing cache, optimization level       yes                      yes                  no effect
     parser errors' node_name, operator     from 10.0 on             yes                  yes
 """
