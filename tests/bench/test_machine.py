@@ -15,7 +15,7 @@ from vitdeploy.bench.machine import BusyMeter, machine, memory_bytes, public_tex
         ("cannot read /home/ada/bundles/vit/model.onnx: gone", "cannot read model.onnx: gone"),
         ("~/models/vit", "vit"),
         ("~/vit", "vit"),
-        ("../shared/cifar10", "cifar10"),
+        ("../data/cifar10", "cifar10"),
         ("--json=/tmp/out/report.json", "--json=report.json"),
         ("uoft-cs/cifar10", "uoft-cs/cifar10"),
         ("models/vit and 3/4 of it", "models/vit and 3/4 of it"),
