@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# A shell starts background jobs with Ctrl-C ignored; tests that send it need Python's own way.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -18,7 +18,16 @@ from typing import Any
 
 from vitdeploy.errors import BundleError
 from vitdeploy.specs import PreprocessSpec, TensorSpec
-from vitdeploy.storage import disk_errors, fsync_path, locked, read_json, sha256, staged_folder, write_atomically
+from vitdeploy.storage import (
+    check_output,
+    disk_errors,
+    fsync_path,
+    locked,
+    read_json,
+    sha256,
+    staged_folder,
+    write_atomically,
+)
 
 __all__ = ["SCHEMA_VERSION", "Artifact", "Bundle", "BundleEditor", "Manifest"]
 
@@ -154,6 +163,11 @@ class Bundle:
     def is_bundle(cls, path: Path) -> bool:
         """Whether `path` is a folder that holds a manifest."""
         return (path / MANIFEST).is_file()
+
+    @classmethod
+    def check_output(cls, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+        """Raise OutputExistsError where `create` would, before the work that comes before it."""
+        check_output(Path(path), overwrite=overwrite, ours=cls.is_bundle, what="bundle")
 
     @classmethod
     @contextmanager

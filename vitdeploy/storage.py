@@ -21,7 +21,16 @@ from typing import Any
 
 from vitdeploy.errors import BundleError, OutputExistsError, VitdeployError
 
-__all__ = ["disk_errors", "fsync_path", "locked", "read_json", "sha256", "staged_folder", "write_atomically"]
+__all__ = [
+    "check_output",
+    "disk_errors",
+    "fsync_path",
+    "locked",
+    "read_json",
+    "sha256",
+    "staged_folder",
+    "write_atomically",
+]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_DISK = re.compile(
@@ -107,6 +116,25 @@ def read_json(path: Path) -> Any:
         return json.load(file)
 
 
+def check_output(output: Path, *, overwrite: bool, ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse an output folder that may not be written, before any work is done; the arguments of `staged_folder`.
+
+    Raises:
+        OutputExistsError: `output` exists and may not be replaced.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise OutputExistsError(
+            f"{output} already exists", hint="choose another --output, or replace it with --overwrite"
+        )
+    if not output.is_dir() or not ours(output):
+        raise OutputExistsError(
+            f"{output} exists and is no {what}, so --overwrite does not replace it",
+            hint="choose another --output, or remove it yourself",
+        )
+
+
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
     """Fill a folder beside `output` and swap it in when the block ends well.
@@ -121,17 +149,7 @@ def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool]
         OutputExistsError: `output` exists and may not be replaced.
     """
     output = Path(os.path.abspath(output))
-    empty = output.is_dir() and not any(output.iterdir())
-    if output.exists() and not empty:
-        if not overwrite:
-            raise OutputExistsError(
-                f"{output} already exists", hint="choose another --output, or replace it with --overwrite"
-            )
-        if not output.is_dir() or not ours(output):
-            raise OutputExistsError(
-                f"{output} exists and is no {what}, so --overwrite does not replace it",
-                hint="choose another --output, or remove it yourself",
-            )
+    check_output(output, overwrite=overwrite, ours=ours, what=what)
     with disk_errors(str(output)):
         output.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{output.name}.partial-"

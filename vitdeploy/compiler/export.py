@@ -66,6 +66,7 @@ def export(
     from vitdeploy.checkpoints import load_checkpoint
     from vitdeploy.compiler.preprocessing import build_preprocessing, spec_from_processor
 
+    Bundle.check_output(output, overwrite=overwrite)
     ir = require("onnx_ir", extra="build")
     checkpoint = load_checkpoint(os.fspath(model), revision=revision)
     spec = spec_from_processor(checkpoint.processor)
@@ -90,11 +91,26 @@ def export(
                     f"the exported graph differs from PyTorch: {check}",
                     hint="please report the model's config.json; nothing was written",
                 )
-    manifest = Manifest(
+    manifest = _manifest(checkpoint, spec, whole, passes, checks)
+    with Bundle.create(output, manifest, overwrite=overwrite) as editor:
+        path = editor.path_for("model.onnx")
+        ir.save(whole, path)
+        editor.add("model.onnx", kind="onnx", precision="fp32", built_with={"versions": _versions()})
+    return Bundle.open(output)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    spec: PreprocessSpec,
+    whole: ir.Model,
+    passes: list[PassResult],
+    checks: list[Check],
+) -> Manifest:
+    return Manifest(
         model={
             "name": checkpoint.source,
             "source": "local" if checkpoint.is_local else "hub",
-            "revision": revision,
+            "revision": checkpoint.revision,
             "architecture": type(checkpoint.module).__name__,
             "weights_sha256": checkpoint.sha256,
             "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
@@ -110,11 +126,6 @@ def export(
             "checks": [check.to_json() for check in checks],
         },
     )
-    with Bundle.create(output, manifest, overwrite=overwrite) as editor:
-        path = editor.path_for("model.onnx")
-        ir.save(whole, path)
-        editor.add("model.onnx", kind="onnx", precision="fp32", built_with={"versions": _versions()})
-    return Bundle.open(output)
 
 
 def _versions() -> dict[str, str]:
