@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,8 +195,9 @@ def test_ranges_are_those_of_the_package() -> None:
 
     ranges = _ranges()
     for requirement in metadata.requires("vitdeploy") or []:
-        name, _, rest = requirement.partition(">=")
-        assert ranges[name.strip().lower()].startswith(">=" + rest[:1])
+        found = re.match(r"([\w.-]+?)\s*([<>=!][^;]*)", requirement)
+        assert found is not None, requirement
+        assert ranges[found[1].lower()] == found[2].strip()
 
 
 def test_the_doctor_imports_nothing_heavy() -> None:
