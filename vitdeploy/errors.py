@@ -78,6 +78,8 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == top
         if missing:
@@ -85,3 +87,9 @@ def require(module: str, extra: str) -> ModuleType:
         else:
             message = f"the package {top!r} is installed but does not load: {error}"
         raise DependencyError(message, hint=f"pip install 'vitdeploy[{extra}]'") from error
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: native modules turn what stops their initialisation into an ImportError."""
+    cause = error.__cause__ or error.__context__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _interrupted(cause))
