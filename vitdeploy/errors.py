@@ -16,6 +16,7 @@ __all__ = [
     "OutputExistsError",
     "RunnerClosedError",
     "VitdeployError",
+    "interrupted",
     "require",
 ]
 
@@ -78,7 +79,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if _interrupted(error):
+        if interrupted(error):
             raise KeyboardInterrupt from error
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == top
@@ -89,7 +90,7 @@ def require(module: str, extra: str) -> ModuleType:
         raise DependencyError(message, hint=f"pip install 'vitdeploy[{extra}]'") from error
 
 
-def _interrupted(error: BaseException) -> bool:
+def interrupted(error: BaseException) -> bool:
     """Whether Ctrl-C is behind an error: native modules turn what stops their initialisation into an ImportError."""
     cause = error.__cause__ or error.__context__
-    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _interrupted(cause))
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or interrupted(cause))

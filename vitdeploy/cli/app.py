@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vitdeploy import __version__
-from vitdeploy.errors import VitdeployError
+from vitdeploy.errors import VitdeployError, interrupted
 
 # name: (module, one line for --help). Modules are imported only when their command is used.
 COMMANDS = {
@@ -76,16 +76,22 @@ def run(argv: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted: nothing was left half-written.", err=True)
-        return 130
+        return _say_interrupted()
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except Exception as error:
+        if interrupted(error):
+            return _say_interrupted()
         if debug:
             raise
         _explain(error)
         return 1
+
+
+def _say_interrupted() -> int:
+    click.echo("\nInterrupted: nothing was left half-written.", err=True)
+    return 130
 
 
 def _invoke(argv: list[str], quiet: bool) -> Any:
