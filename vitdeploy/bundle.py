@@ -8,6 +8,7 @@ after it is completed by whoever opens the bundle next, since all that is left t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -308,8 +309,6 @@ class BundleEditor:
 
 
 def _dump(manifest: Manifest) -> str:
-    import json
-
     return json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n"
 
 

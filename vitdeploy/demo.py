@@ -7,6 +7,7 @@ behind the commands, in the order in which a user would give them.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +107,7 @@ def demo(
         write_atomically(folder / _REPORT, report.dumps() + "\n")
         write_atomically(folder / "report.html", page)
         _write_digit(test.image(0), folder / "digit.png")
-        _remove(folder / "start")
+        shutil.rmtree(folder / "start")
     return DemoResult(Path(output), trained, report)
 
 
@@ -114,9 +115,3 @@ def _write_digit(pixels: npt.NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(pixels).save(path)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)

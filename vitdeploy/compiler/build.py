@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
     from vitdeploy.datasets import ImageDataset
 
-__all__ = ["PRECISIONS", "TARGETS", "BuildResult", "build"]
+__all__ = ["PRECISIONS", "BuildResult", "build"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 HALF_TOLERANCE = 0.05  # FP16 has 11 bits: a sound model stays under 0.01 of the logits' range
-TARGETS = ("auto", "tensorrt", "tensorrt-rtx", "onnx")
 
 
 @dataclass(frozen=True)
