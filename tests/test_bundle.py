@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vitdeploy.bundle import SCHEMA_VERSION, Artifact, Bundle, Manifest
 from vitdeploy.errors import BundleError, OutputExistsError
-from vitdeploy.specs import PreprocessSpec, ResizeSpec, TensorSpec
+from vitdeploy.specs import Choice, PreprocessSpec, ResizeSpec, TensorSpec
 
 MANIFEST = Manifest(
     model={"name": "tiny", "parameters": 3},
@@ -55,6 +55,22 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "b" / "manifest.json").read_text()
 
 
+def test_a_choice_is_kept_and_a_bundle_without_one_reads_fine(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b")
+    assert bundle.choice is None and "choice" not in json.loads((bundle.path / "manifest.json").read_text())
+    choice = Choice("int8", "openvino", "the fastest", "bench/report.json", {"cpu": "A", "cores": 2}, 1.0, "0" * 64)
+    with bundle.edit() as editor:
+        editor.update(choice=choice)
+    assert bundle.reopen().choice == choice
+    replace_model(bundle, b"two")  # another change leaves it
+    assert bundle.reopen().choice == choice
+    data = json.loads((bundle.path / "manifest.json").read_text())
+    del data["choice"]["why"]
+    (bundle.path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="damaged"):
+        bundle.reopen()
+
+
 names = st.text(st.characters(categories=("L", "N"), max_codepoint=0x2FF), min_size=1, max_size=8)
 artifacts = st.builds(
     Artifact,
@@ -65,8 +81,19 @@ artifacts = st.builds(
     precision=st.sampled_from([None, "fp32", "int8"]),
     built_with=st.dictionaries(names, st.integers() | names, max_size=3),
 )
+choices = st.builds(
+    Choice,
+    precision=st.sampled_from(["fp32", "int8"]),
+    backend=names,
+    why=names,
+    report=st.none() | names,
+    machine=st.dictionaries(names, names | st.integers(), max_size=3),
+    max_drop=st.none() | st.floats(0, 5),
+    sha256=st.none() | names,
+)
 manifests = st.builds(
     Manifest,
+    choice=st.none() | choices,
     model=st.dictionaries(names, names, max_size=3),
     labels=st.lists(names, max_size=5).map(tuple),
     preprocess=st.builds(

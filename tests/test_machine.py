@@ -23,6 +23,13 @@ def test_the_machine_is_described_in_json() -> None:
     assert platform.machine() in found["system"] and platform.machine() in machine.system_name()
 
 
+def test_a_machine_is_recognised_by_what_does_not_change() -> None:
+    found = machine.identity()
+    assert found == machine.identity() == json.loads(json.dumps(found))
+    assert found["cpu"] == machine.cpu_name() and found["cores"] == machine.usable_cores()
+    assert found["gpu"] == [gpu.name for gpu in machine.gpus()]
+
+
 def test_a_line_that_meminfo_lacks_is_none() -> None:
     assert machine.memory_bytes("NoSuchLine") is None
 

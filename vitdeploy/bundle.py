@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vitdeploy.errors import BundleError
-from vitdeploy.specs import PreprocessSpec, TensorSpec
+from vitdeploy.specs import Choice, PreprocessSpec, TensorSpec
 from vitdeploy.storage import (
     check_output,
     disk_errors,
@@ -72,8 +72,10 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     artifacts: tuple[Artifact, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def to_json(self) -> dict[str, Any]:
+        chosen = {} if self.choice is None else {"choice": self.choice.to_json()}
         return {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
@@ -83,6 +85,7 @@ class Manifest:
             "outputs": [spec.to_json() for spec in self.outputs],
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
             "provenance": self.provenance,
+            **chosen,
         }
 
     @classmethod
@@ -95,6 +98,7 @@ class Manifest:
             outputs=tuple(TensorSpec.from_json(spec) for spec in data["outputs"]),
             artifacts=tuple(Artifact(**artifact) for artifact in data["artifacts"]),
             provenance=data["provenance"],
+            choice=None if data.get("choice") is None else Choice.from_json(data["choice"]),
         )
 
 
@@ -216,6 +220,11 @@ class Bundle:
     def reopen(self) -> Bundle:
         """Read the bundle again, after it was changed."""
         return Bundle.open(self.path)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The form that the last benchmark recommended; None before one."""
+        return self.manifest.choice
 
     def find(self, *, kind: str, precision: str | None = None, target: str | None = None) -> Artifact | None:
         """The first artifact of that kind and, where given, precision and target."""

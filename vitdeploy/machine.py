@@ -24,6 +24,7 @@ __all__ = [
     "cpu_name",
     "gpus",
     "has_module",
+    "identity",
     "jetson_release",
     "machine",
     "memory_bytes",
@@ -73,6 +74,19 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory_bytes("MemTotal"),
         "gpu": [gpu.to_json() for gpu in gpus()],
         "jetson": jetson_release(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def identity() -> dict[str, Any]:
+    """What decides which form is the fastest, to recognise a machine by: processor, usable cores, GPUs, architecture.
+
+    A measurement holds where this is what it was when it was made.
+    """
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "gpu": [gpu.name for gpu in gpus()],
         "system": f"{platform.system()} {platform.machine()}",
     }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
+__all__ = ["Choice", "Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,29 @@ class PreprocessSpec:
             mean=numbers("mean"),
             std=numbers("std"),
         )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form that a benchmark recommends: `vitdeploy bench` writes it into the bundle, `vitdeploy.load` finds it.
+
+    It holds for the machine it was measured on and for the file whose hash it names.
+    """
+
+    precision: str  # fp32, fp16, int8 ...
+    backend: str  # openvino, onnxruntime, tensorrt, tensorrt-rtx
+    why: str  # in a sentence
+    report: str | None  # the report's path in the bundle
+    machine: dict[str, Any]  # what `vitdeploy.machine.identity` says of the machine
+    max_drop: float | None  # points of top-1 that the form might lose; None: accuracy was not measured
+    sha256: str | None = None  # of the form's file
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Choice:
+        return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
 
 
 @dataclass(frozen=True)
