@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import time
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from types import ModuleType
@@ -41,6 +42,7 @@ class SimulatedCuda(ModuleType):
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
         self.streams: set[int] = set()
+        self.events: list[list[float]] = []
         self.pending: list[Callable[[], None]] = []
         self.allocations = 0
 
@@ -57,6 +59,23 @@ class SimulatedCuda(ModuleType):
 
     def cudaStreamDestroy(self, stream: Any) -> tuple[Any, ...]:
         self.streams.remove(int(stream))
+        return (Status.cudaSuccess,)
+
+    def cudaEventCreate(self) -> tuple[Any, ...]:
+        self.events.append([])
+        return Status.cudaSuccess, self.events[-1]
+
+    def cudaEventRecord(self, event: list[float], stream: Any) -> tuple[Any, ...]:
+        assert int(stream) in self.streams
+        event.clear()
+        self.pending.append(lambda: event.append(time.perf_counter()))
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, start: list[float], end: list[float]) -> tuple[Any, ...]:
+        return Status.cudaSuccess, 1000 * (end[0] - start[0])  # IndexError: the stream is not there yet
+
+    def cudaEventDestroy(self, event: list[float]) -> tuple[Any, ...]:
+        self.events = [other for other in self.events if other is not event]
         return (Status.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ class Here:
         return {"tensorrt": self.trt, "tensorrt_rtx": self.trt, "cuda.bindings.runtime": self.cuda}[module]
 
     def released(self) -> bool:
-        return not (self.cuda.device or self.cuda.host or self.cuda.streams)
+        return not (self.cuda.device or self.cuda.host or self.cuda.streams or self.cuda.events)
 
 
 @pytest.fixture
@@ -72,6 +72,14 @@ def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> np.n
 
 def logits(runner: TensorRTRunner, pixels: np.ndarray) -> np.ndarray:
     return runner.infer({"image": pixels})["logits"]
+
+
+def test_the_time_on_the_gpu_is_kept(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "bundle")) as runner:
+        assert runner.device_ms is None and len(here.cuda.events) == 2
+        logits(runner, images(1))
+        assert runner.device_ms is not None and runner.device_ms > 0
+    assert here.released()
 
 
 def test_answers_of_many_shapes_in_turn(here: Here, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class Stream:
         self._device = device
         self.select_device()
         self._stream = checked(cuda, cuda.cudaStreamCreateWithFlags(cuda.cudaStreamNonBlocking))
+        self._marks = [checked(cuda, cuda.cudaEventCreate()) for _ in range(2)]
         self.handle = _address(self._stream)
 
     def select_device(self) -> None:
@@ -96,13 +97,23 @@ class Stream:
         """Wait until all that was started is done."""
         checked(self._cuda, self._cuda.cudaStreamSynchronize(self._stream))
 
+    def mark(self, end: bool = False) -> None:
+        """Note the GPU's time when it gets here: the begin of a measurement, or its end."""
+        checked(self._cuda, self._cuda.cudaEventRecord(self._marks[end], self._stream))
+
+    def marked_ms(self) -> float:
+        """Milliseconds on the GPU between the two marks; both have to be behind it (`synchronize`)."""
+        return float(checked(self._cuda, self._cuda.cudaEventElapsedTime(*self._marks)))
+
     def drain(self) -> None:
         """Wait as `synchronize` does, whatever state the GPU is in."""
         with contextlib.suppress(EngineError, InputError):
             self.synchronize()
 
     def close(self) -> None:
-        """Destroy the stream."""
+        """Destroy the stream and its marks."""
+        for mark in self._marks:
+            self._cuda.cudaEventDestroy(mark)
         self._cuda.cudaStreamDestroy(self._stream)
 
 

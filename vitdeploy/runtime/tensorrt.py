@@ -53,6 +53,8 @@ class TensorRTRunner(RunnerBase):
         device: number of the GPU.
         trusted: load the file though no bundle describes it; only for an engine that you built yourself.
 
+    `device_ms` is what the last call took on the GPU by CUDA events, copies included.
+
     Example:
         with TensorRTRunner("bundles/vit/engines/tensorrt-int8.engine") as runner:
             logits = runner.infer({"image": pixels})["logits"]
@@ -76,6 +78,7 @@ class TensorRTRunner(RunnerBase):
         self._lock = threading.Lock()
         self._device: _Device | None = None
         self._engine: _Engine | None = None
+        self.device_ms: float | None = None
 
     def _open(self, stack: ExitStack) -> None:
         if not self._path.is_file():
@@ -117,7 +120,9 @@ class TensorRTRunner(RunnerBase):
         with self._lock:
             if self._engine is None or self._device is None:  # closed by another thread since it was checked
                 raise RunnerClosedError("this TensorRTRunner is closed", hint="load the bundle again")
-            return self._engine.run(feeds, self._device)
+            results = self._engine.run(feeds, self._device)
+            self.device_ms = self._device.stream.marked_ms()
+            return results
 
 
 class _Engine:
@@ -169,6 +174,7 @@ class _Engine:
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]], device: _Device) -> dict[str, npt.NDArray[Any]]:
         context, stream = self._context, device.stream
+        stream.mark()
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
                 raise self._failure(feeds)
@@ -187,6 +193,7 @@ class _Engine:
             raise self._failure(feeds)
         for memory, shape, dtype in results.values():
             stream.download(memory, math.prod(shape) * dtype.itemsize)
+        stream.mark(end=True)
         stream.synchronize()
         return {name: memory.view(shape, dtype).copy() for name, (memory, shape, dtype) in results.items()}
 
