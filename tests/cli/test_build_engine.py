@@ -98,14 +98,35 @@ def test_engine_options_reach_the_engine(tiny_bundle_copy: Path) -> None:
     (engine,) = json.loads(done.stdout)["built"]
     assert engine["path"] == "engines/tensorrt-rtx-fp32.engine" and engine["precision"] == "fp32"
     request = engine["built_with"]["request"]
-    assert request["shapes"] == {"batch": [1, 2, 4], "height": [8, 32, 64], "width": [8, 48, 96]}
+    assert request["profiles"] == [{"batch": [1, 2, 4], "height": [8, 32, 64], "width": [8, 48, 96]}]
     assert request["workspace_mib"] == 256 and request["max_aux_streams"] == 0
     assert request["compute_capabilities"] == ["8.6", "8.9"]
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--batch", "1,1:2:4", "--image-size", "48x64,8:32:64x96"],
+        ["--batch", "1", "--batch", "1:2:4", "--image-size", "48x64", "--image-size", "8:32:64x96"],
+    ],
+)
+def test_profiles_are_repeated_or_separated_by_commas(tiny_bundle_copy: Path, arguments: list[str]) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    done = invoke("build-engine", tiny_bundle_copy, "--fp16", *arguments, "--target", "tensorrt-rtx", "--json")
+    assert done.exit_code == 0, done.stderr
+    (engine,) = json.loads(done.stdout)["built"]
+    assert engine["built_with"]["profiles"] == [
+        {"image": {"min": [1, 48, 64, 3], "opt": [1, 48, 64, 3], "max": [1, 48, 64, 3]}},
+        {"image": {"min": [1, 8, 8, 3], "opt": [2, 32, 32, 3], "max": [4, 64, 96, 3]}},
+    ]
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--fp16", "--batch", "1,2", "--image-size", "8,16,32"], 2, "2 of --batch and 3 of --image-size"),
+        (["--fp16", "--batch", "1,"], 2, "is not N or N:N:N"),
+        (["--fp16", "--batch", "2,2", "--target", "tensorrt-rtx"], 1, "profile 2 is the same as profile 1"),
         ([], 2, "add --fp16, --int8 or both"),
         (["--fp16", "--batch", "4:2:1"], 2, "minimum <= optimum"),
         (["--fp16", "--batch", "1:2"], 2, "is not N or N:N:N"),
@@ -138,6 +159,7 @@ def test_what_tensorrt_rtx_cannot_do_is_refused_before_the_build(tiny_bundle_cop
         "--version-compatible",
         "--timing-cache=cache",
         "--optimization-level=1",
+        "--strip-weights",
     ):
         done = invoke("build-engine", tiny_bundle_copy, "--fp16", "--target", "tensorrt-rtx", option)
         assert done.exit_code == 1 and "Hint:" in done.stderr and option.partition("=")[0] in done.stderr

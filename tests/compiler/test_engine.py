@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from vitdeploy import machine, progress
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import engine as engine_package
-from vitdeploy.compiler.engine import EngineOptions, build_engine, choose_target, target, why_not
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, choose_target, target, why_not
 from vitdeploy.compiler.engine.watch import BuildLog, Phases, explain_error
 from vitdeploy.errors import EngineError, InputError, ModelError, VitdeployError
 from vitdeploy.specs import ShapeRange
@@ -83,6 +84,16 @@ def graph(text: str, path: Path, *, name: str = "vit.layers.3.mlp/Weird") -> Pat
 IDENTITY = "y = Cast<to=1>(image)"
 
 
+def fixed(*sizes: int) -> ShapeRange:
+    """A range of one size, or (minimum, optimum, maximum)."""
+    return ShapeRange(*(sizes * 3 if len(sizes) == 1 else sizes))
+
+
+def square(size: int, **more: Any) -> EngineOptions:
+    """Options of an engine for square images of one size."""
+    return EngineOptions(profiles=(Profile(height=fixed(size), width=fixed(size)),), **more)
+
+
 # --- Building ---
 
 
@@ -125,14 +136,11 @@ def test_ranges_and_compute_capabilities_change_the_engine(
     tiny_bundle: Path, tmp_path: Path, options: EngineOptions
 ) -> None:
     source = tiny_bundle / "model.fp16.onnx"
-    fixed = EngineOptions(batch=ShapeRange(1, 1, 1), height=ShapeRange(32, 32, 32), width=ShapeRange(32, 32, 32))
-    static = build_engine(source, tmp_path / "fixed", fixed)
+    one = EngineOptions(profiles=(Profile(fixed(1), fixed(32), fixed(32)),))
+    static = build_engine(source, tmp_path / "fixed", one)
     assert static.profiles[0]["image"] == {key: [1, 32, 32, 3] for key in ("min", "opt", "max")}
     named = EngineOptions(
-        batch=ShapeRange(2, 4, 4),
-        height=options.height,
-        width=options.width,
-        compute_capabilities=("8.6", "8.9", "12.0"),
+        profiles=(replace(options.profiles[0], batch=fixed(2, 4, 4)),), compute_capabilities=("8.6", "8.9", "12.0")
     )
     info = build_engine(source, tmp_path / "named", named)
     assert info.profiles[0]["image"]["min"][0] == 2 and info.profiles[0]["image"]["max"][0] == 4
@@ -154,7 +162,7 @@ def test_a_static_graph_needs_no_sizes_and_takes_no_others(tmp_path: Path) -> No
     info = build_engine(path, tmp_path / "e", EngineOptions())
     assert info.profiles[0]["image"]["max"] == [2, 8, 6, 3]
     with pytest.raises(InputError, match="a batch of 2 only, not 1 to 8"):
-        build_engine(path, tmp_path / "f", EngineOptions(batch=ShapeRange(1, 1, 8)))
+        build_engine(path, tmp_path / "f", EngineOptions(profiles=(Profile(batch=fixed(1, 1, 8)),)))
 
 
 @needs_rtx
@@ -190,6 +198,23 @@ def test_sizes_on_a_real_model(test_data: Path, tmp_path: Path) -> None:
     assert sizes["int8"] <= 0.40 * sizes["fp32"]
 
 
+@needs_rtx
+def test_several_profiles_in_one_engine(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
+    source = tiny_bundle / "model.fp16.onnx"
+    camera = Profile(fixed(1), fixed(48), fixed(64))
+    uploads = Profile(fixed(1, 4, 8), fixed(1, 32, 256), fixed(1, 32, 256))
+    info = build_engine(source, tmp_path / "two", EngineOptions(profiles=(camera, uploads)))
+    assert info.profiles == (
+        {"image": {"min": [1, 48, 64, 3], "opt": [1, 48, 64, 3], "max": [1, 48, 64, 3]}},
+        {"image": {"min": [1, 1, 1, 3], "opt": [4, 32, 32, 3], "max": [8, 256, 256, 3]}},
+    )
+    assert info.size_bytes > build_engine(source, tmp_path / "one", EngineOptions(profiles=(camera,))).size_bytes
+    log = (tmp_path / "two.log").read_text()
+    with pytest.raises(InputError, match="profile 3 is the same as profile 1: 1x48x64:1x48x64:1x48x64"):
+        build_engine(source, tmp_path / "two", EngineOptions(profiles=(camera, uploads, camera)))
+    assert "Engine generation completed" in log
+
+
 # --- Graphs that TensorRT can't take ---
 
 
@@ -205,7 +230,7 @@ def test_sizes_on_a_real_model(test_data: Path, tmp_path: Path) -> None:
 def test_parser_errors_name_node_and_operator(tmp_path: Path, nodes: str, reason: str, hint: str) -> None:
     path = graph(nodes, tmp_path / "odd.onnx")
     with pytest.raises(ModelError) as raised:
-        build_engine(path, tmp_path / "e", EngineOptions(height=ShapeRange(8, 8, 8), width=ShapeRange(8, 8, 8)))
+        build_engine(path, tmp_path / "e", square(8))
     assert "odd.onnx" in raised.value.message
     assert "node vit.layers.3.mlp/Weird" in raised.value.message
     assert reason in raised.value.message
@@ -262,32 +287,31 @@ def test_sizes_are_needed_and_checked_before_the_build(tmp_path: Path) -> None:
     path = graph(IDENTITY, tmp_path / "any.onnx")
     with pytest.raises(InputError, match="images of any height"):
         build_engine(path, tmp_path / "e", EngineOptions())
-    huge = ShapeRange(1, 224, 40_000)
+    huge = fixed(1, 224, 40_000)
     with pytest.raises(InputError, match="8 images of 40000x40000 pixels have 38400000000 values"):
-        build_engine(path, tmp_path / "e", EngineOptions(height=huge, width=huge))
+        build_engine(path, tmp_path / "e", EngineOptions(profiles=(Profile(height=huge, width=huge),)))
 
 
 @needs_rtx
 def test_a_compute_capability_it_does_not_know(tmp_path: Path) -> None:
-    path, size = graph(IDENTITY, tmp_path / "any.onnx"), ShapeRange(8, 8, 8)
+    path = graph(IDENTITY, tmp_path / "any.onnx")
     with pytest.raises(InputError, match=r"nothing for compute capability 8\.7") as raised:
-        build_engine(path, tmp_path / "e", EngineOptions(height=size, width=size, compute_capabilities=("8.7",)))
+        build_engine(path, tmp_path / "e", square(8, compute_capabilities=("8.7",)))
     assert "8.6" in str(raised.value.hint) and "Jetson" in str(raised.value.hint)
 
 
 @needs_rtx
 def test_turing_has_no_fp32_products(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
-    sizes = {"height": options.height, "width": options.width}
+    turing = replace(options, compute_capabilities=("7.5",))
     with pytest.raises(EngineError, match=r"7\.5 \(Turing\)") as raised:
-        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", EngineOptions(compute_capabilities=("7.5",), **sizes))
+        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", turing)
     assert "--compute-capability" in str(raised.value.hint)
 
 
 @needs_rtx
 def test_a_workspace_that_is_too_small_is_named(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
-    sizes = {"height": options.height, "width": options.width}
     with pytest.raises(EngineError) as raised:
-        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", EngineOptions(workspace_mib=1, **sizes))
+        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", replace(options, workspace_mib=1))
     assert "--workspace" in str(raised.value.hint)
 
 
@@ -307,6 +331,8 @@ def test_a_workspace_that_is_too_small_is_named(tiny_bundle: Path, tmp_path: Pat
         ({"max_aux_streams": -1}, "-1 auxiliary streams"),
         ({"compute_capabilities": ("ampere",)}, "'ampere' is no compute capability"),
         ({"compute_capabilities": ("8.6", "8.6")}, "named twice"),
+        ({"strip_weights": True}, "--strip-weights: TensorRT-RTX makes refittable engines on a GPU only"),
+        ({"profiles": ()}, "at least one profile"),
         ({"flavour": "rtx"}, "'rtx' is no kind of TensorRT"),
     ],
 )
@@ -319,9 +345,14 @@ def test_refused_before_anything_is_read(wrong: dict[str, Any], reason: str) -> 
 
 def test_the_other_flavour_takes_what_one_refuses() -> None:
     options = EngineOptions(
-        flavour="tensorrt", hardware_compatible=True, optimization_level=5, timing_cache=Path("a/b")
+        flavour="tensorrt",
+        hardware_compatible=True,
+        optimization_level=5,
+        timing_cache=Path("a/b"),
+        strip_weights=True,
     )
     assert options.to_json() == {
+        "strip_weights": True,
         "hardware_compatible": True,
         "optimization_level": 5,
         "timing_cache": "b",
@@ -330,8 +361,13 @@ def test_the_other_flavour_takes_what_one_refuses() -> None:
 
 def test_sizes_come_from_the_bundle_and_given_ones_stay(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    filled = EngineOptions(height=ShapeRange(4, 5, 6)).for_manifest(manifest, "tensorrt")
-    assert (filled.flavour, filled.height, filled.width) == ("tensorrt", ShapeRange(4, 5, 6), ShapeRange(1, 32, 1920))
+    two = EngineOptions(profiles=(Profile(height=fixed(4, 5, 6)), Profile(batch=fixed(2))))
+    filled = two.for_manifest(manifest, "tensorrt")
+    assert filled.flavour == "tensorrt"
+    assert filled.profiles == (
+        Profile(None, fixed(4, 5, 6), fixed(1, 32, 1920)),
+        Profile(fixed(2), fixed(1, 32, 1080), fixed(1, 32, 1920)),
+    )
 
 
 # --- Ctrl-C ---
@@ -485,7 +521,7 @@ def test_every_member_that_the_builder_uses_exists() -> None:
         "tensor": trt.ITensor,
     }
     checked = set()
-    for file in ("builder.py", "watch.py"):
+    for file in ("builder.py", "network.py", "profiles.py", "watch.py"):
         for node in ast.walk(ast.parse((SOURCES / file).read_text())):
             chain = _dotted(node)
             if chain is None or chain[0] not in owners or chain[-1].startswith("__"):
@@ -533,8 +569,7 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     cache = tmp_path / "timing.cache"
     wanted = EngineOptions(
         flavour="tensorrt",
-        height=options.height,
-        width=options.width,
+        profiles=options.profiles,
         workspace_mib=4096,
         optimization_level=1,
         max_aux_streams=0,

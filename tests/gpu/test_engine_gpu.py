@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from vitdeploy import machine
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
-from vitdeploy.compiler.engine import EngineOptions, build_engine, why_not
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, why_not
 from vitdeploy.errors import EngineError, InputError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.tensorrt import TensorRTRunner
@@ -47,7 +48,8 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def options(tiny_bundle: Path, flavour: str) -> EngineOptions:
-    sizes = EngineOptions(height=ShapeRange(1, 32, 256), width=ShapeRange(1, 32, 256))
+    side = ShapeRange(1, 32, 256)
+    sizes = EngineOptions(profiles=(Profile(height=side, width=side),))
     return sizes.for_manifest(Bundle.open(tiny_bundle).manifest, flavour)
 
 
@@ -115,7 +117,7 @@ def test_a_timing_cache_is_kept_and_used_again(
 ) -> None:
     if flavour != "tensorrt":
         pytest.skip("TensorRT-RTX has no timing cache")
-    cached = EngineOptions(**{**vars(options), "timing_cache": tmp_path / "cache"})
+    cached = replace(options, timing_cache=tmp_path / "cache")
     first = build_engine(tiny_bundle / FORMS["fp16"], tmp_path / "a", cached)
     second = build_engine(tiny_bundle / FORMS["fp16"], tmp_path / "b", cached)
     assert first.timing_cache_sha256 == second.timing_cache_sha256  # the second build timed nothing new

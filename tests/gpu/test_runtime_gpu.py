@@ -12,7 +12,7 @@ import pytest
 from vitdeploy import load
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
-from vitdeploy.compiler.engine import EngineOptions
+from vitdeploy.compiler.engine import EngineOptions, Profile
 from vitdeploy.errors import EngineError, ImageError, InputError, RunnerClosedError
 from vitdeploy.machine import gpus
 from vitdeploy.runtime.tensorrt import TensorRTRunner
@@ -30,7 +30,7 @@ def bundle(tiny_bundle: Path, runtime_flavour: str, tmp_path_factory: pytest.Tem
     """A copy of the tiny bundle with FP16 and INT8 engines for images of 16 to 128 pixels and batches up to 4."""
     path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
     side = ShapeRange(16, 32, 128)
-    options = EngineOptions(flavour=runtime_flavour, batch=ShapeRange(1, 1, 4), height=side, width=side)
+    options = EngineOptions(flavour=runtime_flavour, profiles=(Profile(ShapeRange(1, 1, 4), side, side),))
     build(path, ["fp16", "int8"], target=runtime_flavour, engine_options=options)
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from vitdeploy.cli.types import Names, ShapeRanges
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.build import BuildResult
-    from vitdeploy.compiler.engine import EngineOptions
+    from vitdeploy.compiler.engine import EngineOptions, Profile
     from vitdeploy.compiler.recipe import Recipe
     from vitdeploy.specs import ShapeRange
 
@@ -36,9 +35,19 @@ __all__ = ["command"]
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnx"]),
     help="auto: what this machine can build. onnx: the forms only, for ONNX Runtime and OpenVINO.",
 )
-@click.option("--batch", type=ShapeRanges(1), metavar="MIN:OPT:MAX", help="Images a call. Default: 1:1:8.")
 @click.option(
-    "--image-size", type=ShapeRanges(2), metavar="MIN:OPT:MAX", help="Raw images, as in 1x1:480x640:1080x1920."
+    "--batch",
+    type=ShapeRanges(1),
+    multiple=True,
+    metavar="MIN:OPT:MAX",
+    help="Images a call. Default: 1:1:8. Several, repeated or with commas: a profile each.",
+)
+@click.option(
+    "--image-size",
+    type=ShapeRanges(2),
+    multiple=True,
+    metavar="MIN:OPT:MAX",
+    help="Raw images, as in 1x1:480x640:1080x1920. Several: a profile each, with the --batch of its place.",
 )
 @click.option(
     "--workspace", type=int, metavar="MIB", help="The most scratch memory of kernels. Default: TensorRT's own."
@@ -49,6 +58,11 @@ __all__ = ["command"]
 @click.option("--timing-cache", type=click.Path(dir_okay=False), help="Kernel timings of earlier TensorRT builds.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: an engine for all GPUs from Ampere on.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: an engine for later versions of the same major.")
+@click.option(
+    "--strip-weights",
+    is_flag=True,
+    help="TensorRT: an engine without weights, which it takes from the graph on loading.",
+)
 @click.option("--force", is_flag=True, help="Build again what is up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any) -> None:
@@ -61,6 +75,7 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
     Examples:
       vitdeploy build-engine bundles/vit --fp16 --int8 --calibration-data cifar10
       vitdeploy build-engine bundles/vit --int8 --calibration calibration/cifar10.toml --target onnx
+      vitdeploy build-engine bundles/vit --fp16 --batch 1,1:8:32 --image-size 480x640,224:224:1080x1920
     """
     from vitdeploy.bundle import Bundle
     from vitdeploy.compiler.build import build
@@ -103,9 +118,9 @@ def _recipe(file: str | None, data: str | None) -> Recipe | None:
 def _engine_options(flavour: str, options: dict[str, Any]) -> EngineOptions:
     from vitdeploy.compiler.engine import EngineOptions
 
-    sizes: tuple[ShapeRange, ...] | None = options["image_size"]
-    made = EngineOptions(
+    return EngineOptions(
         flavour=flavour,
+        profiles=_profiles(options["batch"], options["image_size"]),
         workspace_mib=options["workspace"],
         optimization_level=options["optimization_level"],
         max_aux_streams=options["max_aux_streams"],
@@ -113,10 +128,28 @@ def _engine_options(flavour: str, options: dict[str, Any]) -> EngineOptions:
         timing_cache=None if options["timing_cache"] is None else Path(options["timing_cache"]),
         hardware_compatible=options["hardware_compatible"],
         version_compatible=options["version_compatible"],
+        strip_weights=options["strip_weights"],
     )
-    if options["batch"] is not None:
-        made = replace(made, batch=options["batch"][0])
-    return made if sizes is None else replace(made, height=sizes[0], width=sizes[1])
+
+
+def _profiles(
+    batches: tuple[tuple[tuple[ShapeRange, ...], ...], ...], sizes: tuple[tuple[tuple[ShapeRange, ...], ...], ...]
+) -> tuple[Profile, ...]:
+    """The first batch with the first image size, and so on; one that is given once goes with each of the others."""
+    from vitdeploy.compiler.engine import Profile
+
+    batch: list[ShapeRange] = [ranges[0] for given in batches for ranges in given]
+    size = [ranges for given in sizes for ranges in given]
+    count = max(len(batch), len(size), 1)
+    if len(batch) not in (0, 1, count) or len(size) not in (0, 1, count):
+        raise click.UsageError(
+            f"{len(batch)} of --batch and {len(size)} of --image-size make no profiles: give as many of both, or one"
+        )
+    profiles = []
+    for place in range(count):
+        height, width = size[place % len(size)] if size else (None, None)
+        profiles.append(Profile(batch[place % len(batch)] if batch else None, height, width))
+    return tuple(profiles)
 
 
 def _show(result: BuildResult) -> None:

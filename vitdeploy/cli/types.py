@@ -29,7 +29,8 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]
 
 
 class ShapeRanges(click.ParamType):  # type: ignore[type-arg]
-    """`MIN:OPT:MAX` of `dimensions` numbers joined by x, or one value for all three: a ShapeRange a dimension."""
+    """Ranges separated by commas, each `MIN:OPT:MAX` of `dimensions` numbers joined by x, or one value for all three:
+    for each range a ShapeRange a dimension."""
 
     name = "MIN:OPT:MAX"
 
@@ -38,17 +39,20 @@ class ShapeRanges(click.ParamType):  # type: ignore[type-arg]
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[ShapeRange, ...]:
+    ) -> tuple[tuple[ShapeRange, ...], ...]:
         if isinstance(value, tuple):
             return value
-        parts = str(value).split(":")
+        return tuple(self._one(text.strip(), param, ctx) for text in str(value).split(","))
+
+    def _one(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[ShapeRange, ...]:
+        parts = text.split(":")
         numbers = [part.split("x") for part in parts]
         numbers = [number * self._dimensions if len(number) == 1 else number for number in numbers]
         form = "x".join(["N"] * self._dimensions)
         if len(parts) not in (1, 3) or any(
             len(number) != self._dimensions or not all(digits.isdecimal() for digits in number) for number in numbers
         ):
-            self.fail(f"{value!r} is not {form} or {form}:{form}:{form}", param, ctx)
+            self.fail(f"{text!r} is not {form} or {form}:{form}:{form}", param, ctx)
         minimum, optimum, maximum = numbers * 3 if len(parts) == 1 else numbers
         try:
             return tuple(
@@ -56,7 +60,7 @@ class ShapeRanges(click.ParamType):  # type: ignore[type-arg]
                 for low, best, high in zip(minimum, optimum, maximum, strict=True)
             )
         except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+            self.fail(f"{text!r}: {error}", param, ctx)
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]

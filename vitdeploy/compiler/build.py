@@ -265,9 +265,8 @@ def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force:
 
 def _request(options: EngineOptions) -> dict[str, Any]:
     """What was asked for, to tell whether an engine is the one that is asked for now."""
-    shapes = {name: getattr(options, name) for name in ("batch", "height", "width")}
     return {
         **options.to_json(),
-        "shapes": {name: None if shape is None else shape.to_json() for name, shape in shapes.items()},
+        "profiles": [profile.to_json() for profile in options.profiles],
         "installed": machine.version(options.flavour),
     }

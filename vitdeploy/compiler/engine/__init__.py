@@ -9,7 +9,7 @@ An engine is code: build it, or take it from a bundle whose hashes match, and lo
 from __future__ import annotations
 
 from vitdeploy.compiler.engine.builder import EngineInfo, build_engine
-from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
+from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions, Profile
 from vitdeploy.compiler.engine.target import choose_target, why_not
 
-__all__ = ["FLAVOURS", "EngineInfo", "EngineOptions", "build_engine", "choose_target", "why_not"]
+__all__ = ["FLAVOURS", "EngineInfo", "EngineOptions", "Profile", "build_engine", "choose_target", "why_not"]

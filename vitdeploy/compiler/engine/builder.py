@@ -1,7 +1,7 @@
 """ONNX -> TensorRT engine, by one code path for TensorRT 10.3 and later, 11.x and TensorRT-RTX.
 
-Networks are always strongly typed: the graph says which tensor is FP32, FP16 or INT8 (explicit Q/DQ), and no builder
-flag changes that. What the runtimes do differently is looked up when it is needed:
+Networks are always strongly typed: the graph says which tensor is FP32, FP16, BF16 or INT8 (explicit Q/DQ), and no
+builder flag changes that. What the runtimes do differently is looked up when it is needed, or refused by `options`:
 
     what                                   TensorRT 10.3+           TensorRT 11.x        TensorRT-RTX 1.x
     STRONGLY_TYPED network flag            needed                   ignored              ignored
@@ -10,8 +10,13 @@ flag changes that. What the runtimes do differently is looked up when it is need
     needs a GPU to build                   yes                      yes                  no
     hardware_compatibility_level           yes (not on Jetson)      yes                  warns, no effect
     VERSION_COMPATIBLE                     yes                      yes                  no lean runtime
+    STRIP_PLAN with REFIT_IDENTICAL        yes                      yes                  only on a GPU
     timing cache, optimization level       yes                      yes                  no effect
+    several optimization profiles          yes                      yes                  yes
     parser errors' node_name, operator     from 10.0 on             yes                  yes
+    scratch memory of a context            device_memory_size (_v2 from 10.1 on)         _v2
+    CUDA graphs                            captured by the runner   captured             by its own runtime config
+    inspector's JSON: inputs and outputs   "Bindings"               "I/O Tensors"        "I/O Tensors"
 """
 
 from __future__ import annotations
@@ -24,18 +29,17 @@ from types import ModuleType
 from typing import Any
 
 from vitdeploy import __version__, machine, progress
+from vitdeploy.compiler.engine.network import network_flags, parse, survey
 from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
+from vitdeploy.compiler.engine.profiles import Shapes, check_profiles
 from vitdeploy.compiler.engine.target import why_not
-from vitdeploy.compiler.engine.watch import BuildLog, explain_error, explain_parser_errors, listen, watch
+from vitdeploy.compiler.engine.watch import BuildLog, explain_error, listen, watch
 from vitdeploy.errors import EngineError, InputError, ModelError, require
-from vitdeploy.specs import ShapeRange
 from vitdeploy.storage import sha256, write_atomically
 
 __all__ = ["EngineInfo", "build_engine"]
 
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when no compute capability is named
-_DEFAULT_BATCH = ShapeRange(1, 1, 8)
-_MOST_VALUES = 2**31 - 1  # of one tensor, which kernels index with 32 bits
 _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
 
@@ -46,17 +50,20 @@ class EngineInfo:
 
     `profiles` has one entry per optimization profile: {input: {"min": shape, "opt": shape, "max": shape}}.
     `compute_capabilities` is of TensorRT-RTX engines ("12.0+" means and later); the others name their GPU.
+    `layers` and the products are what the graph asks for; on a GPU `vitdeploy inspect` says what the engine runs.
     """
 
     flavour: str
     version: str
     precision: str
-    profiles: tuple[dict[str, dict[str, list[int]]], ...]
+    profiles: tuple[Shapes, ...]
     flags: dict[str, Any]
     build_seconds: float
     source_onnx_sha256: str
     size_bytes: int
     layers: dict[str, int]
+    products: int = 0
+    int8_products: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
     gpu: machine.Gpu | None = None
     timing_cache_sha256: str | None = None
@@ -72,6 +79,8 @@ class EngineInfo:
             "strongly_typed": True,
             "flags": self.flags,
             "layers": self.layers,
+            "products": self.products,
+            "int8_products": list(self.int8_products),
             "build_seconds": round(self.build_seconds, 2),
             "source_onnx_sha256": self.source_onnx_sha256,
         }
@@ -119,12 +128,12 @@ def build_engine(
     began = time.perf_counter()
     with listen(trt, log_path or engine_path.with_suffix(".log")) as (logger, log):
         builder = trt.Builder(logger)
-        network = builder.create_network(_network_flags(trt))
-        parser = _parse(trt, network, logger, onnx_path)
-        layers = _count_layers(trt, network)
-        profile = _profile(network, options)
+        network = builder.create_network(network_flags(trt))
+        parser = parse(trt, network, logger, onnx_path)
+        asked = survey(trt, network)
+        profiles = check_profiles(network, options)
         config = builder.create_builder_config()
-        _configure(trt, builder, config, options, profile)
+        _configure(trt, builder, config, options, profiles)
         cache = _open_timing_cache(config, options)
         plan = _run(trt, builder, network, config, options, onnx_path, log, log_place)
         del parser  # it owns the weights that the network points to, so it has to outlive the build
@@ -137,13 +146,15 @@ def build_engine(
     return EngineInfo(
         flavour=options.flavour,
         version=str(trt.__version__),
-        precision=_precision(layers),
-        profiles=(profile,),
+        precision=asked.precision,
+        profiles=profiles,
         flags={name: value for name, value in options.to_json().items() if name != "compute_capabilities"},
         build_seconds=time.perf_counter() - began,
         source_onnx_sha256=sha256(onnx_path),
         size_bytes=size,
-        layers=layers,
+        layers=asked.layers,
+        products=asked.products,
+        int8_products=asked.int8_products,
         compute_capabilities=(options.compute_capabilities or RTX_DEFAULT) if rtx else (),
         gpu=None if rtx else machine.gpus()[0],
         timing_cache_sha256=_save_timing_cache(config, cache, options),
@@ -170,100 +181,15 @@ def _check_here(options: EngineOptions) -> None:
         )
 
 
-def _network_flags(trt: ModuleType) -> int:
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _parse(trt: ModuleType, network: Any, logger: Any, path: Path) -> Any:
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        reason, hint = explain_parser_errors(parser)
-        raise ModelError(f"TensorRT can't read {path.name}: {reason}", hint=hint)
-    if network.num_outputs == 0 or network.num_layers == 0:  # it takes any bytes that are no ONNX for an empty graph
-        raise ModelError(f"{path.name} is no ONNX graph, or is damaged", hint="copy or export it again")
-    return parser
-
-
-def _count_layers(trt: ModuleType, network: Any) -> dict[str, int]:
-    """What the graph asks for: layers in all, Q/DQ among them, and layers by the type that they give."""
-    kinds = {trt.LayerType.QUANTIZE: "quantize", trt.LayerType.DEQUANTIZE: "dequantize"}
-    types = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
-    counts: dict[str, int] = {"all": network.num_layers}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.CONSTANT or layer.num_outputs == 0:  # an assertion has no output
-            continue
-        name = kinds.get(layer.type) or types.get(layer.get_output(0).dtype)
-        if name is not None:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _precision(layers: dict[str, int]) -> str:
-    """The lowest precision that the graph asks for."""
-    for name, precision in (("quantize", "int8"), ("dequantize", "int8"), ("float16", "fp16"), ("bfloat16", "bf16")):
-        if layers.get(name):
-            return precision
-    return "fp32"
-
-
-def _profile(network: Any, options: EngineOptions) -> dict[str, dict[str, list[int]]]:
-    """The ranges of the graph's inputs, checked against the graph."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
-        found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
-        raise InputError(
-            f"the graph's inputs are {found}; an engine is built from one that takes (batch, height, width, 3) images",
-            hint="export the model with vitdeploy export",
-        )
-    asked = {"batch": options.batch, "height": options.height, "width": options.width}
-    ranges = [_range(name, size, given) for (name, given), size in zip(asked.items(), inputs[0].shape, strict=False)]
-    values = 3
-    for extent in ranges:
-        values *= extent.maximum
-    if values > _MOST_VALUES:
-        batch, height, width = (extent.maximum for extent in ranges)
-        raise InputError(
-            f"{batch} images of {height}x{width} pixels have {values} values, TensorRT takes {_MOST_VALUES} at most",
-            hint="lower the maximum of --batch or --image-size",
-        )
-    return {
-        inputs[0].name: {
-            "min": [*(extent.minimum for extent in ranges), 3],
-            "opt": [*(extent.optimum for extent in ranges), 3],
-            "max": [*(extent.maximum for extent in ranges), 3],
-        }
-    }
-
-
-def _range(name: str, size: int, given: ShapeRange | None) -> ShapeRange:
-    """The range of one dimension that has `size` in the graph (-1: dynamic)."""
-    if size >= 0:
-        fixed = ShapeRange(size, size, size)
-        if given is not None and given != fixed:
-            raise InputError(
-                f"the graph takes a {name} of {size} only, not {given.minimum} to {given.maximum}",
-                hint="leave the option out, or export the bundle again without a fixed size",
-            )
-        return fixed
-    if given is not None:
-        return given
-    if name == "batch":
-        return _DEFAULT_BATCH
-    raise InputError(
-        f"the graph takes images of any {name}, and an engine needs a range of them",
-        hint=f"set {name} in EngineOptions, or take EngineOptions.for_manifest(bundle.manifest)",
-    )
-
-
 def _configure(
-    trt: ModuleType, builder: Any, config: Any, options: EngineOptions, profile: dict[str, dict[str, list[int]]]
+    trt: ModuleType, builder: Any, config: Any, options: EngineOptions, profiles: tuple[Shapes, ...]
 ) -> None:
-    shapes = builder.create_optimization_profile()
-    for name, sizes in profile.items():
-        shapes.set_shape(name, tuple(sizes["min"]), tuple(sizes["opt"]), tuple(sizes["max"]))
-    config.add_optimization_profile(shapes)
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, sizes in profile.items():
+            shapes.set_shape(name, tuple(sizes["min"]), tuple(sizes["opt"]), tuple(sizes["max"]))
+        if config.add_optimization_profile(shapes) < 0:
+            raise InputError(f"TensorRT refuses the profile {profile}", hint="look into its log beside the engine")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that inspect can say what each layer runs in
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
@@ -275,6 +201,10 @@ def _configure(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.strip_weights:
+        # REFIT in its place keeps kernels from being chosen for these weights, and in 11.3 may lose a bias.
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):

@@ -11,7 +11,7 @@ from vitdeploy.bundle import Manifest
 from vitdeploy.errors import InputError
 from vitdeploy.specs import ShapeRange
 
-__all__ = ["FLAVOURS", "EngineOptions"]
+__all__ = ["FLAVOURS", "EngineOptions", "Profile"]
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour: module
 
@@ -41,6 +41,12 @@ _REFUSED: dict[str, dict[str, tuple[str, str]]] = {
             "leave --optimization-level out",
         )
     },
+    "strip_weights": {
+        "tensorrt-rtx": (
+            "TensorRT-RTX makes refittable engines on a GPU only, and vitdeploy builds its engines ahead of time",
+            "leave --strip-weights out, or use --target tensorrt on the device",
+        )
+    },
     "timing_cache": {
         "tensorrt-rtx": (
             "TensorRT-RTX times nothing when it builds, so a timing cache has no effect",
@@ -53,14 +59,31 @@ _LEVELS = range(6)
 
 
 @dataclass(frozen=True)
+class Profile:
+    """What one optimization profile of an engine covers, and what it is tuned for.
+
+    Args:
+        batch: images in one call; None: what the graph says where it is static, otherwise 1 to 8, fastest at 1.
+        height, width: of the raw images in pixels; None: what the graph says where it is static, otherwise needed
+            (`EngineOptions.for_manifest` fills them).
+    """
+
+    batch: ShapeRange | None = None
+    height: ShapeRange | None = None
+    width: ShapeRange | None = None
+
+    def to_json(self) -> dict[str, list[int] | None]:
+        return {name: None if extent is None else extent.to_json() for name, extent in vars(self).items()}
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How to build one engine.
 
     Args:
         flavour: "tensorrt" or "tensorrt-rtx".
-        batch: images in one call; None: what the graph says where it is static, otherwise 1 to 8, fastest at 1.
-        height, width: of the raw images in pixels; None: what the graph says where it is static, otherwise needed
-            (`for_manifest` fills them).
+        profiles: the ranges of batch and image sizes; an engine with several is tuned for each of them, and a call
+            runs in the one that fits it best.
         workspace_mib: the most memory that kernels may use for their scratch data; None: TensorRT's own limit.
         optimization_level: 0 (builds fast) to 5 (tries most kernels); None: TensorRT's own, 3.
         max_aux_streams: the most CUDA streams beside the main one; None: TensorRT decides.
@@ -68,15 +91,14 @@ class EngineOptions:
         timing_cache: file with kernel timings of earlier builds, read if it is there and written afterwards.
         hardware_compatible: the engine runs on all GPUs from Ampere on, at some cost in speed.
         version_compatible: the engine runs on later TensorRT versions of the same major version.
+        strip_weights: the engine is written without its weights, and takes them from the bundle's graph when loaded.
 
     Raises:
         InputError: a value out of range, or an option that the flavour can't fulfil.
     """
 
     flavour: str = "tensorrt-rtx"
-    batch: ShapeRange | None = None
-    height: ShapeRange | None = None
-    width: ShapeRange | None = None
+    profiles: tuple[Profile, ...] = (Profile(),)
     workspace_mib: int | None = None
     optimization_level: int | None = None
     max_aux_streams: int | None = None
@@ -84,6 +106,7 @@ class EngineOptions:
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
+    strip_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
@@ -103,6 +126,8 @@ class EngineOptions:
                 raise InputError(f"{capability!r} is no compute capability", hint="write it as NVIDIA does: 8.6")
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
             raise InputError("a compute capability is named twice", hint="name each once")
+        if not self.profiles:
+            raise InputError("an engine needs at least one profile", hint="leave profiles out for the usual one")
 
     def for_manifest(self, manifest: Manifest, flavour: str | None = None) -> EngineOptions:
         """These options with the image sizes that suit a bundle where none were given, and another flavour if given.
@@ -112,13 +137,17 @@ class EngineOptions:
         """
         flavour = self.flavour if flavour is None else flavour
         shape = manifest.inputs[0].shape
-        sizes: dict[str, Any] = {}
+        sizes: dict[str, ShapeRange] = {}
         for name, axis, model, largest in zip(
             ("height", "width"), (1, 2), _model_size(manifest), _LARGEST_IMAGE, strict=True
         ):
-            if getattr(self, name) is None and not isinstance(shape[axis], int):
+            if not isinstance(shape[axis], int):
                 sizes[name] = ShapeRange(1, model, max(model, largest))
-        return replace(self, flavour=flavour, **sizes)
+        profiles = tuple(
+            replace(profile, **{name: size for name, size in sizes.items() if getattr(profile, name) is None})
+            for profile in self.profiles
+        )
+        return replace(self, flavour=flavour, profiles=profiles)
 
     def _given(self, name: str) -> bool:
         value = getattr(self, name)
@@ -128,7 +157,7 @@ class EngineOptions:
         """The options that were given, as they go into the manifest; a file by its name only."""
         shown: dict[str, Any] = {}
         for name, value in vars(self).items():
-            if name in ("flavour", "batch", "height", "width") or not self._given(name):
+            if name in ("flavour", "profiles") or not self._given(name):
                 continue
             shown[name] = value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         return shown
