@@ -26,8 +26,9 @@ ALLOWED = {  # wing: what it may import besides itself
     "graphs": GROUND,
     "inspection": GROUND | {"graphs"},
     "doctor": GROUND,
+    "explain": GROUND,
     "demo": GROUND | {"runtime", "training", "compiler", "bench"},
-    "cli": GROUND | {"runtime", "training", "compiler", "bench", "demo", "doctor", "graphs", "inspection"},
+    "cli": GROUND | {"runtime", "training", "compiler", "bench", "demo", "doctor", "explain", "graphs", "inspection"},
     "__main__": {"cli"},
     "__init__": GROUND | {"runtime"},
 }

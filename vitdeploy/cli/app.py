@@ -19,6 +19,7 @@ COMMANDS = {
     "build-engine": ("vitdeploy.cli.build_engine", "Add FP16 and INT8 forms and TensorRT engines to a bundle."),
     "bench": ("vitdeploy.cli.bench", "Compare every form's latency and accuracy with PyTorch."),
     "predict": ("vitdeploy.cli.predict", "Classify images with a bundle."),
+    "explain": ("vitdeploy.cli.explain", "Draw attention, positions and patches of a model for an image."),
     "inspect": ("vitdeploy.cli.inspect", "Say what is in a bundle, graph or engine."),
     "doctor": ("vitdeploy.cli.doctor", "Say what this machine can build and run."),
 }
