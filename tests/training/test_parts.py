@@ -6,6 +6,8 @@ import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +208,26 @@ def test_curve_is_drawn_within_its_frame() -> None:
     assert "digits & <more>" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     nothing = draw_curve(Curve((), (), None), "empty")
     assert "not measured" in nothing
+
+
+def test_objective_smooths_targets_in_training_only() -> None:
+    """Against the definition: (1 - e) * one-hot + e / classes; float32, so 1e-6 is rounding."""
+    import torch
+
+    from vitdeploy.training.objective import CrossEntropy
+
+    class Fixed(torch.nn.Module):
+        def forward(self, pixel_values: Any) -> Any:
+            return SimpleNamespace(logits=pixel_values)
+
+    logits, labels = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]]), torch.tensor([0, 1])
+    hard = torch.nn.functional.one_hot(labels, 3).float()
+    smooth = 0.7 * hard + 0.3 / 3
+    log_scores = logits.log_softmax(-1)
+    module, objective = Fixed(), CrossEntropy(0.3)
+    for training, targets in ((True, smooth), (False, hard)):
+        loss, output = objective(module.train(training), {"pixel_values": logits, "labels": labels})
+        assert output.logits is logits
+        assert loss.item() == pytest.approx(-(targets * log_scores).sum(-1).mean().item(), abs=1e-6)
+    mixed, _ = objective(module.train(), {"pixel_values": logits, "labels": hard})  # as probabilities: the same
+    assert mixed.item() == pytest.approx(-(smooth * log_scores).sum(-1).mean().item(), abs=1e-6)

@@ -15,6 +15,7 @@ from vitdeploy.errors import InputError, require
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import Augmenter, Batcher, Rows
 from vitdeploy.training.models import Trainable
+from vitdeploy.training.objective import CrossEntropy, Objective
 
 __all__ = ["CHOICE", "Plan", "build_trainer", "evaluate", "make_plan", "score", "train"]
 
@@ -67,8 +68,9 @@ def build_trainer(
     train_set: ImageDataset,
     validation_set: ImageDataset | None,
     folder: Path,
+    objective: Objective | None = None,
 ) -> Any:
-    """A Trainer that writes to `folder` and says nothing on its own."""
+    """A Trainer that writes to `folder` and says nothing on its own; `objective`: None is the config's own."""
     transformers = require("transformers", extra="build")
     torch = require("torch", extra="build")
     require("accelerate", extra="build")
@@ -82,7 +84,6 @@ def build_trainer(
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_steps,
         weight_decay=config.weight_decay,
-        label_smoothing_factor=config.label_smoothing,
         logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # it would hide a loss that is not a number
         eval_strategy="steps" if validated else "no",
@@ -101,7 +102,8 @@ def build_trainer(
         report_to=[],
     )
     batcher = Batcher(model.processor, train_set, Augmenter(config.augment, config.seed))
-    trainer = transformers.Trainer(
+    trainer = _trainer_class()(
+        objective or CrossEntropy(config.label_smoothing),
         model=model.module,
         args=arguments,
         data_collator=batcher,
@@ -112,6 +114,26 @@ def build_trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def _trainer_class() -> Any:
+    transformers = require("transformers", extra="build")
+
+    class ObjectiveTrainer(transformers.Trainer):  # type: ignore[misc, name-defined]
+        """The Trainer with its loss taken from an Objective."""
+
+        def __init__(self, objective: Objective, **options: Any) -> None:
+            super().__init__(**options)
+            self.objective = objective
+            self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer averages batches
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            loss, output = self.objective(model, inputs)
+            return (loss, output) if return_outputs else loss
+
+    return ObjectiveTrainer
 
 
 def train(trainer: Any, plan: Plan) -> dict[str, float]:

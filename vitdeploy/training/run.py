@@ -20,6 +20,7 @@ from vitdeploy.training.config import Curve, FinetuneConfig, FinetuneResult, Sam
 from vitdeploy.training.curve import curve_from_log, draw_curve
 from vitdeploy.training.loop import build_trainer, evaluate, make_plan, train
 from vitdeploy.training.models import Trainable, load_trainable
+from vitdeploy.training.objective import Objective
 
 __all__ = ["finetune"]
 
@@ -27,8 +28,10 @@ _SETTINGS = "finetune.json"
 _MOST_VALIDATION_IMAGES = 1000
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> FinetuneResult:
     """Fine-tune a checkpoint on a dataset and write the result to `config.output`.
+
+    `objective` replaces the loss (None: cross-entropy with the config's label smoothing).
 
     The folder holds the model (config.json, model.safetensors), preprocessor_config.json, metrics (all_results.json
     and one file a split), trainer_state.json, training_curve.json and .svg, and the settings in finetune.json. The
@@ -50,7 +53,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             progress.note(note)
         plan = make_plan(config, len(data.train))
         with hub.quiet_libraries(), _own_randomness(), _threads(config.threads):
-            trainer = build_trainer(config, plan, model, data.train, data.validation, staging)
+            trainer = build_trainer(config, plan, model, data.train, data.validation, staging, objective)
             train_metrics = train(trainer, plan)
             best_step = trainer.state.best_global_step if data.validation is not None else None
             validation_metrics = {} if data.validation is None else evaluate(trainer, data.validation, "validation")
