@@ -205,3 +205,86 @@ def test_half_precision_after_quantisation_keeps_the_integers(tiny_bundle: Path,
     to_half(model)
     # FP16 between the products: a thousandth of the logits' spread, and now and then one step of an activation more.
     assert error(logits(model, tmp_path, fresh), single) < 0.03
+
+
+def test_attention_patches_and_classifier_join_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
+    from vitdeploy.compiler.structure import check_structure
+
+    recipe = Recipe(attention=True, patch_embedding=True, classifier=True)
+    calibration = solve(tiny_bundle, recipe)
+    names = calibration.names
+    assert "vit.embeddings.patch_embeddings.projection" in names and "classifier" in names
+    assert sum(name.endswith("attention.products") for name in names) == 3
+    signed, unsigned = int8(tiny_bundle, calibration, "tensorrt"), int8(tiny_bundle, calibration, "cpu")
+    fresh = images(64, seed=5)
+    reference = logits(tiny_bundle / "model.onnx", tmp_path, fresh)
+    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.02
+    assert error(logits(unsigned, tmp_path, fresh), reference) < 0.1
+    to_half(signed)
+    structure = check_structure(signed)
+    assert structure.share == 1 and not structure.problems()
+
+
+def test_balancing_queries_against_keys_changes_nothing_in_single_precision(tiny_bundle: Path, tmp_path: Path) -> None:
+    calibration = solve(tiny_bundle, Recipe(attention=True, bias_correction=False))
+    vector = np.random.default_rng(0).uniform(0.2, 5, 48).astype(np.float32)
+    calibration = replace(
+        calibration, attention=tuple(replace(found, balance=vector) for found in calibration.attention)
+    )
+    fresh = images(8, seed=5)
+    rescaled = logits(int8(tiny_bundle, calibration.leaving_out(calibration.names)), tmp_path, fresh)
+    reference = logits(tiny_bundle / "model.onnx", tmp_path, fresh)
+    np.testing.assert_allclose(rescaled, reference, atol=1e-4)  # the order of float32 sums is all that differs
+
+
+def test_what_is_left_out_keeps_its_precision(tiny_bundle: Path, tmp_path: Path) -> None:
+    calibration = solve(tiny_bundle, Recipe(attention=True))
+    fresh = images(16, seed=5)
+    reference = logits(tiny_bundle / "model.onnx", tmp_path, fresh)
+    left_out = calibration.leaving_out(calibration.names[:1])
+    graph = int8(tiny_bundle, left_out)
+    quantized = [node for node in graph.graph if node.op_type == "DequantizeLinear"]
+    everything = [n for n in int8(tiny_bundle, calibration).graph if n.op_type == "DequantizeLinear"]
+    assert len(everything) - len(quantized) == 4  # the activation that Q, K and V read, and their three weights
+    assert error(logits(graph, tmp_path, fresh), reference) > 0
+    (tmp_path / "calibration.json").write_text(left_out.dumps())
+    again = Calibration.load(tmp_path / "calibration.json", "hash")
+    assert again.left_out == left_out.left_out == calibration.names[:1]
+    assert ir.to_proto(int8(tiny_bundle, again)) == ir.to_proto(graph)
+
+
+def test_a_part_that_the_graph_has_not_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = ir.load(tiny_bundle / "model.onnx")
+    for node in list(model.graph):
+        if node.op_type == "Softmax":  # hide it
+            node.op_type = "LogSoftmax"
+    ir.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="no attention that could be quantised"):
+        solve(tmp_path, Recipe(attention=True))
+
+
+def test_a_cache_of_a_newer_version_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    data = json.loads(solve(tiny_bundle, PLAIN).dumps())
+    data["schema_version"] = 99
+    (tmp_path / "calibration.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="newer vitdeploy"):
+        Calibration.load(tmp_path / "calibration.json", "hash")
+
+
+def test_bias_corrections_follow_what_smoothing_does_to_values(tiny_bundle: Path, tmp_path: Path) -> None:
+    """V's channels are divided for the output projection's sake, so what corrects V's mean must be too."""
+    calibration = solve(tiny_bundle, Recipe())
+    name = "vit.layers.0.attention.q_proj+k_proj+v_proj"
+    group = next(group for group in calibration.groups if group.name == name)
+    other = next(group for group in calibration.groups if group.name == "vit.layers.0.attention.o_proj")
+    smoothing = np.linspace(0.5, 4, 48).astype(np.float32)
+    bump = {"vit.layers.0.attention.v_proj": np.ones(48, np.float32)}
+    changed = replace(
+        calibration, groups=(replace(group, bias=bump), replace(other, smoothing=smoothing), *calibration.groups[2:])
+    )
+    plain = replace(changed, groups=(replace(group, bias={}), *changed.groups[1:]))
+    biases = []
+    for made in (int8(tiny_bundle, changed), int8(tiny_bundle, plain)):
+        node = next(node for node in made.graph if node.name == "vit.layers.0.attention.v_proj/Add")
+        biases.append(next(array for array in map(constant, node.inputs) if array is not None))
+    np.testing.assert_allclose(biases[0] - biases[1], 1 / smoothing, rtol=1e-4)

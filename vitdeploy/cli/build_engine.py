@@ -29,6 +29,12 @@ __all__ = ["command"]
     "--calibration-data", metavar="D", help="Calibration images: a dataset or a folder; wins over the recipe's."
 )
 @click.option(
+    "--int8-also",
+    type=Names(),
+    metavar="PARTS",
+    help="Quantise more: attention, patch-embedding, classifier (a list with commas).",
+)
+@click.option(
     "--target",
     default="auto",
     show_default=True,
@@ -90,7 +96,7 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
         opened,
         precisions,
         target=chosen,
-        recipe=_recipe(options["recipe_file"], options["calibration_data"]),
+        recipe=_recipe(options["recipe_file"], options["calibration_data"], options["int8_also"]),
         engine_options=None if chosen == "onnx" else _engine_options(chosen, options),
         force=force,
     )
@@ -106,12 +112,20 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
         _show(result)
 
 
-def _recipe(file: str | None, data: str | None) -> Recipe | None:
-    from vitdeploy.compiler.recipe import Recipe, read_recipe
+def _recipe(file: str | None, data: str | None, also: tuple[str, ...] | None) -> Recipe | None:
+    from vitdeploy.compiler.recipe import Placement, Recipe, read_recipe
 
+    parts = [part.replace("-", "_") for part in also or ()]
+    unknown = [part for part in parts if part not in vars(Placement())]
+    if unknown:
+        known = ", ".join(name.replace("_", "-") for name in vars(Placement()))
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {known}", param_hint="--int8-also")
     if file is None and data is None:
+        if parts:
+            raise click.UsageError("--int8-also needs images: add --calibration-data or --calibration.")
         return None
     recipe = Recipe() if file is None else read_recipe(file)
+    recipe = replace(recipe, **dict.fromkeys(parts, True))
     return recipe if data is None else recipe.with_data(data)
 
 

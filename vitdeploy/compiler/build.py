@@ -16,11 +16,12 @@ import numpy as np
 
 from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
-from vitdeploy.compiler.calibration import Calibration, calibrate
+from vitdeploy.compiler.calibration import Calibration, calibrate, code_fingerprint
 from vitdeploy.compiler.graph.half import to_half
 from vitdeploy.compiler.parity import Check, compare
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.compiler.structure import check_structure
 from vitdeploy.errors import DatasetError, InputError, ModelError, require
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ class _Forms:
             quantize(model, calibration, target=target)
         if target != "cpu":
             to_half(model)
+        made_with: dict[str, Any] = {"vitdeploy": __version__, **origin}
+        if precision == "int8" and target == "tensorrt":
+            structure = check_structure(model)
+            progress.note(f"INT8 graph: {structure}")
+            structure.require_sound()
+            made_with["structure"] = structure.to_json()
         path = self._editor.path_for(name)
         ir.save(model, path)
         check = _check_form(path, self._path, precision)
@@ -147,7 +154,7 @@ class _Forms:
             precision=precision,
             target=target,
             built_from=self._single.sha256,
-            built_with={"vitdeploy": __version__, **origin, "check": None if check is None else check.to_json()},
+            built_with={**made_with, "check": None if check is None else check.to_json()},
         )
 
     def _calibration(self) -> tuple[Calibration, dict[str, str]]:
@@ -159,14 +166,15 @@ class _Forms:
                     "INT8 needs calibration images",
                     hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
                 )
-            return self._cached(cached), {"calibration_sha256": cached.sha256}
+            return self._cached(cached), _origin(cached)
         images = _calibration_images(self._recipe)
         described = images.describe()
         if cached is not None and not self._force and cached.built_from == self._single.sha256:
             calibration = self._cached(cached)
-            if calibration.recipe.to_json() == self._recipe.to_json() and calibration.images == described:
+            same = calibration.recipe.to_json() == self._recipe.to_json() and calibration.images == described
+            if same and calibration.code == code_fingerprint():
                 progress.note("calibration.json of the bundle is for these images and settings, and is used again.")
-                return calibration, {"calibration_sha256": cached.sha256}
+                return calibration, _origin(cached)
         calibration = calibrate(
             self._path,
             self._single.sha256,
@@ -182,10 +190,15 @@ class _Forms:
             built_from=self._single.sha256,
             built_with={"vitdeploy": __version__, "recipe": self._recipe.to_json(), "images": described},
         )
-        return calibration, {"calibration_sha256": artifact.sha256}
+        return calibration, _origin(artifact)
 
     def _cached(self, artifact: Artifact) -> Calibration:
         return Calibration.load(self._bundle.file(artifact), self._single.sha256)
+
+
+def _origin(calibration: Artifact) -> dict[str, str]:
+    """What ties an INT8 form to its calibration and to the code that makes it."""
+    return {"calibration_sha256": calibration.sha256, "code": code_fingerprint()}
 
 
 def _calibration_images(recipe: Recipe) -> ImageDataset:

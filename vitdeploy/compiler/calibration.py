@@ -1,58 +1,65 @@
 """Images -> what INT8 needs to know of each layer: the calibration, and its cache calibration.json.
 
-For a group of layers that read the activation X (rows: tokens, columns: channels) with weights W, INT8 computes
-
-    Y' = (Sx Sw) (clip(round(X / s / Sx) - k) + k) round(s W / Sw)    Sx, k one number, Sw one a column, s one a channel
-
-with 8-bit integers. Calibration chooses Sx and s to make the squared error of Y' against Y = X W small, on a sample of
-real rows, not on ranges alone: outliers of X carry information, and whether cutting one hurts is decided by W.
-
-    s     = max|X_j|^a / max|W_j|^(1-a) per channel j (SmoothQuant, Xiao et al. 2023), a searched per layer, a = 0: off
-    Sx    = c max|X / s| / 127, the share c searched per layer
-    k     = a whole number of steps by which X is shifted, so that a one-sided X (behind GELU) uses all 256 levels:
-            X - k Sx is symmetric, and k Sx times the column sums of W goes into the bias
-    bias  + mean(Y - Y'), the part of the error that is constant over rows (Nagel et al. 2019)
-
-The rows are a fixed number a picture: the first token, which is the class token of a ViT and makes the logits, and a
-seeded choice of the others. Memory does not grow with the number of images.
+The FP32 model runs over the images once, then each layer is solved on a sample of what it read (`observe`, `solve`,
+`solve_attention`). The cache holds all that `quantize` needs, so INT8 is rebuilt from it bit for bit without images.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitdeploy import __version__, progress
-from vitdeploy.compiler.layers import LayerGroup, find_groups, layer_name
+from vitdeploy.compiler.arithmetic import LEVELS, activation_scale, fake_quantize, weight_scales
+from vitdeploy.compiler.attention import AttentionProducts, find_attention
+from vitdeploy.compiler.layers import LayerGroup, find_groups
+from vitdeploy.compiler.observe import AttentionSample, GroupSample, activations
 from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.errors import BundleError, InputError, ModelError, require
+from vitdeploy.compiler.solve import solve_group
+from vitdeploy.compiler.solve_attention import solve_attention
+from vitdeploy.errors import BundleError, InputError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import onnx_ir as ir
 
 __all__ = [
     "LEVELS",
+    "AttentionCalibration",
     "Calibration",
     "GroupCalibration",
     "activation_scale",
     "calibrate",
+    "code_fingerprint",
     "fake_quantize",
     "weight_scales",
 ]
 
-LEVELS = 127  # symmetric: the largest magnitude is 127 steps, zero is exact
-_ROWS = 768  # rows of each activation on which errors are measured
-_ALPHAS = (0.0, 0.4, 0.55, 0.7, 0.85)
-_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales stay normal numbers in float16
+SCHEMA_VERSION = 2
+# What decides the numbers in the cache, and the graph that is made from them.
+_CODE = (
+    *("arithmetic", "attention", "calibration", "layers", "observe", "quantize", "ranges", "recipe", "solve"),
+    "solve_attention",
+)
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """SHA-256 over the source of the modules that calibrate and quantise, 16 digits of it; "unknown" without source."""
+    digest = hashlib.sha256()
+    for name in _CODE:
+        try:
+            digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        except OSError:
+            return "unknown"
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -99,22 +106,75 @@ class GroupCalibration:
 
 
 @dataclass(frozen=True)
+class AttentionCalibration:
+    """What was found for one layer's attention products: four scales, and two vectors over the channels.
+
+    `balance` is what Q is divided by and K multiplied with, None: nothing. `bias` is O's mean error, which goes through
+    the output projection into its bias, None: nothing.
+    """
+
+    name: str
+    query: float
+    key: float
+    value: float
+    probability: float
+    balance: np.ndarray | None
+    bias: np.ndarray | None
+    sqnr_db: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "balance": None if self.balance is None else _pack(self.balance),
+            "bias": None if self.bias is None else _pack(self.bias),
+            "sqnr_db": round(self.sqnr_db, 2),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> AttentionCalibration:
+        vectors = {name: None if data[name] is None else _unpack(data[name]) for name in ("balance", "bias")}
+        return cls(**{**data, **vectors})
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """The cache: INT8 is rebuilt from it without images, bit for bit, for the model whose hash it names."""
+    """The cache: INT8 is rebuilt from it without images, bit for bit, for the model whose hash it names.
+
+    `images` describes what it was made from, `code` is the fingerprint of the code that made it. `left_out` names the
+    groups that stay out of INT8, `budget` says why (see `budget.Outcome`).
+    """
 
     model_sha256: str
     recipe: Recipe
     images: dict[str, Any]
     groups: tuple[GroupCalibration, ...]
+    attention: tuple[AttentionCalibration, ...] = ()
+    left_out: tuple[str, ...] = ()
+    budget: dict[str, Any] | None = None
+    code: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that may be quantised: groups of layers, then attention products."""
+        return (*(group.name for group in self.groups), *(products.name for products in self.attention))
+
+    def leaving_out(self, names: Iterable[str], budget: dict[str, Any] | None = None) -> Calibration:
+        """The same calibration with those groups, and no others, left out of INT8."""
+        chosen = set(names)
+        return replace(self, left_out=tuple(name for name in self.names if name in chosen), budget=budget)
 
     def dumps(self) -> str:
         data = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "vitdeploy": __version__,
+            "code": self.code,
             "model_sha256": self.model_sha256,
             "recipe": self.recipe.to_json(),
             "images": self.images,
+            "left_out": list(self.left_out),
+            "budget": self.budget,
             "groups": [group.to_json() for group in self.groups],
+            "attention": [products.to_json() for products in self.attention],
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
@@ -123,17 +183,26 @@ class Calibration:
         """Read a cache.
 
         Raises:
-            BundleError: it is damaged, or was made for another model.
+            BundleError: it is damaged, was made for another model, or by a newer vitdeploy.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if data["schema_version"] > SCHEMA_VERSION:
+                raise BundleError(
+                    f"the calibration {path} was written by a newer vitdeploy ({data.get('vitdeploy')})",
+                    hint="upgrade vitdeploy, or calibrate again with --calibration-data",
+                )
             calibration = cls(
                 data["model_sha256"],
                 Recipe(**data["recipe"]),
                 data["images"],
                 tuple(GroupCalibration.from_json(group) for group in data["groups"]),
+                tuple(AttentionCalibration.from_json(products) for products in data.get("attention", [])),
+                tuple(data.get("left_out", [])),
+                data.get("budget"),
+                data.get("code", ""),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(
                 f"the calibration {path} can't be read: {error}", hint="calibrate again with --calibration-data"
             ) from error
@@ -153,25 +222,6 @@ def _pack(values: np.ndarray) -> str:
 def _unpack(text: str) -> np.ndarray:
     values: np.ndarray = np.frombuffer(base64.b64decode(text), dtype="<f4").copy()
     return values
-
-
-def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Sw of a weight (channels in, channels out): one a column, a float16 number so that both forms share it."""
-    scales = np.maximum(np.abs(weight).max(axis=0) / LEVELS, _SMALLEST_SCALE)
-    # Rounding to float16 may go down by 2**-11; one step up keeps the largest weight inside 127.5 levels anyway.
-    shared: np.ndarray = scales.astype(np.float16).astype(np.float32)
-    return shared
-
-
-def activation_scale(value: float) -> float:
-    """Sx as a float16 number: the FP16 form holds its scales in the type of the graph around them."""
-    return float(np.float16(min(max(value, _SMALLEST_SCALE), float(np.finfo(np.float16).max))))
-
-
-def fake_quantize(values: np.ndarray, scale: np.ndarray | float, shift: int = 0) -> np.ndarray:
-    """What Q and DQ make of values: rounded half to even and clipped to -128 .. 127 around the shift, as ONNX says."""
-    result: np.ndarray = np.clip(np.rint(values / scale), shift - LEVELS - 1, shift + LEVELS) * scale
-    return result
 
 
 def calibrate(
@@ -196,147 +246,66 @@ def calibrate(
     import onnx_ir as ir
 
     model = ir.load(model_path)
-    groups = find_groups(model)
-    if not groups:
+    groups = find_groups(model, recipe.placement)
+    attention = find_attention(model) if recipe.attention else []
+    _check_found(groups, attention, recipe)
+    group_samples = [
+        GroupSample(group, count, np.random.default_rng([recipe.seed, index])) for index, group in enumerate(groups)
+    ]
+    attention_samples = [
+        AttentionSample(products, count, np.random.default_rng([recipe.seed, index, 1]))
+        for index, products in enumerate(attention)
+    ]
+    _observe(model, group_samples, attention_samples, images, count)
+    if not group_samples[0].images:
+        raise InputError("there are no calibration images", hint="name a folder of images with --calibration-data")
+    solved, solved_attention = [], []
+    smoothings = {}
+    with progress.task("Solving layers", total=len(groups) + len(attention), unit="groups") as step:
+        for sample in group_samples:
+            solution = solve_group(sample.group, sample, recipe)
+            if sample.group.source is not None:
+                smoothings[sample.group.source.node] = solution.smoothing
+            solved.append(GroupCalibration(sample.group.name, **vars(solution)))
+            step.advance()
+        for kept in attention_samples:
+            source = kept.products.value_source
+            found = solve_attention(kept, recipe, None if source is None else smoothings.get(source.node))
+            solved_attention.append(AttentionCalibration(kept.products.name, **vars(found)))
+            step.advance()
+    return Calibration(model_sha256, recipe, described, tuple(solved), tuple(solved_attention), code=code_fingerprint())
+
+
+def _check_found(groups: list[LayerGroup], attention: list[AttentionProducts], recipe: Recipe) -> None:
+    if not any(group.kind == "linear" for group in groups):
         raise ModelError(
             "the graph has no products with constant weights between tokens, so there is nothing to quantise",
             hint="use --fp16 for this model",
         )
-    sample = _Sample(groups, count, recipe)
+    kinds = {group.kind for group in groups} | ({"attention"} if attention else set())
+    for name, wanted in vars(recipe.placement).items():
+        if wanted and name not in kinds:
+            raise ModelError(
+                f"the graph has no {name.replace('_', ' ')} that could be quantised",
+                hint=f"leave {name} out of the recipe, or its option out of the command",
+            )
+
+
+def _observe(
+    model: ir.Model,
+    groups: list[GroupSample],
+    attention: list[AttentionSample],
+    images: Iterable[np.ndarray],
+    count: int,
+) -> None:
+    """Run the images and let each sample take what it needs."""
+    values = [sample.group.activation for sample in groups]
+    values += [value for sample in attention for value in sample.products.operands]
     with progress.task("Calibrating", total=count, unit="images") as step:
-        for activations in _activations(model, groups, images):
-            sample.add(activations)
+        for arrays in activations(model, values, images):
+            for sample, array in zip(groups, arrays, strict=False):
+                sample.add(array)
+            for index, kept in enumerate(attention):
+                start = len(groups) + 3 * index
+                kept.add(*arrays[start : start + 3])
             step.advance()
-    if sample.images == 0:
-        raise InputError("there are no calibration images", hint="name a folder of images with --calibration-data")
-    solved = []
-    with progress.task("Solving layers", total=len(groups), unit="groups") as step:
-        for index, group in enumerate(groups):
-            solved.append(_solve(group, sample.rows(index), sample.largest[index], sample.lowest[index], recipe))
-            step.advance()
-    return Calibration(model_sha256, recipe, described, tuple(solved))
-
-
-def _activations(model: ir.Model, groups: list[LayerGroup], images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The groups' activations (tokens, channels), picture by picture."""
-    import onnx_ir as ir
-
-    onnxruntime = require("onnxruntime", extra="cpu")
-    outputs = list(model.graph.outputs)
-    model.graph.outputs.extend(group.activation for group in groups if group.activation not in outputs)
-    names = [group.activation.name for group in groups]
-    try:
-        session = onnxruntime.InferenceSession(
-            ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-    finally:
-        del model.graph.outputs[len(outputs) :]
-    for image in images:
-        yield [array[0] for array in session.run(names, {"image": image[np.newaxis]})]
-
-
-class _Sample:
-    """The largest magnitude of every channel over all rows, and a fixed number of rows to measure errors on."""
-
-    def __init__(self, groups: list[LayerGroup], count: int, recipe: Recipe) -> None:
-        self.images = 0
-        self.largest: list[np.ndarray] = [np.zeros(0)] * len(groups)
-        self.lowest: list[float] = [0.0] * len(groups)
-        self._rows: list[list[np.ndarray]] = [[] for _ in groups]
-        self._per_image = max(2, -(-_ROWS // max(count, 1)))
-        self._keep_every = max(1, -(-count * self._per_image // _ROWS))
-        self._generator = np.random.default_rng(recipe.seed)
-
-    def add(self, activations: list[np.ndarray]) -> None:
-        keep = self.images % self._keep_every == 0
-        for index, array in enumerate(activations):
-            largest = np.abs(array).max(axis=0)
-            self.largest[index] = np.maximum(self.largest[index], largest) if self.images else largest
-            self.lowest[index] = min(self.lowest[index], float(array.min()))
-            if keep:
-                others = self._generator.choice(len(array) - 1, min(self._per_image, len(array)) - 1, replace=False) + 1
-                self._rows[index].append(array[np.concatenate([[0], others])])
-        self.images += 1
-
-    def rows(self, index: int) -> np.ndarray:
-        return np.concatenate(self._rows[index])
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One choice of s, Sx and k, and the error Y - Y' (rows, outputs) that it leaves."""
-
-    alpha: float
-    clip: float
-    scale: float
-    shift: int
-    smoothing: np.ndarray | None
-    difference: np.ndarray
-
-    @property
-    def error(self) -> float:
-        return float(np.square(self.difference, dtype=np.float64).mean())
-
-
-def _solve(group: LayerGroup, rows: np.ndarray, largest: np.ndarray, lowest: float, recipe: Recipe) -> GroupCalibration:
-    """Choose s, Sx and k of one group by the error of its output on `rows` (rows, channels)."""
-    weights = group.weights()
-    weight = np.concatenate(weights, axis=1)
-    exact = rows @ weight
-    trial = min(_trials(group, rows, weight, exact, largest, lowest, recipe), key=lambda trial: trial.error)
-    error, bias = trial.error, {}
-    if recipe.bias_correction:
-        mean = trial.difference.mean(axis=0, dtype=np.float64).astype(np.float32)
-        ends = np.cumsum([array.shape[1] for array in weights])
-        parts = np.split(mean, ends[:-1])
-        bias = {layer_name(node): part for node, part in zip(group.matmuls, parts, strict=True)}
-        error -= float(np.square(mean, dtype=np.float64).mean())
-    signal = float(np.square(exact, dtype=np.float64).mean())
-    sqnr = 10 * np.log10(max(signal, 1e-30) / max(error, 1e-30))
-    return GroupCalibration(
-        group.name, trial.scale, trial.shift, trial.smoothing, bias, float(sqnr), trial.alpha, trial.clip
-    )
-
-
-def _trials(
-    group: LayerGroup,
-    rows: np.ndarray,
-    weight: np.ndarray,
-    exact: np.ndarray,
-    largest: np.ndarray,
-    lowest: float,
-    recipe: Recipe,
-) -> Iterator[_Trial]:
-    alphas = _ALPHAS if recipe.smoothing and group.source is not None else (0.0,)
-    for alpha in alphas:
-        smoothing = _smoothing(largest, weight, alpha) if alpha else None
-        scaled_rows = rows if smoothing is None else rows / smoothing
-        scaled_weight = weight if smoothing is None else weight * smoothing[:, np.newaxis]
-        quantized_weight = fake_quantize(scaled_weight, weight_scales(scaled_weight))
-        top = float((largest if smoothing is None else largest / smoothing).max())
-        for clip in _clips(recipe, scaled_rows, top):
-            steps = [(activation_scale(clip * top / LEVELS), 0)]
-            if group.can_shift and recipe.method != "minmax" and -lowest < top / 4:
-                scale = activation_scale((clip * top - lowest) / (2 * LEVELS))
-                steps.append((scale, round((clip * top + lowest) / 2 / scale)))
-            for scale, shift in steps:
-                difference = exact - fake_quantize(scaled_rows, scale, shift) @ quantized_weight
-                yield _Trial(alpha, clip, scale, shift, smoothing, difference)
-
-
-def _clips(recipe: Recipe, rows: np.ndarray, top: float) -> tuple[float, ...]:
-    """The shares of the largest magnitude to try as range."""
-    if recipe.method == "minmax":
-        return (1.0,)
-    if recipe.method == "percentile":
-        return (float(np.percentile(np.abs(rows), recipe.percentile)) / max(top, 1e-30),)
-    return _CLIPS
-
-
-def _smoothing(largest: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
-    """s per channel, its geometric mean 1 so that nothing drifts out of float16's range."""
-    activation = np.maximum(largest, 1e-5).astype(np.float64)
-    column = np.maximum(np.abs(weight).max(axis=1), 1e-5).astype(np.float64)
-    logarithm = alpha * np.log(activation) - (1 - alpha) * np.log(column)
-    smoothing: np.ndarray = np.exp(np.clip(logarithm - logarithm.mean(), -7, 7)).astype(np.float32)
-    return smoothing

@@ -1,4 +1,4 @@
-"""The products that INT8 is about: MatMuls with constant weights, grouped by the activation that they read.
+"""The products that INT8 is about: those with constant weights, grouped by the activation that they read.
 
 Q, K and V read one tensor, so they share one range and one smoothing vector. A group also knows what its channels can
 be rescaled into at no cost, as smoothing needs:
@@ -7,6 +7,9 @@ be rescaled into at no cost, as smoothing needs:
     attention value  o = softmax(.) (x Wv + bv)         o / s = softmax(.) (x (Wv / s) + bv / s)
 
 The second holds since attention mixes tokens, never channels. Nothing can be moved through GELU.
+
+A patch embedding is a convolution whose windows do not overlap, so it is the same product on rows of pixels, one row a
+patch; a classifier reads one row a picture.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import numpy as np
 
 from vitdeploy.compiler.graph.half import model_nodes
 from vitdeploy.compiler.graph.values import constant, only_consumer
+from vitdeploy.compiler.recipe import Placement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["LayerGroup", "Source", "bias_of", "find_groups", "layer_name"]
+__all__ = ["LayerGroup", "Source", "bias_of", "channel_axis", "find_groups", "layer_name", "matrix_of"]
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,48 @@ class Source:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """MatMuls that read the same activation (batch, tokens, channels)."""
+    """Products that read the same activation.
+
+    `kind` is "linear" (activation (batch, tokens, channels)), "patch_embedding" (a Conv, (batch, channels, height,
+    width)) or "classifier" ((batch, channels)).
+    """
 
     activation: ir.Value
-    matmuls: tuple[ir.Node, ...]
+    products: tuple[ir.Node, ...]
     source: Source | None
+    kind: str = "linear"
 
     @property
     def name(self) -> str:
         """After its layers: `vit.layers.0.attention.q_proj+k_proj+v_proj`."""
-        names = [layer_name(node) for node in self.matmuls]
+        names = [layer_name(node) for node in self.products]
         return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
 
     @property
     def can_shift(self) -> bool:
         """Whether the activation may be shifted: it can't be smoothed, and each product has a bias for the shift."""
-        return self.source is None and all(bias_of(node) is not None for node in self.matmuls)
+        return (
+            self.kind == "linear" and self.source is None and all(bias_of(node) is not None for node in self.products)
+        )
 
     def weights(self) -> list[np.ndarray]:
-        """The weights (channels in, channels out), one a layer."""
-        arrays = [constant(node.inputs[1]) for node in self.matmuls]
-        return [array for array in arrays if array is not None]
+        """The weights as matrices (channels in, channels out), one a layer."""
+        return [matrix_of(node) for node in self.products]
+
+    def rows(self, activation: np.ndarray) -> np.ndarray:
+        """One picture's activation, without its batch axis, as the rows that the weights' matrices multiply."""
+        if self.kind == "linear":
+            return activation
+        if self.kind == "classifier":
+            return activation[np.newaxis]
+        kernel = self.products[0].inputs[1]
+        assert kernel is not None and kernel.shape is not None
+        _, channels, tall, wide = (int(size) for size in kernel.shape)
+        down, across = activation.shape[1] // tall, activation.shape[2] // wide
+        cut = activation[:, : down * tall, : across * wide].reshape(channels, down, tall, across, wide)
+        # (channels, down, tall, across, wide) -> (down * across, channels * tall * wide)
+        rows: np.ndarray = cut.transpose(1, 3, 0, 2, 4).reshape(down * across, channels * tall * wide)
+        return rows
 
 
 def layer_name(node: ir.Node) -> str:
@@ -64,9 +89,27 @@ def layer_name(node: ir.Node) -> str:
     return (node.name or "").rpartition("/")[0] or (node.name or "")
 
 
-def bias_of(matmul: ir.Node) -> tuple[ir.Node, int] | None:
-    """The addition behind a product and the input of it that holds a constant bias per channel."""
-    add = only_consumer(matmul.outputs[0])
+def channel_axis(product: ir.Node) -> int:
+    """The axis of a product's weight along which its output channels lie."""
+    if product.op_type == "MatMul" or (product.op_type == "Gemm" and not _flag(product, "transB")):
+        return 1
+    return 0
+
+
+def matrix_of(product: ir.Node) -> np.ndarray:
+    """A product's weight as (channels in, channels out)."""
+    weight = constant(product.inputs[1])
+    assert weight is not None, "products of a group have constant weights"
+    flat: np.ndarray = weight.reshape(len(weight), -1) if product.op_type == "Conv" else weight
+    return flat if channel_axis(product) == 1 else flat.T
+
+
+def bias_of(product: ir.Node) -> tuple[ir.Node, int] | None:
+    """The node and its input that hold a constant bias per channel: the product's own, or the addition behind it."""
+    if product.op_type in ("Conv", "Gemm"):
+        has = len(product.inputs) > 2 and constant(product.inputs[2]) is not None
+        return (product, 2) if has else None
+    add = only_consumer(product.outputs[0])
     if add is None or add.op_type != "Add":
         return None
     for index, value in enumerate(add.inputs):
@@ -76,19 +119,64 @@ def bias_of(matmul: ir.Node) -> tuple[ir.Node, int] | None:
     return None
 
 
-def find_groups(model: ir.Model) -> list[LayerGroup]:
-    """All groups in graph order: the products of the encoder, not the patch embedding, not the classifier."""
+def find_groups(model: ir.Model, placement: Placement | None = None) -> list[LayerGroup]:
+    """All groups in graph order: the products of the encoder, and with `placement` what else it names."""
+    placement = placement or Placement()
     groups: dict[ir.Value, list[ir.Node]] = {}
+    kinds: dict[ir.Value, str] = {}
     for node in model_nodes(model):
-        if node.op_type != "MatMul":
-            continue
-        weight = constant(node.inputs[1])
-        activation = node.inputs[0]
-        # Two-dimensional activations are pooled: heads and poolers, a thousandth of the work.
-        if weight is None or weight.ndim != 2 or activation is None or len(activation.shape or ()) != 3:
+        kind = _kind(node)
+        wanted = {"linear": True, "patch_embedding": placement.patch_embedding, "classifier": placement.classifier}
+        activation = node.inputs[0] if kind is not None else None
+        if kind is None or activation is None or not wanted[kind]:
             continue
         groups.setdefault(activation, []).append(node)
-    return [LayerGroup(value, tuple(nodes), _source(value, nodes)) for value, nodes in groups.items()]
+        kinds[activation] = kind
+    return [
+        LayerGroup(value, tuple(nodes), _source(value, nodes) if kinds[value] == "linear" else None, kinds[value])
+        for value, nodes in groups.items()
+    ]
+
+
+def _kind(node: ir.Node) -> str | None:
+    """What kind of group a node belongs to, None for what is no product with a constant weight."""
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return None
+    weight, activation = constant(node.inputs[1]), node.inputs[0]
+    if weight is None or activation is None:
+        return None
+    if node.op_type == "Conv":
+        return "patch_embedding" if _cuts_patches(node, weight) else None
+    if weight.ndim != 2 or (node.op_type == "Gemm" and not _plain(node)):
+        return None
+    rank = len(activation.shape or ())
+    if rank == 3 and node.op_type == "MatMul":
+        return "linear"
+    # Two-dimensional activations are pooled: heads and poolers, a thousandth of the work.
+    leads_out = any(value.is_graph_output() for use in node.outputs[0].uses() for value in use.node.outputs)
+    return "classifier" if rank == 2 and (leads_out or node.outputs[0].is_graph_output()) else None
+
+
+def _plain(gemm: ir.Node) -> bool:
+    return _flag(gemm, "alpha", 1.0) == 1 and _flag(gemm, "beta", 1.0) == 1 and not _flag(gemm, "transA")
+
+
+def _flag(node: ir.Node, name: str, default: float = 0) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)
+
+
+def _cuts_patches(conv: ir.Node, weight: np.ndarray) -> bool:
+    """Whether the windows of a convolution stand side by side: strides as large as the kernel, no padding."""
+    strides, pads = conv.attributes.get("strides"), conv.attributes.get("pads")
+    return (
+        weight.ndim == 4
+        and strides is not None
+        and tuple(strides.as_ints()) == weight.shape[2:]
+        and (pads is None or not any(pads.as_ints()))
+        and _flag(conv, "group", 1) == 1
+        and "auto_pad" not in {name for name, a in conv.attributes.items() if a.value not in ("NOTSET", "VALID")}
+    )
 
 
 def _source(activation: ir.Value, readers: list[ir.Node]) -> Source | None:

@@ -2,8 +2,9 @@
 
     x -> QuantizeLinear(Sx) -> DequantizeLinear(Sx) -> MatMul(., DequantizeLinear(Wq, Sw per column)) -> Add(bias)
 
-Placement: inputs and weights of the encoder's products (Q, K, V, attention output, both of the MLP). The residual
-stream, LayerNorm, GELU, softmax and logits keep the type around them. Two spellings of the same integers:
+Placement: inputs and weights of the encoder's products (Q, K, V, attention output, both of the MLP), and what the
+recipe's `Placement` adds. The residual stream, LayerNorm, GELU, softmax and logits keep the type around them. Two
+spellings of the same integers:
 
     TensorRT    int8 activations; the rest of the graph in FP16
     CPU         uint8 activations with zero point 128 - k, that is (x_int8 + 128) - 128: the same real numbers, and the
@@ -19,10 +20,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.compiler.calibration import LEVELS, Calibration, GroupCalibration, weight_scales
+from vitdeploy.compiler.arithmetic import LEVELS, weight_scales
+from vitdeploy.compiler.attention import AttentionProducts, find_attention
+from vitdeploy.compiler.calibration import AttentionCalibration, Calibration, GroupCalibration
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.values import constant, new_initializer
-from vitdeploy.compiler.layers import LayerGroup, Source, bias_of, find_groups, layer_name
+from vitdeploy.compiler.layers import (
+    LayerGroup,
+    Source,
+    bias_of,
+    channel_axis,
+    find_groups,
+    layer_name,
+    matrix_of,
+)
 from vitdeploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -34,6 +45,9 @@ __all__ = ["quantize"]
 def quantize(model: ir.Model, calibration: Calibration, *, target: str) -> PassResult:
     """Insert Q/DQ into `model` in place.
 
+    What the calibration leaves out of INT8 is rescaled with the rest (smoothing changes nothing in FP32) and keeps its
+    type.
+
     Args:
         model: the FP32 graph that the calibration was made for. For an FP16 remainder, `to_half` comes after.
         target: "tensorrt" or "cpu".
@@ -41,19 +55,32 @@ def quantize(model: ir.Model, calibration: Calibration, *, target: str) -> PassR
     Raises:
         BundleError: the graph's layers are not those of the calibration.
     """
-    groups = find_groups(model)
-    found = {group.name: group for group in groups}
-    for solved in calibration.groups:
-        if solved.name not in found:
+    groups = {group.name: group for group in find_groups(model, calibration.recipe.placement)}
+    attention = {products.name: products for products in find_attention(model)}
+    for name in calibration.names:
+        if name not in groups and name not in attention:
             raise BundleError(
-                f"the calibration has a layer {solved.name!r} that the graph has not",
+                f"the calibration has a layer {name!r} that the graph has not",
                 hint="calibrate again with --calibration-data",
             )
+    graph, out = model.graph, set(calibration.left_out)
+    divided: dict[ir.Node, np.ndarray] = {}
     for solved in calibration.groups:
-        _fold_smoothing(model.graph, found[solved.name].source, solved.smoothing)
+        source = groups[solved.name].source
+        if solved.smoothing is not None and source is not None:
+            _divide_source(graph, source, solved.smoothing)
+            divided[source.node] = solved.smoothing
+    for solved_products in calibration.attention:
+        divided.update(_balance(graph, attention[solved_products.name], solved_products))
     count = 0
+    for solved_products in calibration.attention:  # first, since it reads the weights of the output projection
+        if solved_products.name not in out:
+            count += _insert_attention(graph, attention[solved_products.name], solved_products, target)
     for solved in calibration.groups:
-        count += _insert(model.graph, found[solved.name], solved, target)
+        if solved.name in out:
+            _rescale_weights(graph, groups[solved.name], solved)
+        else:
+            count += _insert(graph, groups[solved.name], solved, target, divided)
     return PassResult("quantize", count)
 
 
@@ -66,63 +93,111 @@ def _replace_constant(graph: ir.Graph, place: tuple[ir.Node, int], array: np.nda
         del graph.initializers[old.name or ""]
 
 
-def _fold_smoothing(graph: ir.Graph, source: Source | None, smoothing: np.ndarray | None) -> None:
-    if smoothing is None:
-        return
-    assert source is not None, "only groups with a source are smoothed"
+def _divide_source(graph: ir.Graph, source: Source, by: np.ndarray) -> None:
     for place in (source.scale, source.shift):
         if place is not None:
             array = constant(place[0].inputs[place[1]])
             assert array is not None
-            _replace_constant(graph, place, array / smoothing)
+            _replace_constant(graph, place, array / by)
 
 
-def _insert(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target: str) -> int:
-    """Q/DQ on the group's activation and on each of its weights."""
-    quantized = _quantize_activation(graph, group, solved, target)
-    for node in group.matmuls:
-        weight = constant(node.inputs[1])
-        old = node.inputs[1]
-        assert weight is not None and old is not None
-        exact = weight if solved.smoothing is None else weight * solved.smoothing[:, np.newaxis]
-        scales = weight_scales(exact)
-        integers = np.clip(np.rint(exact / scales), -LEVELS, LEVELS).astype(np.int8)
-        layer = layer_name(node)
-        inputs = [
-            new_initializer(graph, f"{layer}.weight_int8", integers),
-            new_initializer(graph, f"{layer}.weight_scale", scales),
-            new_initializer(graph, f"{layer}.weight_zero", np.zeros(scales.shape, dtype=np.int8)),
-        ]
-        dequantized = _node(graph, "DequantizeLinear", inputs, f"{layer}/weight_DequantizeLinear", node, {"axis": 1})
-        dequantized.type, dequantized.shape = old.type, old.shape
-        node.replace_input_with(0, quantized)
-        node.replace_input_with(1, dequantized)
-        if not old.uses():
-            del graph.initializers[old.name or ""]
-        correction = solved.bias.get(layer, np.zeros(len(scales), dtype=np.float32))
-        if solved.shift and target != "cpu":
-            moved = np.float32(solved.shift * solved.scale)
-            correction = correction + moved * (integers.sum(axis=0, dtype=np.int64) * scales).astype(np.float32)
-        _correct_bias(graph, node, correction)
-    return len(group.matmuls)
+def _balance(graph: ir.Graph, products: AttentionProducts, solved: AttentionCalibration) -> dict[ir.Node, np.ndarray]:
+    """Divide Q and multiply K; what the outputs of their projections were divided by."""
+    if solved.balance is None or products.query_source is None or products.key_source is None:
+        return {}
+    divided = {products.query_source: solved.balance, products.key_source: 1 / solved.balance}
+    for source, by in divided.items():
+        _divide_source(graph, source, by)
+    return {source.node: by for source, by in divided.items()}
 
 
-def _quantize_activation(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target: str) -> ir.Value:
-    first, value, name = group.matmuls[0], group.activation, group.activation.name or group.name
+def _rescale_weights(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration) -> None:
+    """What a group that is left out of INT8 needs, its activation being divided by s."""
+    if solved.smoothing is not None:
+        for node in group.products:
+            weight = constant(node.inputs[1])
+            assert weight is not None
+            _replace_constant(graph, (node, 1), weight * solved.smoothing[:, np.newaxis])
+
+
+def _insert(
+    graph: ir.Graph, group: LayerGroup, solved: GroupCalibration, target: str, divided: dict[ir.Node, np.ndarray]
+) -> int:
+    """Q/DQ on the group's activation and on each of its weights.
+
+    `divided` says by what the outputs of products were divided: their bias corrections were found before that.
+    """
     zero = np.array(0, dtype=np.int8)
+    activation, first = group.activation, group.products[0]
     if target == "cpu":
         zero = np.array(LEVELS + 1 - solved.shift, dtype=np.uint8)
     elif solved.shift:
+        name = activation.name or group.name
         moved = new_initializer(graph, f"{name}.shift", np.array(solved.shift * solved.scale, dtype=np.float32))
-        value = _node(graph, "Sub", [value, moved], f"{name}/Sub", first)
-        value.type, value.shape = group.activation.type, group.activation.shape
+        activation = _node(graph, "Sub", [activation, moved], f"{name}/Sub", first)
+        activation.type, activation.shape = group.activation.type, group.activation.shape
+    quantized = _pair(graph, activation, group.activation.name or group.name, solved.scale, zero, first)
+    for node in group.products:
+        integers, scales = _quantize_weight(graph, node, solved.smoothing)
+        node.replace_input_with(0, quantized)
+        layer = layer_name(node)
+        correction = solved.bias.get(layer, np.zeros(len(scales), dtype=np.float32)) / divided.get(node, np.float32(1))
+        if solved.shift and target != "cpu":
+            moved_by = np.float32(solved.shift * solved.scale)
+            correction = correction + moved_by * (integers.sum(axis=0, dtype=np.int64) * scales).astype(np.float32)
+        _correct_bias(graph, node, correction)
+    return len(group.products)
+
+
+def _quantize_weight(graph: ir.Graph, node: ir.Node, smoothing: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Put DequantizeLinear(Wq, Sw) where a product reads its weight; Wq (channels in, channels out) and Sw."""
+    old = node.inputs[1]
+    assert old is not None and old.shape is not None
+    exact = matrix_of(node) if smoothing is None else matrix_of(node) * smoothing[:, np.newaxis]
+    scales = weight_scales(exact)
+    integers = np.clip(np.rint(exact / scales), -LEVELS, LEVELS).astype(np.int8)
+    axis, layer = channel_axis(node), layer_name(node)
+    laid_out = integers if axis == 1 else integers.T.reshape(tuple(int(size) for size in old.shape))
+    inputs = [
+        new_initializer(graph, f"{layer}.weight_int8", laid_out),
+        new_initializer(graph, f"{layer}.weight_scale", scales),
+        new_initializer(graph, f"{layer}.weight_zero", np.zeros(scales.shape, dtype=np.int8)),
+    ]
+    dequantized = _node(graph, "DequantizeLinear", inputs, f"{layer}/weight_DequantizeLinear", node, {"axis": axis})
+    dequantized.type, dequantized.shape = old.type, old.shape
+    node.replace_input_with(1, dequantized)
+    if not old.uses():
+        del graph.initializers[old.name or ""]
+    return integers, scales
+
+
+def _insert_attention(graph: ir.Graph, products: AttentionProducts, solved: AttentionCalibration, target: str) -> int:
+    """Q/DQ on Q, K, V and the softmax's output; for CPUs the left operand of each product is unsigned."""
+    signed = np.array(0, dtype=np.int8)
+    left = np.array(LEVELS + 1, dtype=np.uint8) if target == "cpu" else signed
+    for node, index, scale, zero in (
+        (products.scores, 0, solved.query, left),
+        (products.scores, 1, solved.key, signed),
+        (products.mixing, 0, solved.probability, left),
+        (products.mixing, 1, solved.value, signed),
+    ):
+        value = node.inputs[index]
+        assert value is not None
+        node.replace_input_with(index, _pair(graph, value, value.name or products.name, scale, zero, node))
+    if solved.bias is not None and products.output is not None:
+        _correct_bias(graph, products.output, solved.bias @ matrix_of(products.output))
+    return 2
+
+
+def _pair(graph: ir.Graph, value: ir.Value, name: str, scale: float, zero: np.ndarray, before: ir.Node) -> ir.Value:
+    """QuantizeLinear and DequantizeLinear of an activation, one scale for all of it."""
     constants = [
-        new_initializer(graph, f"{name}.scale", np.array(solved.scale, dtype=np.float32)),
+        new_initializer(graph, f"{name}.scale", np.array(scale, dtype=np.float32)),
         new_initializer(graph, f"{name}.zero", zero),
     ]
-    q = _node(graph, "QuantizeLinear", [value, *constants], f"{name}/QuantizeLinear", first)
+    q = _node(graph, "QuantizeLinear", [value, *constants], f"{name}/QuantizeLinear", before)
     q.type, q.shape = constants[1].type, value.shape
-    dq = _node(graph, "DequantizeLinear", [q, *constants], f"{name}/DequantizeLinear", first)
+    dq = _node(graph, "DequantizeLinear", [q, *constants], f"{name}/DequantizeLinear", before)
     dq.type, dq.shape = value.type, value.shape
     return dq
 

@@ -9,21 +9,38 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.datasets.splits import split_of
 from vitdeploy.errors import InputError
 
-__all__ = ["METHODS", "Recipe", "read_recipe"]
+__all__ = ["METHODS", "SELECTIONS", "Placement", "Recipe", "read_recipe"]
 
-METHODS = ("mse", "minmax", "percentile")
+METHODS = ("mse", "minmax", "percentile", "entropy")
+SELECTIONS = ("stratified", "random", "diverse")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is quantised beside the encoder's products with constant weights.
+
+    `patch_embedding` and `classifier` are the first and the last product of the model, `attention` the two products
+    without weights: queries with keys, and probabilities with values (Q, K, V and the softmax's output together).
+    """
+
+    patch_embedding: bool = False
+    classifier: bool = False
+    attention: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How INT8 is calibrated.
 
-    `dataset` and `split` say where the images come from (never the test split), `count` how many, `seed` which: a
-    sample stratified by class. `method` chooses each activation's range: `mse` by the error of the layer's output,
-    `minmax` all that was seen, `percentile` all but the `100 - percentile` per cent that are largest. `smoothing` moves
-    outlier channels from activations into weights, `bias_correction` takes the mean error out of each layer.
+    `dataset` and `split` say where the images come from (never the test split), `count` how many, `selection` and
+    `seed` which: `stratified` the same share of each class, `random`, or `diverse`, far from each other in the model's
+    features. `method` chooses each activation's range: `mse` by the error of the layer's output, `minmax` all that was
+    seen, `percentile` all but the `100 - percentile` per cent that are largest, `entropy` by the divergence of the
+    histogram. `smoothing` moves outlier channels from activations into weights, `bias_correction` takes the mean error
+    out of each layer. The last three say what is quantised beside the encoder's products: see `Placement`.
     """
 
     dataset: str | None = None
@@ -34,18 +51,28 @@ class Recipe:
     percentile: float = 99.99
     smoothing: bool = True
     bias_correction: bool = True
+    selection: str = "stratified"
+    patch_embedding: bool = False
+    classifier: bool = False
+    attention: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"calibration method {self.method!r} is not known", hint=f"one of {', '.join(METHODS)}")
+        if self.selection not in SELECTIONS:
+            raise InputError(f"selection {self.selection!r} is not known", hint=f"one of {', '.join(SELECTIONS)}")
         if self.count < 1:
             raise InputError(f"calibration needs at least one image, got count = {self.count}", hint="try count = 256")
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}, outside 50..100", hint="try percentile = 99.99")
-        if self.split == "test":
+        if split_of(self.split) == "test" or self.split == "all":
             raise InputError(
                 "calibration on the test split would make its accuracy meaningless", hint='use split = "train"'
             )
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.patch_embedding, self.classifier, self.attention)
 
     def to_json(self) -> dict[str, Any]:
         """All settings; of a local dataset's path only the last part, since a bundle travels."""

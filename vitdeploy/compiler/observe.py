@@ -1,0 +1,126 @@
+"""What calibration sees of the activations, in memory that does not grow with the number of images.
+
+Of each group: the largest magnitude per channel over all rows of all images, and a fixed number of rows. The rows are
+a fixed number a picture: the first token, which is the class token of a ViT and makes the logits, and a seeded choice
+of the others. Of attention: the largest magnitudes, and Q, K and V of a fixed number of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitdeploy.compiler.attention import AttentionProducts
+from vitdeploy.compiler.layers import LayerGroup
+from vitdeploy.errors import require
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["HEADS", "ROWS", "AttentionSample", "GroupSample", "activations"]
+
+ROWS = 768  # rows of each activation on which errors are measured
+HEADS = 48  # heads of each attention layer on which errors are measured
+
+
+def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """`values` of the FP32 graph, without their batch axis, picture by picture.
+
+    The model's weights are not needed any more when the first picture is run: the session has its own.
+    """
+    import onnx_ir as ir
+
+    onnxruntime = require("onnxruntime", extra="cpu")
+    outputs = list(model.graph.outputs)
+    model.graph.outputs.extend(dict.fromkeys(value for value in values if value not in outputs))
+    names = [value.name for value in values]
+    try:
+        session = onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+    finally:
+        del model.graph.outputs[len(outputs) :]
+    for image in images:
+        yield [array[0] for array in session.run(names, {"image": image[np.newaxis]})]
+
+
+def _largest(rows: np.ndarray) -> np.ndarray:
+    """The largest magnitude per channel of (rows, channels)."""
+    largest: np.ndarray = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+    return largest
+
+
+class GroupSample:
+    """Rows (rows, channels) of one group's activation, and the extremes of all that was seen.
+
+    Args:
+        group: whose activation.
+        count: how many pictures will come.
+        generator: chooses tokens; each sample has its own, so that a group's rows do not depend on other groups.
+    """
+
+    def __init__(self, group: LayerGroup, count: int, generator: np.random.Generator) -> None:
+        self.images = 0
+        self.largest = np.zeros(0, dtype=np.float32)
+        self.lowest = 0.0
+        self.group, self._generator = group, generator
+        self._rows: list[np.ndarray] = []
+        self._per_image = max(2, -(-ROWS // max(count, 1)))
+        self._keep_every = max(1, -(-count * self._per_image // ROWS))
+
+    def add(self, activation: np.ndarray) -> None:
+        """One picture's activation, without its batch axis."""
+        rows = self.group.rows(activation)
+        largest = _largest(rows)
+        self.largest = np.maximum(self.largest, largest) if self.images else largest
+        self.lowest = min(self.lowest, float(rows.min()))
+        if self.images % self._keep_every == 0:
+            others = self._generator.choice(len(rows) - 1, min(self._per_image, len(rows)) - 1, replace=False) + 1
+            self._rows.append(rows[np.concatenate([[0], others])])
+        self.images += 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.concatenate(self._rows)
+
+
+class AttentionSample:
+    """Q, K, V (heads kept, tokens, head_dim) of one layer, `head` (heads kept,) says which head each is of.
+
+    `largest` holds, for Q, K and V, the largest magnitudes per channel (heads, head_dim) over all pictures.
+    """
+
+    def __init__(self, products: AttentionProducts, count: int, generator: np.random.Generator) -> None:
+        self.products = products
+        self.images = 0
+        self.largest: list[np.ndarray] = []
+        self._generator, self._count = generator, count
+        self._kept: list[tuple[np.ndarray, ...]] = []
+        self._heads: list[np.ndarray] = []
+
+    def add(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> None:
+        """One picture's Q (heads, tokens, head_dim), K^T (heads, head_dim, tokens) and V, without their batch axis."""
+        arrays = (query, key.transpose(0, 2, 1), value)
+        largest = [np.stack([_largest(head) for head in array]) for array in arrays]
+        self.largest = (
+            [np.maximum(a, b) for a, b in zip(self.largest, largest, strict=True)] if self.images else largest
+        )
+        heads = len(query)
+        per_image = min(heads, max(1, -(-HEADS // max(self._count, 1))))
+        if self.images % max(1, -(-self._count * per_image // HEADS)) == 0:
+            chosen = np.sort(self._generator.choice(heads, per_image, replace=False))
+            self._heads.append(chosen)
+            self._kept.append(tuple(array[chosen] for array in arrays))
+        self.images += 1
+
+    @property
+    def head(self) -> np.ndarray:
+        return np.concatenate(self._heads)
+
+    @property
+    def tensors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Q, K and V."""
+        query, key, value = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
+        return query, key, value

@@ -1,0 +1,130 @@
+"""Q, K and V of some heads -> the four scales of attention's products in INT8, by the error of what attention gives.
+
+The error of a channel of O counts as much as the output projection makes of it: the norm of its row of Wo. Scales of Q
+and K (and b, which moves ranges between them: see `attention`) are chosen first, then those of P and V on top of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from vitdeploy.compiler.arithmetic import LEVELS, activation_scale, fake_quantize
+from vitdeploy.compiler.attention import per_head
+from vitdeploy.compiler.layers import matrix_of
+from vitdeploy.compiler.observe import AttentionSample
+from vitdeploy.compiler.ranges import clip_shares
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.compiler.solve import balance, decibels
+
+__all__ = ["AttentionSolution", "solve_attention"]
+
+_BALANCES = (0.0, 0.3, 0.5, 0.7)
+_CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4)
+_PROBABILITY_CLIPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+
+
+@dataclass(frozen=True)
+class AttentionSolution:
+    """The four scales, b over the channels of Q (None: off), O's mean error per channel, and O's SQNR in dB."""
+
+    query: float
+    key: float
+    value: float
+    probability: float
+    balance: np.ndarray | None
+    bias: np.ndarray | None
+    sqnr_db: float
+
+
+class _Layer:
+    """One layer's sample, V already divided by what the output projection's smoothing divides it by."""
+
+    def __init__(self, sample: AttentionSample, value_smoothing: np.ndarray | None) -> None:
+        self.query, self.key, value = sample.tensors
+        self.head = sample.head
+        heads = len(sample.largest[0])
+        flat = sample.largest[2].size
+        smooth = np.ones(flat, dtype=np.float32) if value_smoothing is None else value_smoothing
+        self.smooth = per_head(smooth, heads)
+        self.value = value / self.smooth[self.head][:, np.newaxis]
+        self.largest = (sample.largest[0], sample.largest[1], sample.largest[2] / self.smooth)
+        output = sample.products.output
+        norms = np.ones(flat, dtype=np.float32) if output is None else np.linalg.norm(matrix_of(output), axis=1)
+        self.weights = (per_head(norms, heads) * self.smooth)[self.head][:, np.newaxis]
+        self.probability = softmax(self.query @ self.key.transpose(0, 2, 1))
+        self.exact = self.probability @ self.value
+        self.signal = self.error_of(np.zeros_like(self.exact))
+
+    def error_of(self, output: np.ndarray) -> float:
+        """Mean squared error of O (heads kept, tokens, head_dim), each channel by its weight in the projection."""
+        return float(np.square((self.exact - output) * self.weights, dtype=np.float64).mean())
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result: np.ndarray = raised / raised.sum(axis=-1, keepdims=True)
+    return result
+
+
+def _scales(recipe: Recipe, values: np.ndarray, top: float, candidates: tuple[float, ...]) -> list[float]:
+    return [activation_scale(share * top / LEVELS) for share in clip_shares(recipe, values, top, candidates)]
+
+
+def solve_attention(sample: AttentionSample, recipe: Recipe, value_smoothing: np.ndarray | None) -> AttentionSolution:
+    """Choose the scales of one layer's attention products.
+
+    Args:
+        value_smoothing: what the channels of V are divided by for the output projection's sake, None: nothing.
+    """
+    layer = _Layer(sample, value_smoothing)
+    query, key, vector, probability = _solve_scores(layer, recipe, sample.products.can_balance)
+
+    def mixed(scales: tuple[float, float]) -> np.ndarray:
+        result: np.ndarray = fake_quantize(probability, scales[0]) @ fake_quantize(layer.value, scales[1])
+        return result
+
+    candidates = product(
+        _scales(recipe, probability, 1.0, _PROBABILITY_CLIPS),
+        _scales(recipe, layer.value, float(layer.largest[2].max()), _CLIPS),
+    )
+    chosen = min(candidates, key=lambda scales: layer.error_of(mixed(scales)))
+    output, bias = mixed(chosen), None
+    if recipe.bias_correction and sample.products.output is not None:
+        mean = _mean_error(layer, output)
+        output = output + mean[layer.head][:, np.newaxis]
+        bias = (mean * layer.smooth).reshape(-1)
+    quality = decibels(layer.signal, layer.error_of(output))
+    return AttentionSolution(query, key, chosen[1], chosen[0], vector, bias, quality)
+
+
+def _solve_scores(
+    layer: _Layer, recipe: Recipe, can_balance: bool
+) -> tuple[float, float, np.ndarray | None, np.ndarray]:
+    """Scales of Q and K, b, and the probabilities that they give; P and V are exact here."""
+    best: tuple[float, float, float, np.ndarray | None, np.ndarray] | None = None
+    for alpha in _BALANCES if recipe.smoothing and can_balance else (0.0,):
+        vector = balance(layer.largest[0].reshape(-1), layer.largest[1].reshape(-1), alpha) if alpha else None
+        heads = np.ones_like(layer.smooth) if vector is None else vector.reshape(layer.smooth.shape)
+        query, key = layer.query / heads[layer.head][:, np.newaxis], layer.key * heads[layer.head][:, np.newaxis]
+        tops = float((layer.largest[0] / heads).max()), float((layer.largest[1] * heads).max())
+        for scales in product(_scales(recipe, query, tops[0], _CLIPS), _scales(recipe, key, tops[1], _CLIPS)):
+            scores = fake_quantize(query, scales[0]) @ fake_quantize(key, scales[1]).transpose(0, 2, 1)
+            probability = softmax(scores)
+            error = layer.error_of(probability @ layer.value)
+            if best is None or error < best[0]:
+                best = (error, *scales, vector, probability)
+    assert best is not None, "there is always one to try"
+    return best[1:]
+
+
+def _mean_error(layer: _Layer, output: np.ndarray) -> np.ndarray:
+    """The error that is constant over tokens and pictures, (heads, head_dim); zero for heads that were not kept."""
+    mean = np.zeros_like(layer.smooth)
+    difference = layer.exact - output
+    for head in np.unique(layer.head):
+        mean[head] = difference[layer.head == head].mean(axis=(0, 1), dtype=np.float64)
+    return mean
