@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,8 @@ def _recipe(file: str | None, data: str | None, also: tuple[str, ...] | None) ->
             raise click.UsageError("--int8-also needs images: add --calibration-data or --calibration.")
         return None
     recipe = Recipe() if file is None else read_recipe(file)
-    recipe = replace(recipe, **dict.fromkeys(parts, True))
+    wanted: dict[str, Any] = dict.fromkeys(parts, True)
+    recipe = replace(recipe, **wanted)
     return recipe if data is None else recipe.with_data(data)
 
 
