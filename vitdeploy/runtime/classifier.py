@@ -9,7 +9,7 @@ come in its order. Decoded pixels are held until their batch is full, at most `H
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -142,6 +142,44 @@ class Classifier:
                 if step is not None:
                     step.advance()
         return answers if several else answers[0]
+
+    def stream(
+        self,
+        images: Iterable[Any],
+        top_k: int = 5,
+        *,
+        errors: str = "raise",
+        workers: int | None = None,
+        batch: int = BATCH,
+    ) -> Iterator[Any]:
+        """Classify many images, more than fit in memory: they are decoded in threads while the model runs.
+
+        Images are pulled up to a few batches ahead of the answers, in this thread. How they fall into batches does not
+        depend on timing, so the same images give the same answers.
+
+        Example:
+            for name, answer in zip(names, classifier.stream(names, errors="return")):
+                ...
+
+        Args:
+            images: any iterable of what `predict` takes as one image.
+            top_k: how many of the best classes each prediction lists.
+            errors: "raise" stops at the first image that can't be used, after the answers before it; "return" yields
+                its ImageError in its place.
+            workers: threads that decode; None: one for each processor, at most 16.
+            batch: most images of one call of the model.
+
+        Yields:
+            A Prediction for each image, in order. Closing the iterator, or dropping it, ends the threads.
+
+        Raises:
+            InputError: an argument of the wrong kind, at once.
+            ImageError: an image that can't be used.
+            RunnerClosedError: the classifier is closed, or was closed meanwhile.
+        """
+        from vitdeploy.runtime.stream import stream
+
+        return stream(self, images, top_k, errors=errors, workers=workers, batch=batch)
 
     def logits(self, images: Any) -> npt.NDArray[np.float32]:
         """Class scores before softmax, float32 (count, classes), in the order of the images; count is 1 for one image.

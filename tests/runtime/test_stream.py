@@ -1,0 +1,256 @@
+"""`Classifier.stream`: the answers of `predict`, for any number of images, with bounded memory and no thread left."""
+
+from __future__ import annotations
+
+import gc
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitdeploy import Classifier, load
+from vitdeploy.errors import DatasetError, ImageError, InputError, RunnerClosedError
+from vitdeploy.runtime import stream as module
+from vitdeploy.runtime.stream import stream
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: Path) -> Iterator[Classifier]:
+    with load(tiny_bundle, "onnxruntime", "fp32", threads=1) as opened:
+        yield opened
+
+
+def pictures(count: int, sizes: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (*sizes[i % len(sizes)], 3), dtype=np.uint8) for i in range(count)]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def stream_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("vitdeploy-decode", "vitdeploy-model"))]
+
+
+class Recorder:
+    """Answers each image with its first pixel, and remembers the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, tuple[int, ...]]] = []
+
+    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
+        if images:
+            self.batches.append((len(images), images[0].shape))
+        return [tuple(image[0, 0].tolist()) for image in images]
+
+
+@pytest.mark.parametrize("sizes", [[(20, 20)], [(20, 20), (31, 17), (8, 40)]], ids=["one-size", "mixed"])
+def test_it_gives_what_predict_gives(classifier: Classifier, sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    arrays = pictures(75, sizes)
+    sources: list[Any] = []
+    for index, pixels in enumerate(arrays):
+        path = tmp_path / f"{index}.png"
+        path.write_bytes(png(pixels))
+        sources.append(
+            [path, str(path), path.read_bytes(), io.BytesIO(png(pixels)), Image.open(path), pixels][index % 6]
+        )
+    alone = [classifier.predict(pixels, 3) for pixels in arrays]
+    streamed = list(classifier.stream(iter(sources), 3, workers=3, batch=8))
+    assert [answer.index for answer in streamed] == [answer.index for answer in alone]
+    assert all(len(answer.top_k) == 3 for answer in streamed)
+    # a batch may round differently from one image alone, in the last bits
+    np.testing.assert_allclose([a.score for a in streamed], [a.score for a in alone], atol=1e-5)
+
+
+def test_the_same_source_gives_the_same_bits(classifier: Classifier) -> None:
+    arrays = pictures(90, [(20, 20), (20, 20), (30, 30)])
+    first, *others = [list(classifier.stream(arrays, workers=workers, batch=7)) for workers in (1, 2, 5)]
+    assert all(other == first for other in others)
+
+
+def test_batches_are_full_where_sizes_allow_it() -> None:
+    recorder = Recorder()
+    arrays = pictures(100, [(4, 4), (4, 4), (4, 4), (6, 6)])
+    answers = list(stream(recorder, arrays, batch=10, workers=2))
+    assert answers == [tuple(pixels[0, 0].tolist()) for pixels in arrays]
+    assert sorted(recorder.batches) == sorted(
+        [(10, (4, 4, 3))] * 7 + [(5, (4, 4, 3))] + [(10, (6, 6, 3))] * 2 + [(5, (6, 6, 3))]
+    )
+
+
+def test_a_rare_size_does_not_wait_for_the_end() -> None:
+    recorder, pulled = Recorder(), 0
+
+    def source() -> Iterator[np.ndarray]:
+        nonlocal pulled
+        for pulled in range(10_000):
+            yield np.zeros((9, 9, 3) if pulled == 0 else (4, 4, 3), np.uint8)
+
+    answers = stream(recorder, source(), batch=4, workers=1)
+    next(answers)
+    assert pulled <= (module.WINDOW + 2 + 2) * 4  # the window, two batches decoded, two under way
+    answers.close()
+    assert (1, (9, 9, 3)) in recorder.batches
+
+
+def test_memory_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", 20_000)
+    most = 0
+
+    class Watching(Recorder):
+        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
+            nonlocal most
+            most = max(most, sum(image.nbytes for image in images))
+            return super().predict(images, top_k, errors=errors)
+
+    recorder = Watching()
+    arrays = pictures(200, [(40, 40)])  # 4,800 bytes each
+    assert len(list(stream(recorder, arrays, workers=4))) == 200
+    assert 4_800 <= most <= 20_000 + 4_800
+
+
+def test_decoders_wait_while_too_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", 5_000)
+    decoded = 0
+
+    def counting(item: Any) -> np.ndarray:
+        nonlocal decoded
+        decoded += 1
+        return np.zeros((40, 40, 3), np.uint8)
+
+    monkeypatch.setattr(module, "decode", counting)
+    answers = stream(Recorder(), [b""] * 300, workers=4, batch=50)
+    next(answers)
+    time.sleep(0.1)  # nothing is asked for: whoever decodes on would be seen
+    assert decoded < 20
+    assert len(list(answers)) == 299
+
+
+def test_a_bad_image_in_its_place(classifier: Classifier, tmp_path: Path) -> None:
+    good = pictures(1, [(20, 20)])[0]
+    (tmp_path / "bad.png").write_bytes(b"oops")
+    sources = [good, tmp_path / "bad.png", good, b"oops", np.zeros((2, 2), np.float32), 7, good]
+    answers = list(classifier.stream(sources, errors="return"))
+    assert [isinstance(answer, ImageError) for answer in answers] == [False, True, False, True, True, True, False]
+    assert str(tmp_path / "bad.png") in answers[1].message and not answers[1].message.startswith("image 1")
+    assert [answer.message.partition(":")[0] for answer in answers[3:6]] == ["image 3", "image 4", "image 5"]
+    assert all(answer.hint for answer in answers if isinstance(answer, ImageError))
+    raising = classifier.stream(sources)
+    assert next(raising).label == answers[0].label
+    with pytest.raises(ImageError, match="bad.png"):
+        next(raising)
+    assert stream_threads() == []
+
+
+def test_an_image_the_form_does_not_take_is_named_by_its_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from vitdeploy.compiler.export import export
+
+    export(tiny_checkpoint, tmp_path / "static", input_size=(20, 20))
+    with load(tmp_path / "static", "onnxruntime", threads=1) as classifier:
+        answers = list(classifier.stream(pictures(6, [(20, 20), (20, 20), (10, 10)]), errors="return"))
+    assert [isinstance(answer, ImageError) for answer in answers] == [False, False, True] * 2
+    assert answers[2].message.startswith("image 2: an image of 10x10") and answers[5].message.startswith("image 5: an")
+
+
+def test_decoding_goes_on_while_the_model_runs() -> None:
+    """The model's first call waits for an image that is handed out only after that call has begun."""
+    decoded_meanwhile = threading.Event()
+
+    class Late:
+        """A file that no batch before the fourth has."""
+
+        def read(self, *args: int) -> bytes:
+            decoded_meanwhile.set()
+            return b""
+
+        def seek(self, *args: int) -> int:
+            return 0
+
+    class Waiting(Recorder):
+        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
+            assert not images or decoded_meanwhile.wait(60)
+            return super().predict(images, top_k, errors=errors)
+
+    images: list[Any] = [*pictures(12, [(4, 4)]), Late(), *pictures(3, [(4, 4)])]
+    answers = list(stream(Waiting(), images, errors="return", batch=4, workers=1))
+    assert [isinstance(answer, ImageError) for answer in answers] == [False] * 12 + [True] + [False] * 3
+
+
+def test_what_was_pulled_is_answered_before_the_source_fails(classifier: Classifier) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield from pictures(5, [(20, 20)])
+        raise DatasetError("the disk failed", hint="check it")
+
+    answers = []
+    with pytest.raises(DatasetError, match="disk failed"):
+        for answer in classifier.stream(source()):
+            answers.append(answer)
+    assert len(answers) == 5
+    assert stream_threads() == []
+
+
+def test_a_failing_model_ends_it() -> None:
+    class Broken(Recorder):
+        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
+            if images:
+                raise RuntimeError("the model failed")
+            return []
+
+    with pytest.raises(RuntimeError, match="the model failed"):
+        list(stream(Broken(), pictures(100, [(4, 4)])))
+    assert stream_threads() == []
+
+
+def test_dropping_it_ends_its_threads(classifier: Classifier) -> None:
+    answers = classifier.stream(pictures(200, [(20, 20)]), workers=2, batch=4)
+    next(answers)
+    assert stream_threads()
+    del answers
+    gc.collect()
+    assert stream_threads() == []
+
+
+def test_closed(tiny_bundle: Path) -> None:
+    classifier = load(tiny_bundle, "onnxruntime", "fp32", threads=1)
+    answers = classifier.stream(pictures(100, [(20, 20)]), batch=4)
+    next(answers)
+    classifier.close()
+    with pytest.raises(RunnerClosedError):
+        list(answers)
+    with pytest.raises(RunnerClosedError):
+        classifier.stream([])
+
+
+def test_nothing_to_do(classifier: Classifier) -> None:
+    assert list(classifier.stream([])) == []
+    assert list(classifier.stream(iter(()))) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "options"),
+    [
+        ("cat.png", {}),
+        (Path("cat.png"), {}),
+        (b"bytes", {}),
+        (7, {}),
+        ([], {"errors": "ignore"}),
+        ([], {"top_k": 0}),
+        ([], {"workers": 0}),
+        ([], {"workers": True}),
+        ([], {"batch": 0}),
+        ([], {"batch": 1.5}),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(classifier: Classifier, images: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        classifier.stream(images, **options)
+    assert caught.value.hint
