@@ -38,6 +38,16 @@ _AUGMENTATIONS = ("none", "shift", "flip-shift")
 @click.option("--image-column", help="Column with the images, where it can't be found.")
 @click.option("--label-column", help="Column with the classes, where it can't be found.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--distill", metavar="TEACHER", help="Learn from this classifier too: a Hub id or a local folder.")
+@click.option(
+    "--distill-kind",
+    type=click.Choice(["auto", "soft", "hard"]),
+    default="auto",
+    show_default=True,
+    help="The teacher's probabilities or its decisions. auto: hard for students with DeiT's distillation token.",
+)
+@click.option("--distill-temperature", type=float, default=3.0, show_default=True, help="Of soft labels.")
+@click.option("--distill-weight", type=float, default=0.5, show_default=True, help="The teacher's part of the loss.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--threads", type=int, help="CPU threads; 1 is fastest for very small models. Default: one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -97,6 +97,7 @@ def build_trainer(
         seed=config.seed,
         data_seed=config.seed,
         remove_unused_columns=False,  # the rows are no dictionaries
+        label_names=["labels"],  # DeiT with its distillation token takes none, so the Trainer would look for none
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to=[],

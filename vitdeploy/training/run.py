@@ -18,6 +18,7 @@ from vitdeploy.errors import DatasetError, require
 from vitdeploy.storage import staged_folder
 from vitdeploy.training.config import Curve, FinetuneConfig, FinetuneResult, SamplePrediction
 from vitdeploy.training.curve import curve_from_log, draw_curve
+from vitdeploy.training.distill import load_distillation
 from vitdeploy.training.loop import build_trainer, evaluate, make_plan, train
 from vitdeploy.training.models import Trainable, load_trainable
 from vitdeploy.training.objective import Objective
@@ -31,7 +32,7 @@ _MOST_VALIDATION_IMAGES = 1000
 def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> FinetuneResult:
     """Fine-tune a checkpoint on a dataset and write the result to `config.output`.
 
-    `objective` replaces the loss (None: cross-entropy with the config's label smoothing).
+    `objective` replaces the loss (None: what the config says: a teacher's, or cross-entropy).
 
     The folder holds the model (config.json, model.safetensors), preprocessor_config.json, metrics (all_results.json
     and one file a split), trainer_state.json, training_curve.json and .svg, and the settings in finetune.json. The
@@ -53,6 +54,7 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
             progress.note(note)
         plan = make_plan(config, len(data.train))
         with hub.quiet_libraries(), _own_randomness(), _threads(config.threads):
+            objective = objective or load_distillation(config, model, data.train.labels)
             trainer = build_trainer(config, plan, model, data.train, data.validation, staging, objective)
             train_metrics = train(trainer, plan)
             best_step = trainer.state.best_global_step if data.validation is not None else None
