@@ -8,12 +8,15 @@ from types import ModuleType
 __all__ = [
     "BundleError",
     "DatasetError",
+    "DeadlineError",
     "DependencyError",
     "EngineError",
     "ImageError",
     "InputError",
     "ModelError",
+    "OutOfMemoryError",
     "OutputExistsError",
+    "QueueFullError",
     "RunnerClosedError",
     "VitdeployError",
     "interrupted",
@@ -38,6 +41,10 @@ class DatasetError(VitdeployError):
     """A dataset that can't be found or read, or that does not fit the model."""
 
 
+class DeadlineError(VitdeployError):
+    """A request that was not answered before its deadline; what was not begun of it is not done."""
+
+
 class DependencyError(VitdeployError):
     """An optional package that is needed here and is not installed."""
 
@@ -58,8 +65,16 @@ class ModelError(VitdeployError):
     """A checkpoint that can't be loaded, or an architecture or setting that can't be exported."""
 
 
+class OutOfMemoryError(InputError):
+    """The machine or its GPU has no memory for an input; a smaller one may still be answered."""
+
+
 class OutputExistsError(VitdeployError):
     """The output is already there and `overwrite` was not given."""
+
+
+class QueueFullError(VitdeployError):
+    """A request that was refused at once since too many others wait."""
 
 
 class RunnerClosedError(VitdeployError):

@@ -28,8 +28,9 @@ from vitdeploy.errors import (
     VitdeployError,
 )
 from vitdeploy.machine import gpus
-from vitdeploy.runtime import classifier as module
+from vitdeploy.runtime import scoring
 from vitdeploy.runtime.classifier import Classifier
+from vitdeploy.runtime.predictions import softmax
 
 FLOAT32 = 2e-5  # sums in another order, see test_contract
 
@@ -93,7 +94,7 @@ def test_scores_are_softmax_of_the_logits(classifier: Classifier) -> None:
 
 
 def test_softmax_survives_large_logits() -> None:
-    scores = module._softmax(np.array([3e38, 3e38, -3e38], np.float32))
+    scores = softmax(np.array([3e38, 3e38, -3e38], np.float32))
     np.testing.assert_array_equal(scores, [0.5, 0.5, 0.0])
 
 
@@ -130,7 +131,7 @@ def test_batches_are_bounded(classifier: Classifier, batches: list[int]) -> None
 def test_waiting_pixels_are_bounded(
     classifier: Classifier, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HELD_BYTES", 3 * 32 * 32 * 3)
+    monkeypatch.setattr(scoring, "HELD_BYTES", 3 * 32 * 32 * 3)
     assert len(classifier.predict([image(seed=i) for i in range(8)])) == 8
     assert batches == [3, 3, 2]
 

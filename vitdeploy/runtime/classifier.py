@@ -1,57 +1,103 @@
-"""Images in any usual form -> predictions: decoding, batches of equal size, softmax, labels.
+"""Images in any usual form -> predictions, from many threads and from asyncio.
 
-Images of one size go through the graph together, in batches of at most `BATCH`; a list may mix sizes, and its answers
-come in its order. Decoded pixels are held until their batch is full, at most `HELD_BYTES` of them.
-
-    p_i = exp(z_i - max z) / sum_j exp(z_j - max z)        (softmax, computed in float64)
+A call runs in its caller's thread. With micro-batching, the single images of callers at the same time go through the
+graph together (`batching`). `predict_async` decodes and runs on threads of the classifier's own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from vitdeploy import progress
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BundleError, ImageError, InputError, ModelError
-from vitdeploy.images import Source, decode
+from vitdeploy.errors import BundleError, ImageError, InputError, RunnerClosedError
+from vitdeploy.images import MAX_PIXELS, Source
+from vitdeploy.machine import usable_cores
+from vitdeploy.runtime.admission import Places, deadline_after, late, left, result_by, result_by_async
 from vitdeploy.runtime.base import Runner
+from vitdeploy.runtime.batching import MicroBatcher
+from vitdeploy.runtime.inputs import separated
+from vitdeploy.runtime.limits import BATCH
+from vitdeploy.runtime.predictions import prediction
+from vitdeploy.runtime.scoring import Scorer
 from vitdeploy.runtime.selection import Candidate
-from vitdeploy.specs import Prediction, Score, ShapeRange
+from vitdeploy.specs import Prediction
 
-__all__ = ["BATCH", "HELD_BYTES", "Classifier"]
+__all__ = ["Classifier", "Serving"]
 
-BATCH = 32
-"""Most images of one call of the graph."""
+_T = TypeVar("_T")
 
-HELD_BYTES = 256 * 2**20
-"""Decoded pixels that may wait for their batch."""
+
+@dataclass(frozen=True)
+class Serving:
+    """How a classifier serves its callers; `vitdeploy.load` says what each means."""
+
+    max_batch: int = 1
+    max_delay_ms: float = 2.0
+    max_queue: int = 256
+    when_full: str = "wait"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_queue", "max_pixels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}", hint="give a whole number of at least 1")
+        delay = self.max_delay_ms
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < float("inf"):
+            raise InputError(f"max_delay_ms is {delay!r}", hint="give milliseconds, 0 or more")
+        if self.when_full not in ("wait", "raise"):
+            raise InputError(f"when_full is {self.when_full!r}", hint='one of "wait", "raise"')
 
 
 class Classifier:
     """Classifies images with one form of a bundle. `vitdeploy.load` makes it, open; `close` or a `with` block ends it.
 
-    Threads may share one: each call is on its own, and gives what it would give alone.
+    Threads and event loops may share one: each call is on its own, and gives what it would give alone.
     """
 
-    def __init__(self, bundle: Bundle, runner: Runner, chosen: Candidate, passed_over: tuple[Candidate, ...]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        chosen: Candidate,
+        passed_over: tuple[Candidate, ...],
+        serving: Serving,
+    ) -> None:
         self._bundle = bundle
         self._runner = runner
         self._chosen = chosen
         self._passed_over = passed_over
-        self._limits = _Limits(runner)
-        classes = runner.outputs[0].shape[-1]
+        self._serving = serving
+        self._scorer = Scorer(runner, chosen.name, serving.max_pixels)
+        classes = self._scorer.classes
         if isinstance(classes, int) and classes != len(self.labels):
             raise BundleError(
                 f"{bundle.path} names {len(self.labels)} classes and {chosen.artifact.path} gives {classes}",
                 hint="export the bundle again",
             )
+        self._places = Places(serving.max_queue, refuse=serving.when_full == "raise")
+        self._batcher: MicroBatcher | None = None
+        if serving.max_batch > 1:
+            most = min(serving.max_batch, self._scorer.batch)
+            self._batcher = MicroBatcher(self._scorer.run, most, serving.max_delay_ms)
+            weakref.finalize(self, self._batcher.close)  # for who forgets to close
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -68,24 +114,39 @@ class Classifier:
         """Which form of the model it runs: "int8", "fp16" or "fp32"."""
         return self._chosen.precision
 
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run, of those that are counted: micro-batched ones and those of `predict_async`."""
+        return self._places.taken
+
     def __enter__(self) -> Classifier:
-        self._runner.inputs  # noqa: B018 (raises RunnerClosedError when closed)
+        self._check_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runner.__exit__(kind, error, trace)
+        self.close()
 
     def close(self) -> None:
-        """Release the backend; closing twice is fine."""
+        """Take no more requests, answer those that were accepted, release the backend; closing twice is fine.
+
+        It blocks until the last one is answered: in an event loop, `await asyncio.to_thread(classifier.close)`.
+        """
+        with self._lock:
+            self._closed = True
+            threads, self._threads = self._threads, None
+        if self._process != os.getpid():  # the threads that would be waited for are in another process
+            return
+        self._places.close()
+        if threads is not None:
+            threads.shutdown()
+        if self._batcher is not None:
+            self._batcher.close()
         self._runner.__exit__(None, None, None)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready: the bundle, the form and backend that were taken, and what was passed over with its reason."""
-        why = "the first in order of preference"
-        if self._passed_over:
-            why = "the first in order of preference that works here"
+        """JSON-ready: the bundle, the form and backend that were taken and why, what was passed over and why."""
         return {
             "bundle": str(self._bundle.path),
             "backend": self.backend,
@@ -94,54 +155,78 @@ class Classifier:
             "artifact": self._chosen.artifact.path,
             "sha256": self._chosen.artifact.sha256,
             "classes": len(self.labels),
-            "why": why,
+            "why": self._chosen.why,
             "passed_over": [candidate.to_json() for candidate in self._passed_over],
+            "serving": dict(vars(self._serving)),
         }
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], top_k: int = 5, *, errors: Literal["raise"] = "raise"
+        self,
+        images: list[Any] | tuple[Any, ...],
+        top_k: int = 5,
+        *,
+        errors: Literal["raise"] = "raise",
+        timeout_ms: float | None = None,
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], top_k: int = 5, *, errors: str
+        self, images: list[Any] | tuple[Any, ...], top_k: int = 5, *, errors: str, timeout_ms: float | None = None
     ) -> list[Prediction | ImageError]: ...
 
     @overload
-    def predict(self, images: Source, top_k: int = 5, *, errors: str = "raise") -> Any: ...
+    def predict(
+        self, images: Source, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
+    ) -> Any: ...
 
-    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> Any:
+    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None) -> Any:
         """Classify one image or several.
 
         Args:
-            images: one image: a path, bytes, a binary file object, a PIL image, or a uint8 array (height, width, 3) RGB
-                (also greyscale and RGBA, see `vitdeploy.images.decode`). Or several: a list or tuple of these, of any
-                sizes, or a uint8 array (count, height, width, 3).
+            images: one image: a path, bytes, a binary file object, a PIL image, or a uint8 array or tensor (anything
+                with DLPack) of shape (height, width, 3) RGB (also greyscale and RGBA, see `vitdeploy.images.decode`).
+                Or several: a list or tuple of these, of any sizes, or an array or tensor (count, height, width, 3).
             top_k: how many of the best classes each prediction lists; more than there are classes gives all.
             errors: "raise" stops at the first image that can't be used; "return" puts its ImageError in its place.
+            timeout_ms: milliseconds until the deadline; None: none. What has not begun by then is not done. Without
+                micro-batching a run of the graph that has begun is waited for.
 
         Returns:
             A Prediction for one image, a list of them in order for several.
 
         Raises:
-            ImageError: an image that can't be decoded, or whose size this form does not take.
-            InputError: `top_k` under 1 or an unknown `errors`.
-            RunnerClosedError: after `close`.
+            ImageError: an image that can't be decoded, is too large, or of a size that this form does not take.
+            InputError: `top_k` under 1, or an unknown `errors`.
+            OutOfMemoryError: there is no memory for it; the classifier stays usable.
+            DeadlineError: the deadline passed.
+            QueueFullError: too many requests are under way, with `when_full="raise"`.
+            RunnerClosedError: after `close`, or in a forked process.
         """
-        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}", hint="give a whole number of at least 1")
-        if errors not in ("raise", "return"):
-            raise InputError(f"errors is {errors!r}", hint='one of "raise", "return"')
-        several = _several(images)
-        answers: list[Any] = [None] * (len(images) if several else 1)
-        show = progress.task("Classifying", len(images), "images") if len(answers) > BATCH else nullcontext()
-        with show as step:
-            for index, answer in self._answers(images if several else [images], keep=errors == "return", many=several):
-                answers[index] = answer if isinstance(answer, ImageError) else self._prediction(answer, int(top_k))
-                if step is not None:
-                    step.advance()
-        return answers if several else answers[0]
+        _check(top_k, errors)
+        deadline = deadline_after(timeout_ms)
+        self._check_open()
+        parts, several = separated(images)
+        if not several and self._batcher is not None:
+            return self._predict_together(self._batcher, parts[0], top_k, errors, deadline)
+        return self._predict(parts, several, top_k, errors, deadline)
+
+    async def predict_async(
+        self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
+    ) -> Any:
+        """`predict` for an event loop, which goes on meanwhile. Takes, gives and raises what `predict` does.
+
+        At most `max_queue` requests are under way; the next one waits its turn, or is refused (`when_full`).
+        Cancelling it withdraws what has not begun.
+        """
+        _check(top_k, errors)
+        deadline = deadline_after(timeout_ms)
+        self._check_open()
+        await self._places.take_async(deadline)
+        try:
+            return await self._predict_soon(images, top_k, errors, deadline)
+        finally:
+            self._places.give()
 
     def stream(
         self,
@@ -184,103 +269,87 @@ class Classifier:
     def logits(self, images: Any) -> npt.NDArray[np.float32]:
         """Class scores before softmax, float32 (count, classes), in the order of the images; count is 1 for one image.
 
-        Takes and raises what `predict` does.
+        Takes and raises what `predict` does. Micro-batching takes no part.
         """
-        several = _several(images)
-        scores = np.empty((len(images) if several else 1, len(self.labels)), np.float32)
-        for index, row in self._answers(images if several else [images], keep=False, many=several):
-            scores[index] = row
+        parts, several = separated(images)
+        scores = np.empty((len(parts), len(self.labels)), np.float32)
+        for index, row in self._scorer.answers(parts, keep=False, many=several, deadline=None):
+            scores[index] = np.asarray(row)
         return scores
 
-    def _answers(self, images: Any, *, keep: bool, many: bool) -> Iterator[tuple[int, Any]]:
-        """(index, logits (classes,) or the image's error) of every image, in no order."""
-        self._runner.inputs  # noqa: B018 (raises RunnerClosedError when closed, also for an empty list)
-        waiting: dict[tuple[int, ...], list[tuple[int, npt.NDArray[np.uint8]]]] = {}
-        held = 0
-        for index in range(len(images)):
-            try:
-                pixels = decode(images[index])
-                self._limits.check(pixels)
-            except ImageError as error:
-                named = error
-                if many and not isinstance(images[index], (str, os.PathLike)):
-                    named = ImageError(f"image {index}: {error.message}", hint=error.hint)
-                if not keep:
-                    raise named from error
-                yield index, named
-                continue
-            group = waiting.setdefault(pixels.shape, [])
-            group.append((index, pixels))
-            held += pixels.nbytes
-            if len(group) == self._limits.batch:
-                held -= sum(image.nbytes for _, image in group)
-                yield from self._run(waiting.pop(pixels.shape))
-            elif held >= HELD_BYTES:
-                for full in waiting.values():
-                    yield from self._run(full)
-                waiting, held = {}, 0
-        for rest in waiting.values():
-            yield from self._run(rest)
+    def _predict(self, parts: Any, several: bool, top_k: int, errors: str, deadline: float | None) -> Any:
+        """In this thread, without others."""
+        answers: list[Any] = [None] * len(parts)
+        show = progress.task("Classifying", len(parts), "images") if len(parts) > BATCH else nullcontext()
+        with show as step:
+            found = self._scorer.answers(parts, keep=errors == "return", many=several, deadline=deadline)
+            for index, answer in found:
+                answers[index] = answer if isinstance(answer, ImageError) else self._named(answer, top_k)
+                if step is not None:
+                    step.advance()
+        return answers if several else answers[0]
 
-    def _run(self, group: list[tuple[int, npt.NDArray[np.uint8]]]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        # (height, width, 3) -> (batch, height, width, 3); one image alone is not copied
-        stacked = group[0][1][np.newaxis] if len(group) == 1 else np.stack([pixels for _, pixels in group])
-        stacked = self._limits.padded(stacked)
-        logits = self._runner.infer({self._limits.name: stacked})[self._runner.outputs[0].name]
-        if not np.isfinite(logits).all():
-            raise ModelError(
-                f"{self._chosen.name} gives class scores that are not finite",
-                hint='take another form: load(..., precision="fp32")',
-            )
-        return zip((index for index, _ in group), logits[: len(group)], strict=True)
+    def _predict_together(
+        self, batcher: MicroBatcher, source: Any, top_k: int, errors: str, deadline: float | None
+    ) -> Any:
+        """One image, in a batch with those of other threads."""
+        try:
+            pixels = self._scorer.image(source)
+        except ImageError as error:
+            if errors == "raise":
+                raise
+            return error
+        self._places.take(deadline)
+        try:
+            logits = result_by(batcher.submit(pixels, deadline), deadline, "before the request was answered")
+        finally:
+            self._places.give()
+        return self._named(logits, top_k)
 
-    def _prediction(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
-        scores, labels = _softmax(logits), self.labels
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        top = tuple([Score(labels[i], i, score) for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)])
-        return Prediction(top[0].label, top[0].index, top[0].score, top)
+    async def _predict_soon(self, images: Any, top_k: int, errors: str, deadline: float | None) -> Any:
+        batcher = self._batcher
+        parts, several = separated(images)
+        if several or batcher is None:
+            return await self._elsewhere(lambda: self._predict(parts, several, top_k, errors, deadline), deadline)
+        try:
+            answer = await self._elsewhere(lambda: batcher.submit(self._scorer.image(parts[0]), deadline), deadline)
+        except ImageError as error:
+            if errors == "raise":
+                raise
+            return error
+        return self._named(await result_by_async(answer, deadline, "before the request was answered"), top_k)
 
+    async def _elsewhere(self, work: Callable[[], _T], deadline: float | None) -> _T:
+        """What `work` gives, done on one of the classifier's own threads unless the deadline has passed by then."""
 
-class _Limits:
-    """What the runner's image input may be: the largest batch, and the sizes it takes."""
+        def begin() -> _T:
+            if left(deadline) == 0:
+                raise late("before the request was run")
+            return work()
 
-    def __init__(self, runner: Runner) -> None:
-        spec = runner.inputs[0]
-        self.name = spec.name
-        batch, *self._sizes = spec.shape[:3]
-        ranges: tuple[ShapeRange | None, ...] = runner.ranges.get(spec.name) or (None, None, None)
-        batches, self._ranges = ranges[0], ranges[1:3]
-        self._least = batch if isinstance(batch, int) else batches.minimum if batches else 1
-        most = batch if isinstance(batch, int) else batches.maximum if batches else BATCH
-        self.batch = min(most, max(BATCH, self._least))
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(max(2, usable_cores()), thread_name_prefix="vitdeploy")
+            future = self._threads.submit(begin)
+        return await asyncio.wrap_future(future)
 
-    def check(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Raise ImageError for an image (height, width, 3) of a size that this form does not take."""
-        for size, fixed, allowed in zip(pixels.shape[:2], self._sizes, self._ranges, strict=True):
-            outside = allowed is not None and not allowed.minimum <= size <= allowed.maximum
-            if outside or (isinstance(fixed, int) and size != fixed):
-                raise ImageError(
-                    f"an image of {pixels.shape[0]}x{pixels.shape[1]} is not what this form takes: {self}",
-                    hint="resize it first, or make the form for more sizes (export and build-engine set them)",
-                )
+    def _named(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
+        return prediction(logits, self.labels, top_k)
 
-    def padded(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The batch, filled up with its last image where the form takes no batch as small as it."""
-        missing = self._least - len(images)
-        return images if missing <= 0 else np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-
-    def __str__(self) -> str:
-        words = [
-            str(fixed) if isinstance(fixed, int) else f"{allowed.minimum}..{allowed.maximum}" if allowed else "any"
-            for fixed, allowed in zip(self._sizes, self._ranges, strict=True)
-        ]
-        return f"height {words[0]}, width {words[1]}"
+    def _check_open(self) -> None:
+        self._scorer.check_open()
+        if self._closed:
+            raise _closed()
 
 
-def _several(images: Any) -> bool:
-    return isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
+def _check(top_k: int, errors: str) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}", hint="give a whole number of at least 1")
+    if errors not in ("raise", "return"):
+        raise InputError(f"errors is {errors!r}", hint='one of "raise", "return"')
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(powers / powers.sum())
+def _closed() -> RunnerClosedError:
+    return RunnerClosedError("this classifier is closed", hint="load the bundle again")

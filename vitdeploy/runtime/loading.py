@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import DependencyError, EngineError, InputError, VitdeployError
+from vitdeploy.images import MAX_PIXELS
 from vitdeploy.runtime.base import Runner
-from vitdeploy.runtime.classifier import Classifier
+from vitdeploy.runtime.classifier import Classifier, Serving
 from vitdeploy.runtime.selection import Candidate, candidates
 
 __all__ = ["load"]
@@ -21,12 +22,20 @@ def load(
     precision: str = "auto",
     device: str | None = None,
     threads: int | None = None,
+    *,
+    performance: str = "latency",
+    max_batch: int = 1,
+    max_delay_ms: float = 2.0,
+    max_queue: int = 256,
+    when_full: str = "wait",
+    max_pixels: int = MAX_PIXELS,
 ) -> Classifier:
     """Open a bundle to classify images with.
 
-    With "auto", the first that works of this list is taken: on a machine with an NVIDIA GPU the bundle's TensorRT
-    engines (INT8, FP16, FP32); then on the CPU INT8, FP32 and FP16, each on OpenVINO, then on ONNX Runtime. Where the
-    bundle was benchmarked, an INT8 or FP16 form that lost more top-1 than the benchmark's budget is passed over.
+    With "auto", the fastest form within the accuracy budget is taken if `vitdeploy bench` measured the bundle on this
+    machine. Else the first that works of this list: on a machine with an NVIDIA GPU the bundle's TensorRT engines
+    (INT8, FP16, BF16, FP32); then on the CPU INT8, FP32, FP16 and BF16, each on OpenVINO, then on ONNX Runtime. A form
+    that the benchmark found to fail, or to lose more top-1 than its budget, is passed over wherever it was measured.
     `Classifier.describe()` says what was taken, why, and what was passed over.
 
     Example:
@@ -35,23 +44,35 @@ def load(
 
     Args:
         path: the bundle's folder.
-        backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto".
-        precision: "int8", "fp16", "fp32", or "auto".
+        backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto"; by name alone also
+            "onnxruntime-tensorrt" and "onnxruntime-openvino", ONNX Runtime's providers of these.
+        precision: "int8", "fp16", "bf16", "fp32", or "auto".
         device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: engines where there is a GPU, else
             the CPU.
         threads: CPU threads of one call; None: the backend's choice.
+        performance: OpenVINO's hint: "latency" gives one call all cores, "throughput" lets calls of several threads
+            run side by side on fewer cores each. The other backends have no such choice.
+        max_batch: 1: every call runs on its own. More: single images of callers at the same time go through the graph
+            together, at most so many (micro-batching).
+        max_delay_ms: longest that micro-batching lets a request wait for others.
+        max_queue: most requests under way at a time, of those that are micro-batched or come by `predict_async`.
+        when_full: "wait" lets the next one wait in line, "raise" refuses it with QueueFullError.
+        max_pixels: most pixels of one image; a larger one is refused before it is decoded.
 
     Returns:
         An open classifier: use it in a `with` block, or call its `close`.
 
     Raises:
         BundleError: it is no bundle, it is damaged, or a file is not the one that its manifest describes.
-        InputError: a name that is not known, `threads` under 1, or the bundle has no such form.
+        InputError: a name that is not known, a number out of range, or the bundle has no such form.
         DependencyError: no backend that could run it is installed.
         EngineError: the only forms left are engines, and they can't run here.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads is {threads!r}", hint="give a whole number of at least 1, or None")
+    if performance not in ("latency", "throughput"):
+        raise InputError(f"performance is {performance!r}", hint='one of "latency", "throughput"')
+    serving = Serving(max_batch, max_delay_ms, max_queue, when_full, max_pixels)
     bundle = path if isinstance(path, Bundle) else Bundle.open(path)
     passed: list[Candidate] = []
     last: VitdeployError | None = None
@@ -59,7 +80,7 @@ def load(
         if candidate.reason is not None:
             passed.append(candidate)
             continue
-        runner = _runner(bundle, candidate, threads)
+        runner = _runner(bundle, candidate, threads, performance)
         with ExitStack() as stack:
             try:
                 stack.enter_context(runner)
@@ -67,23 +88,24 @@ def load(
                 passed.append(replace(candidate, reason=error.message))
                 last = error
                 continue
-            classifier = Classifier(bundle, runner, candidate, tuple(passed))
+            classifier = Classifier(bundle, runner, candidate, tuple(passed), serving)
             stack.pop_all()  # the classifier holds the runner from here on
             return classifier
     raise _nothing(bundle, passed, last)
 
 
-def _runner(bundle: Bundle, candidate: Candidate, threads: int | None) -> Runner:
+def _runner(bundle: Bundle, candidate: Candidate, threads: int | None, performance: str) -> Runner:
     """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search."""
     path = bundle.file(candidate.artifact)
     if candidate.backend == "openvino":
         from vitdeploy.runtime.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(path, threads=threads)
-    if candidate.backend == "onnxruntime":
+        return OpenVinoRunner(path, threads=threads, performance=performance)
+    if candidate.backend.startswith("onnxruntime"):
         from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(path, threads=threads, device=candidate.device)
+        provider = candidate.backend.partition("-")[2] or candidate.device
+        return OnnxRuntimeRunner(path, threads=threads, device=candidate.device, provider=provider)
     from vitdeploy.runtime.tensorrt import TensorRTRunner
 
     return TensorRTRunner(path, flavour=candidate.backend)

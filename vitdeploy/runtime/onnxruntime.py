@@ -1,4 +1,4 @@
-"""Run an ONNX graph with ONNX Runtime, on the CPU or through its CUDA provider."""
+"""Run an ONNX graph with ONNX Runtime, on the CPU or through its CUDA, TensorRT or OpenVINO provider."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy.typing as npt
 
-from vitdeploy.errors import InputError, ModelError, RunnerClosedError, require
+from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, RunnerClosedError, require
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
 __all__ = ["OnnxRuntimeRunner"]
 
-_CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_PROVIDERS = {  # name: (ONNX Runtime's name, the package that brings it)
+    "cpu": (_CPU, "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
 _ERRORS_ONLY = 3
+_NO_MEMORY = ("allocate", "bad_alloc", "out of memory")
 _DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
 
 
@@ -29,7 +35,9 @@ class OnnxRuntimeRunner(RunnerBase):
     Args:
         path: the file.
         threads: CPU threads of one call; None: ONNX Runtime's choice, the physical cores.
-        device: "cpu", or "cuda" or "cuda:N" for the CUDA provider of the package onnxruntime-gpu.
+        device: "cpu", or "cuda" or "cuda:N" for a GPU.
+        provider: "cpu", "cuda", "tensorrt" or "openvino"; None: the one of the device, "cpu" or "cuda". What a provider
+            does not take of the graph runs on "cuda" or "cpu".
 
     Example:
         with OnnxRuntimeRunner("bundles/vit/model.onnx") as runner:
@@ -38,8 +46,19 @@ class OnnxRuntimeRunner(RunnerBase):
 
     backend = "onnxruntime"
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        *,
+        device: str = "cpu",
+        provider: str | None = None,
+    ) -> None:
         super().__init__()
+        provider = provider or device.partition(":")[0]
+        if provider not in _PROVIDERS:
+            raise InputError(f"there is no provider {provider!r}", hint=f"one of {', '.join(_PROVIDERS)}")
+        self._provider = provider
         self._path = Path(path)
         self._threads = threads
         self._device = device
@@ -63,10 +82,11 @@ class OnnxRuntimeRunner(RunnerBase):
                 f"ONNX Runtime {onnxruntime.__version__} can't load {self._path}: {_first_line(error)}",
                 hint="the file may be damaged or need a newer onnxruntime; export it again, or upgrade",
             ) from error
-        if self._device != "cpu" and _CUDA not in session.get_providers():
+        if _PROVIDERS[self._provider][0] not in session.get_providers():
             raise InputError(
-                "ONNX Runtime's CUDA provider does not start on this machine",
-                hint="check that nvidia-smi works and that CUDA and cuDNN fit onnxruntime-gpu; or use device='cpu'",
+                f"ONNX Runtime's {_PROVIDERS[self._provider][0]} does not start on this machine",
+                hint="for a GPU, check that nvidia-smi works and that CUDA, cuDNN and TensorRT fit onnxruntime-gpu;"
+                " or use device='cpu'",
             )
         stack.callback(self._release)
         self._session = session
@@ -75,16 +95,25 @@ class OnnxRuntimeRunner(RunnerBase):
         self._names = [spec.name for spec in self._outputs]
 
     def _providers(self, onnxruntime: Any) -> list[Any]:
-        if self._device == "cpu":
+        """What may run the graph, first choice first, each with its options."""
+        if self._provider == "cpu":
             return [_CPU]
-        if _CUDA not in onnxruntime.get_available_providers():
+        name, package = _PROVIDERS[self._provider]
+        if name not in onnxruntime.get_available_providers():
             raise InputError(
-                "the installed onnxruntime has no CUDA provider",
-                hint="pip uninstall onnxruntime && pip install 'vitdeploy[gpu]' (never both packages at once)",
+                f"the installed onnxruntime has no {name}",
+                hint=f"pip uninstall onnxruntime && pip install {package} (never two of these packages at once)",
             )
+        if self._provider == "openvino":
+            # Left alone, OpenVINO computes in bfloat16 where it can, and what is called FP32 would not be.
+            options = {"device_type": "CPU", "precision": "ACCURACY"}
+            if self._threads is not None:
+                options["num_of_threads"] = str(self._threads)
+            return [(name, options), _CPU]
         _preload_cuda(onnxruntime)
-        index = self._device.partition(":")[2] or "0"
-        return [(_CUDA, {"device_id": index}), _CPU]
+        gpu = {"device_id": self._device.partition(":")[2] or "0"}
+        # TensorRT's own switches for FP16 and INT8 stay off: the graph says what is computed in what.
+        return [(_PROVIDERS[wanted][0], gpu) for wanted in dict.fromkeys((self._provider, "cuda"))] + [_CPU]
 
     def _release(self) -> None:
         self._session = None
@@ -96,8 +125,8 @@ class OnnxRuntimeRunner(RunnerBase):
         try:
             values = session.run(self._names, feeds)
         except Exception as error:  # its errors have no base class of their own
-            if "allocate" in str(error).lower() or "out of memory" in str(error).lower():
-                raise InputError(
+            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+                raise OutOfMemoryError(
                     f"not enough memory for an input of shape {_shapes(feeds)}", hint="use a smaller batch or image"
                 ) from error
             raise ModelError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import InputError, ModelError, RunnerClosedError, require
+from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, RunnerClosedError, require
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
@@ -22,14 +22,16 @@ _DTYPES |= {"i64": "int64", "boolean": "bool"}
 
 
 class OpenVinoRunner(RunnerBase):
-    """An ONNX file in OpenVINO, compiled for low latency.
+    """An ONNX file in OpenVINO, compiled for low latency or for throughput.
 
     Left alone, OpenVINO computes in bfloat16 on processors that have it, so what is called FP32 would not be.
     Here it is told which precision to use for everything that the graph does not quantise.
 
     Args:
         path: the file.
-        threads: CPU threads of one call; None: OpenVINO's choice.
+        threads: CPU threads of all calls together; None: OpenVINO's choice.
+        performance: "latency": one call at a time has all threads. "throughput": OpenVINO shares them among as many
+            streams as it finds best, and so many calls run side by side.
         inference_precision: "f32" (exact), "bf16" or "f16" (faster where the processor has it, less exact).
 
     Example:
@@ -40,13 +42,21 @@ class OpenVinoRunner(RunnerBase):
     backend = "openvino"
 
     def __init__(
-        self, path: str | os.PathLike[str], threads: int | None = None, *, inference_precision: str = "f32"
+        self,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        *,
+        performance: str = "latency",
+        inference_precision: str = "f32",
     ) -> None:
         super().__init__()
+        if performance not in ("latency", "throughput"):
+            raise InputError(f"performance is {performance!r}", hint="use latency or throughput")
         if inference_precision not in ("f32", "bf16", "f16"):
             raise InputError(f"inference_precision is {inference_precision!r}", hint="use f32, bf16 or f16")
         self._path = Path(path)
         self._threads = threads
+        self._performance = performance
         self._inference_precision = inference_precision
         self._compiled: Any = None
         self._idle: deque[Any] = deque()  # infer requests: one per concurrent caller
@@ -57,7 +67,7 @@ class OpenVinoRunner(RunnerBase):
         if not self._path.is_file():
             raise ModelError(f"there is no ONNX file at {self._path}", hint="check the path")
         options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": self._performance.upper(),
             "INFERENCE_PRECISION_HINT": self._inference_precision,
         }
         if self._threads is not None:
@@ -97,7 +107,7 @@ class OpenVinoRunner(RunnerBase):
         except RuntimeError as error:
             shapes = ", ".join(str(array.shape) for array in feeds.values())
             if "alloc" in str(error).lower() or "memory" in str(error).lower():
-                raise InputError(
+                raise OutOfMemoryError(
                     f"not enough memory for an input of shape {shapes}", hint="use a smaller batch or image"
                 ) from error
             raise ModelError(

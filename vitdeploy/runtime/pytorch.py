@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy.typing as npt
 
-from vitdeploy.errors import InputError, RunnerClosedError, require
+from vitdeploy.errors import InputError, OutOfMemoryError, RunnerClosedError, require
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
@@ -93,7 +93,7 @@ class PyTorchRunner(RunnerBase):
             try:
                 return {"logits": self._logits(self.preprocess(feeds["image"]))}
             except (MemoryError, self._torch.OutOfMemoryError) as error:
-                raise InputError(
+                raise OutOfMemoryError(
                     f"not enough memory for images of shape {feeds['image'].shape}", hint="use a smaller batch"
                 ) from error
 

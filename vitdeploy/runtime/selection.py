@@ -1,34 +1,37 @@
-"""Which form of a bundle runs on which backend here: every candidate in order of preference, or why it is out.
+"""Which form of a bundle runs on which backend here: every candidate, best first, or why it is out.
 
-The order, best first:
+Out is a form whose backend is not installed, whose engine does not fit the GPU, or which the bundle's own benchmark
+(bench/report.json) found to fail on that backend or, where no precision was asked for, to lose more top-1 than that
+benchmark's budget. The order of the others:
 
-1. on a machine with an NVIDIA GPU, the bundle's engines whose runtime is installed: INT8, FP16, FP32;
-2. with `device="cuda"`, the ONNX forms on ONNX Runtime's CUDA provider: FP16, FP32;
-3. on the CPU, the ONNX forms: INT8 (the one made for CPUs), FP32, FP16, each on OpenVINO, then on ONNX Runtime.
+1. the form that `vitdeploy bench` chose on a machine like this one;
+2. the forms that it timed on a machine like this one, the fastest first;
+3. where it timed nothing here, or nothing on the GPU, the stated order: on a machine with an NVIDIA GPU the engines
+   whose runtime is installed (INT8, FP16, BF16, FP32); with `device="cuda"` the ONNX forms on ONNX Runtime's CUDA
+   provider (FP16, FP32); on the CPU the ONNX forms (INT8: the one made for CPUs; FP32, FP16, BF16), each on OpenVINO,
+   then on ONNX Runtime. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost
+   conversions.
 
-FP16 comes last on a CPU: it is computed in float32 there and only costs conversions. What the bundle's own benchmark
-(bench/report.json) says goes before this order: where no precision was asked for, a reduced form that was measured to
-lose more top-1 than that benchmark's budget is passed over, and so is a form that failed there on the same backend.
-A measurement counts for a file only while the file's hash is the one that was measured.
+The other providers of ONNX Runtime, "onnxruntime-tensorrt" and "onnxruntime-openvino", are taken only by name.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitdeploy.bundle import Artifact, Bundle
-from vitdeploy.errors import BundleError, EngineError, InputError
+from vitdeploy.errors import EngineError, InputError
 from vitdeploy.machine import gpus, has_module, version
 from vitdeploy.runtime.engine_fit import check_fit, check_version
+from vitdeploy.runtime.measured import Measured
 
 __all__ = ["BACKENDS", "DEVICES", "PRECISIONS", "Candidate", "candidates"]
 
-BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
-PRECISIONS = ("int8", "fp16", "fp32")
+PROVIDERS = ("onnxruntime-tensorrt", "onnxruntime-openvino")
+BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", *PROVIDERS)
+PRECISIONS = ("int8", "fp16", "bf16", "fp32")
 DEVICES = ("cpu", "cuda")
 
 _MODULES = {  # backend: (module, package, extra that installs it)
@@ -36,20 +39,24 @@ _MODULES = {  # backend: (module, package, extra that installs it)
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", "rtx"),
     "openvino": ("openvino", "openvino", "cpu"),
     "onnxruntime": ("onnxruntime", "onnxruntime", "cpu"),
+    "onnxruntime-tensorrt": ("onnxruntime", "onnxruntime-gpu", "gpu"),
+    "onnxruntime-openvino": ("onnxruntime", "onnxruntime-openvino", "cpu"),
 }
-_CPU_ORDER = ("int8", "fp32", "fp16")
+_CPU_ORDER = ("int8", "fp32", "fp16", "bf16")
 _CUDA_ORDER = ("fp16", "fp32")
+_ENGINE_ORDER = ("int8", "fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One form on one backend. `reason` says why it is passed over, None where it can be tried; `install` is the pip
-    line that would cure it, where one would."""
+    """One form on one backend. `why` says what it has its place in the order from; `reason` why it is passed over,
+    None where it can be tried; `install` is the pip line that would cure it, where one would."""
 
     backend: str
     precision: str
     device: str
     artifact: Artifact
+    why: str = ""
     reason: str | None = None
     install: str | None = None
 
@@ -84,6 +91,8 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
     if device is not None:
         _known("device", device, DEVICES)
     every = list(_ordered(bundle, device))
+    if backend in PROVIDERS:
+        every += _by_name(bundle, backend)
     fitting = [c for c in every if backend in ("auto", c.backend) and precision in ("auto", c.precision)]
     if not fitting:
         wish = ", ".join(w for w in (precision, backend, device) if w not in (None, "auto"))
@@ -92,8 +101,20 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
             f"{bundle.path} has no form for {wish or 'this machine'}; it has {there}",
             hint=f"vitdeploy build-engine {bundle.path} --fp16 --int8 adds forms and engines",
         )
-    measured = _Measured(bundle)
-    return [_judged(c, measured, _Wish(backend, precision)) for c in fitting]
+    measured = Measured(bundle)
+    judged = [_judged(c, measured, _Wish(backend, precision)) for c in fitting]
+    return sorted(judged, key=lambda c: _place(c, measured))
+
+
+def _place(candidate: Candidate, measured: Measured) -> tuple[int, float]:
+    """Where a candidate stands; those of one place keep the stated order."""
+    if measured.choice(candidate.artifact, candidate.backend) is not None:
+        return 0, 0.0
+    row = measured.row(candidate.artifact, candidate.backend)
+    if row is not None and row.time_ms is not None:
+        return 2, row.time_ms
+    # A benchmark that did not see the GPU says nothing of it.
+    return (1 if candidate.device == "cuda" and not measured.saw("cuda") else 3), 0.0
 
 
 def _known(what: str, value: object, values: tuple[str, ...]) -> None:
@@ -103,7 +124,7 @@ def _known(what: str, value: object, values: tuple[str, ...]) -> None:
 
 def _ordered(bundle: Bundle, device: str | None) -> Iterable[Candidate]:
     if device != "cpu":
-        for precision in PRECISIONS:
+        for precision in _ENGINE_ORDER:
             for artifact in bundle.select(kind="engine", precision=precision):
                 flavour = "tensorrt-rtx" if artifact.target.startswith("tensorrt-rtx") else "tensorrt"
                 yield Candidate(flavour, precision, "cuda", artifact)
@@ -120,6 +141,20 @@ def _ordered(bundle: Bundle, device: str | None) -> Iterable[Candidate]:
             yield Candidate("onnxruntime", precision, "cpu", graph)
 
 
+def _by_name(bundle: Bundle, backend: str) -> Iterable[Candidate]:
+    device, order = ("cuda", _ENGINE_ORDER) if backend == "onnxruntime-tensorrt" else ("cpu", _CPU_ORDER)
+    for precision in order:
+        graph = _graph(bundle, precision) if device == "cpu" else _graph_for_gpu(bundle, precision)
+        if graph is not None:
+            yield Candidate(backend, precision, device, graph)
+
+
+def _graph_for_gpu(bundle: Bundle, precision: str) -> Artifact | None:
+    """The ONNX form that engines are built from."""
+    graphs = bundle.select(kind="onnx", precision=precision)
+    return next((graph for graph in graphs if graph.target != "cpu"), None)
+
+
 def _graph(bundle: Bundle, precision: str) -> Artifact | None:
     """The ONNX form for CPUs where there is one of that precision, else the one for every target."""
     for target in ("cpu", "any"):
@@ -129,7 +164,7 @@ def _graph(bundle: Bundle, precision: str) -> Artifact | None:
     return None
 
 
-def _judged(candidate: Candidate, measured: _Measured, wish: _Wish) -> Candidate:
+def _judged(candidate: Candidate, measured: Measured, wish: _Wish) -> Candidate:
     module, package, extra = _MODULES[candidate.backend]
     reason, install = None, None
     if candidate.device == "cuda" and not gpus():
@@ -137,8 +172,37 @@ def _judged(candidate: Candidate, measured: _Measured, wish: _Wish) -> Candidate
     elif not has_module(module):
         reason, install = f"{package} is not installed", f"pip install 'vitdeploy[{extra}]'"
     else:
-        reason = _misfit(candidate, package) or measured.against(candidate, wish)
-    return replace(candidate, reason=reason, install=install)
+        reason = _misfit(candidate, package) or _against(candidate, measured, wish)
+    return replace(candidate, why=_why(candidate, measured, wish), reason=reason, install=install)
+
+
+def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
+    if "auto" not in (wish.backend, wish.precision):
+        return "it was asked for by name"
+    choice = measured.choice(candidate.artifact, candidate.backend)
+    if choice is not None:
+        return f"vitdeploy bench chose it on this machine: {choice.why}"
+    row = measured.row(candidate.artifact, candidate.backend)
+    if row is not None:
+        return (
+            f"the fastest within {measured.budget:g} points of top-1 in the benchmark of this machine:"
+            f" {row.time_ms:.3g} ms an image at batch {row.batch_size}{measured.settings}"
+        )
+    ground = {None: "it was not benchmarked", False: "its benchmark is of another machine"}.get(
+        measured.here, "its benchmark did not time it"
+    )
+    return f"the first in the stated order that works here ({ground})"
+
+
+def _against(candidate: Candidate, measured: Measured, wish: _Wish) -> str | None:
+    """Why the benchmark passes a form over; one that was named in full it never does."""
+    failure = measured.failure(candidate.artifact, candidate.backend)
+    if failure is not None and "auto" in (wish.backend, wish.precision):
+        return f"it failed in the bundle's benchmark: {failure}"
+    loss = measured.loss(candidate.artifact, candidate.backend)
+    if loss is None or loss <= measured.budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
+        return None
+    return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {measured.budget:g}"
 
 
 def _misfit(candidate: Candidate, package: str) -> str | None:
@@ -153,50 +217,3 @@ def _misfit(candidate: Candidate, package: str) -> str | None:
     except EngineError as error:
         return error.message
     return None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What a benchmark found on one file and backend; `loss` in points of top-1, None where it was not compared."""
-
-    sha256: str
-    backend: str
-    failure: str | None
-    loss: float | None
-
-
-class _Measured:
-    """What the bundle's own benchmark says against a form. A report that can't be read says nothing."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._rows: list[_Row] = []
-        self._budget = 0.0
-        artifact = next((a for a in bundle.select(kind="bench") if a.path == "bench/report.json"), None)
-        if artifact is None:
-            return
-        with suppress(BundleError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            report = json.loads(bundle.file(artifact).read_bytes())
-            self._budget = float(report["settings"]["max_drop_points"])
-            self._rows = [_row(row) for row in report["rows"] if row["artifact"] is not None]
-
-    def against(self, candidate: Candidate, wish: _Wish) -> str | None:
-        """Why a form is passed over; a form that was named in full is never."""
-        rows = [row for row in self._rows if row.sha256 == candidate.artifact.sha256]
-        own = [row for row in rows if row.backend == candidate.backend]
-        failure = next((row.failure for row in own if row.failure is not None), None)
-        if failure is not None and "auto" in (wish.backend, wish.precision):
-            return f"it failed in the bundle's benchmark: {failure}"
-        loss = next((row.loss for row in [*own, *rows] if row.loss is not None), None)
-        if loss is None or loss <= self._budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
-            return None
-        return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {self._budget:g}"
-
-
-def _row(row: dict[str, Any]) -> _Row:
-    delta = None if row["accuracy"] is None else row["accuracy"]["delta"]
-    return _Row(
-        sha256=str(row["artifact"]["sha256"]),
-        backend=row["backend"],
-        failure=str(row["reason"]) if row["status"] == "failed" else None,
-        loss=None if delta is None else -100 * float(delta),
-    )

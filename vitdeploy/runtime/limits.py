@@ -1,0 +1,51 @@
+"""What a runner's image input may be: the largest batch, and the sizes it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdeploy.errors import ImageError
+from vitdeploy.runtime.base import Runner
+from vitdeploy.specs import ShapeRange
+
+__all__ = ["BATCH", "Limits"]
+
+BATCH = 32
+"""Most images of one call of the graph."""
+
+
+class Limits:
+    """The limits of an open runner's image input: `name` of the input, `batch` as the most images of one call."""
+
+    def __init__(self, runner: Runner) -> None:
+        spec = runner.inputs[0]
+        self.name = spec.name
+        batch, *self._sizes = spec.shape[:3]
+        ranges: tuple[ShapeRange | None, ...] = runner.ranges.get(spec.name) or (None, None, None)
+        batches, self._ranges = ranges[0], ranges[1:3]
+        self._least = batch if isinstance(batch, int) else batches.minimum if batches else 1
+        most = batch if isinstance(batch, int) else batches.maximum if batches else BATCH
+        self.batch = min(most, max(BATCH, self._least))
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ImageError for an image of a shape (height, width, 3) that this form does not take."""
+        for size, fixed, allowed in zip(shape[:2], self._sizes, self._ranges, strict=True):
+            outside = allowed is not None and not allowed.minimum <= size <= allowed.maximum
+            if outside or (isinstance(fixed, int) and size != fixed):
+                raise ImageError(
+                    f"an image of {shape[0]}x{shape[1]} is not what this form takes: {self}",
+                    hint="resize it first, or make the form for more sizes (export and build-engine set them)",
+                )
+
+    def padded(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The batch, filled up with its last image where the form takes no batch as small as it."""
+        missing = self._least - len(images)
+        return images if missing <= 0 else np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+
+    def __str__(self) -> str:
+        words = [
+            str(fixed) if isinstance(fixed, int) else f"{allowed.minimum}..{allowed.maximum}" if allowed else "any"
+            for fixed, allowed in zip(self._sizes, self._ranges, strict=True)
+        ]
+        return f"height {words[0]}, width {words[1]}"

@@ -1,0 +1,29 @@
+"""Class scores of one image -> its prediction.
+
+p_i = exp(z_i - max z) / sum_j exp(z_j - max z)        (softmax, computed in float64)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdeploy.specs import Prediction, Score
+
+__all__ = ["prediction", "softmax"]
+
+
+def prediction(logits: npt.NDArray[np.float32], labels: Sequence[str], top_k: int) -> Prediction:
+    """The best class of the logits (classes,), and the `top_k` best; of equal ones the first comes first."""
+    scores = softmax(logits)
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    top = tuple([Score(labels[i], i, score) for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)])
+    return Prediction(top[0].label, top[0].index, top[0].score, top)
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities (classes,) of logits (classes,)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(powers / powers.sum())

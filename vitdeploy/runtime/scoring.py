@@ -1,0 +1,144 @@
+"""Images -> class scores: decoding, batches of equal size, one runner.
+
+Images of one size go through the graph together, in batches of at most `BATCH`; a list may mix sizes. Decoded pixels
+are held until their batch is full, at most `HELD_BYTES` of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdeploy.errors import ImageError, ModelError, OutOfMemoryError
+from vitdeploy.runtime.admission import late
+from vitdeploy.runtime.base import Runner
+from vitdeploy.runtime.inputs import pixels_of
+from vitdeploy.runtime.limits import Limits
+
+__all__ = ["HELD_BYTES", "Scorer"]
+
+HELD_BYTES = 256 * 2**20
+"""Decoded pixels that may wait for their batch."""
+
+_Pixels = npt.NDArray[np.uint8]
+_Logits = npt.NDArray[np.float32]
+_Group = list[tuple[int, _Pixels]]
+
+
+class Scorer:
+    """Class scores from an open runner; the output `logits` is what it reads, or the first where none has that name.
+
+    Args:
+        runner: open, and the caller's to close.
+        name: of the form, for errors.
+        max_pixels: most pixels of one image.
+    """
+
+    def __init__(self, runner: Runner, name: str, max_pixels: int) -> None:
+        self._runner = runner
+        self._name = name
+        self._max_pixels = max_pixels
+        self._limits = Limits(runner)
+        names = [spec.name for spec in runner.outputs]
+        self._output = names.index("logits") if "logits" in names else 0
+        self._output_name = names[self._output]
+
+    @property
+    def batch(self) -> int:
+        """Most images of one call of the graph."""
+        return self._limits.batch
+
+    @property
+    def classes(self) -> int | str:
+        """How many classes the graph scores; a name where the graph does not say."""
+        return self._runner.outputs[self._output].shape[-1]
+
+    def check_open(self) -> None:
+        """Raise RunnerClosedError when the runner is closed, or was opened before the process forked."""
+        self._runner.inputs  # noqa: B018
+
+    def image(self, source: Any) -> _Pixels:
+        """Pixels (height, width, 3) of one image that this form takes.
+
+        Raises:
+            ImageError: it is no image, or its size is none that this form takes.
+            OutOfMemoryError: there is no memory to decode it.
+        """
+        try:
+            pixels = pixels_of(source, self._max_pixels)
+        except MemoryError as error:
+            raise OutOfMemoryError("not enough memory to decode an image", hint="use a smaller image") from error
+        self._limits.check(pixels.shape)
+        return pixels
+
+    def run(self, images: list[_Pixels]) -> _Logits:
+        """Logits (batch, classes) of images (height, width, 3) of one size, at most `batch` of them.
+
+        Raises:
+            ModelError: scores that are not finite.
+            OutOfMemoryError: there is no memory for the batch.
+        """
+        try:
+            # (height, width, 3) -> (batch, height, width, 3); one image alone is not copied
+            stacked = images[0][np.newaxis] if len(images) == 1 else np.stack(images)
+            answers = self._runner.infer({self._limits.name: self._limits.padded(stacked)})
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"not enough memory for {len(images)} images of shape {images[0].shape}",
+                hint="use a smaller batch or image",
+            ) from error
+        logits = answers[self._output_name][: len(images)]
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                f"{self._name} gives class scores that are not finite",
+                hint='take another form: load(..., precision="fp32")',
+            )
+        return logits
+
+    def answers(
+        self, images: Any, *, keep: bool, many: bool, deadline: float | None
+    ) -> Iterator[tuple[int, _Logits | ImageError]]:
+        """(index, logits (classes,) or the image's error) of every image, in no order.
+
+        Args:
+            images: a sequence, or an array (count, height, width, 3).
+            keep: give an image's error in its place; else raise it.
+            many: name the image by its place in the error.
+            deadline: of `time.monotonic`; no batch is begun after it, which raises DeadlineError.
+        """
+        self.check_open()
+        waiting: dict[tuple[int, ...], _Group] = {}
+        held = 0
+        for index in range(len(images)):
+            try:
+                pixels = self.image(images[index])
+            except ImageError as error:
+                named = error
+                if many and not isinstance(images[index], (str, os.PathLike)):
+                    named = ImageError(f"image {index}: {error.message}", hint=error.hint)
+                if not keep:
+                    raise named from error
+                yield index, named
+                continue
+            group = waiting.setdefault(pixels.shape, [])
+            group.append((index, pixels))
+            held += pixels.nbytes
+            if len(group) == self._limits.batch:
+                held -= sum(image.nbytes for _, image in group)
+                yield from self._group(waiting.pop(pixels.shape), deadline)
+            elif held >= HELD_BYTES:
+                for full in waiting.values():
+                    yield from self._group(full, deadline)
+                waiting, held = {}, 0
+        for rest in waiting.values():
+            yield from self._group(rest, deadline)
+
+    def _group(self, group: _Group, deadline: float | None) -> Iterator[tuple[int, _Logits]]:
+        if deadline is not None and time.monotonic() > deadline:
+            raise late("before the images were run")
+        return zip((index for index, _ in group), self.run([pixels for _, pixels in group]), strict=True)
