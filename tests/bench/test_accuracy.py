@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from vitdeploy.bench.accuracy import (
     label_mapping,
     summarise,
 )
+from vitdeploy.bench.changes import unpacked
 from vitdeploy.errors import DatasetError, InputError
 
 SIZES = ((4, 4), (6, 4), (4, 8))
@@ -63,7 +65,12 @@ def test_answers_depend_neither_on_batch_size_nor_on_order() -> None:
         assert np.array_equal(found.logits, expected.logits) and found.done.all()
         moved = verdicts(KnownRunner(Clock(), 7, flip=flip), shuffled, batch_size)
         assert np.array_equal(moved.logits, expected.logits[shuffled.numbers])
-        assert summarise(moved, shuffled.label_ids) == summarise(expected, images.label_ids)
+        ours, theirs = summarise(moved, shuffled.label_ids), summarise(expected, images.label_ids)
+        assert ours is not None and theirs is not None and ours.correct is not None and theirs.correct is not None
+        right = unpacked(theirs.correct, 120)
+        assert right.sum() == round(120 * theirs.top1)
+        assert np.array_equal(unpacked(ours.correct, 120), right[shuffled.numbers])
+        assert replace(ours, correct=None) == replace(theirs, correct=None)
     other = verdicts(KnownRunner(Clock(), 7), images, 16)
     assert not np.array_equal(other.logits, expected.logits)  # the flipped answers are there to be seen
 

@@ -35,6 +35,7 @@ def report_on(forms: list[Any], clock: Clock, images: Pictures | None = None, **
         **{key: {} for key in ("machine", "versions", "dataset", "bundle")},
         "created": "2026-01-01T00:00:00+00:00",
         "labels": images.labels,
+        "readings": (),
         "settings": {"max_drop_points": 1.0, "batch_sizes": list(JudgeSettings(**settings).batch_sizes)},
         "partial": partial,
     }

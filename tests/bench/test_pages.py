@@ -18,8 +18,9 @@ from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
 from vitdeploy.bench import BenchReport, markdown, render_html, terminal_table
 from vitdeploy.bench.judge import Judge, JudgeSettings
 from vitdeploy.bench.latency import LatencySettings
+from vitdeploy.bench.page.svg import linear, logarithmic
 from vitdeploy.bench.run import assemble
-from vitdeploy.bench.svg import linear, logarithmic
+from vitdeploy.bench.settings import Wish
 from vitdeploy.bench.verdict import choice, front, headline
 
 EVIL = '<script>alert("&1")</script>'
@@ -156,7 +157,7 @@ def test_a_real_browser_shows_it_without_errors(report: BenchReport, tmp_path: P
 def test_markdown_is_one_table_with_reasons_below(report: BenchReport) -> None:
     text = markdown(report)
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3 * 2 and {line.count("|") for line in lines} == {13}
+    assert len(lines) == 2 + 3 * 2 and {line.count("|") for line in lines} == {14}
     assert "- FP16 on TensorRT-RTX: skipped: no GPU" in text and "- INT8 on OpenVINO: failed" in text
     assert "Partial" in text and "Noisy" in text and "Command" in text
 
@@ -179,11 +180,11 @@ def test_the_terminal_shows_every_form_and_drops_intervals_where_it_is_narrow(re
 def test_the_front_and_the_choice(report: BenchReport) -> None:
     rows = report.rows
     assert front(rows) == {"fp16/openvino", "int8/onnxruntime"}
-    best = choice(rows, 1.5)
+    best = choice(rows, Wish(1.5))
     assert best is not None and best.key == "int8/onnxruntime"
-    strict = choice(rows, 0.5)  # it loses one point: two of 200 images
+    strict = choice(rows, Wish(0.5))  # it loses one point: two of 200 images
     assert strict is not None and strict.key == "fp16/openvino"
-    assert choice((), 1.0) is None
+    assert choice((), Wish()) is None
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.0], [0.001, 4000.0], [3.1, 3.2], [-4.0, 0.0, 2.5], [12.0, 29.0]])

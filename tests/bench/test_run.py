@@ -19,7 +19,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.datasets import ImageDataset, load_dataset
 from vitdeploy.errors import BundleError, DatasetError, InputError
 
-QUICK: dict[str, Any] = {"rounds": 3, "threads": 1}
+QUICK: dict[str, Any] = {"rounds": 3, "threads": 1, "memory": False, "phases": False}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_answers_count_as_right_by_the_name_of_their_label(images: ImageDataset,
 
 def test_the_report_holds_its_circumstances_and_no_path(report: BenchReport, images: ImageDataset, small: Path) -> None:
     data = report.to_json()
-    assert data["schema_version"] == 1 and data["bundle"]["name"] == "small"
+    assert data["schema_version"] == 2 and data["bundle"]["name"] == "small"
     assert data["dataset"]["fingerprint"] == images.fingerprint and data["settings"]["threads"] == 1
     assert data["machine"]["cores"] >= 1 and data["versions"]["onnxruntime"]
     rows = {row["key"]: row for row in data["rows"]}
@@ -113,7 +113,7 @@ def test_every_field_is_documented(report: BenchReport) -> None:
     assert "no_such_field" not in described
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])
+@pytest.mark.parametrize("change", [{"schema_version": 3}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])
 def test_other_json_is_refused(report: BenchReport, change: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         BenchReport.from_json({**report.to_json(), **change})
@@ -191,7 +191,7 @@ def test_pytorch_is_the_baseline_with_its_own_image_processor(
 
 
 def test_real_forms_agree_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path, images: ImageDataset) -> None:
-    report = bench(tiny_bundle, images, baseline=tiny_checkpoint, rounds=2, threads=1)
+    report = bench(tiny_bundle, images, baseline=tiny_checkpoint, **QUICK)
     assert {row.status for row in report.rows} == {"ok"}
     for row in report.rows[1:]:
         assert row.accuracy is not None and row.accuracy.agreement is not None
@@ -255,5 +255,5 @@ def test_all_backends_get_the_same_threads(small: Path, images: ImageDataset, mo
     monkeypatch.setattr(
         run_module, "bundle_forms", lambda bundle, threads: given.append(threads) or original(bundle, threads)
     )
-    report = bench(small, images, threads=2, rounds=1, accuracy=False, precisions=["fp32"])
+    report = bench(small, images, precisions=["fp32"], accuracy=False, **{**QUICK, "threads": 2})
     assert given == [2] and report.settings["threads"] == 2

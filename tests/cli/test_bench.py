@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from vitdeploy.bench.latency import LatencyRun
 from vitdeploy.bundle import Bundle
 
 Cli = Callable[..., Any]
-QUICK = ("--rounds", 2, "--threads", 1)
+QUICK = ("--rounds", 2, "--threads", 1, "--no-memory", "--no-phases")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_what_is_measured_is_chosen(cli: Cli, small: Path, tiny_images: Path) ->
 def test_how_it_is_timed_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
     only = ("--precision", "fp32", "--backend", "onnxruntime", "--no-accuracy")
     (row,) = as_json(cli, small, tiny_images, *only, "--batch-size", "2,5")["rows"]
-    assert row["batch_size"] == 2 and [other["batch_size"] for other in row["other_batches"]] == [5]
+    assert row["batch_size"] == 2 and [other["batch_size"] for other in row["other_points"]] == [5]
     assert len(row["latency_ms"]["samples"]) == 2 * row["latency_ms"]["calls_per_round"]
     data = as_json(cli, small, tiny_images, *only, "--rounds", 30, "--max-seconds", 0)
     (row,) = data["rows"]
@@ -88,20 +89,24 @@ def test_pytorch_is_the_baseline(cli: Cli, small: Path, tiny_images: Path, tiny_
 
 def test_files_are_written_and_kept_in_the_bundle(cli: Cli, tiny_images: Path, tmp_path: Path) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", engine=False)
-    files = {name: tmp_path / f"out.{name}" for name in ("json", "report", "markdown")}
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "report", "markdown", "csv")}
     options = [part for name, path in files.items() for part in (f"--{name}", path)]
     done = cli("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--precision", "fp32", *options)
     assert done.exit_code == 0, done.stderr
     report = BenchReport.from_json(json.loads(files["json"].read_text()))
     assert files["report"].read_text().startswith("<!DOCTYPE html>") and files["markdown"].read_text().count("\n|") >= 4
     assert all(str(path) in done.stderr for path in files.values())
+    lines = list(csv.DictReader(files["csv"].open()))
+    assert [line["key"] for line in lines] == [row.key for row in report.rows]
+    assert float(lines[0]["p50_ms"]) == report.rows[0].latency.p50  # type: ignore[union-attr]
     kept = json.loads((bundle / "bench" / "report.json").read_text())
     assert BenchReport.from_json(kept) == report
     Bundle.open(bundle).verify()
     # The command in the report says what was asked, and not where it was.
     assert report.command == (
         f"vitdeploy bench bundle --dataset {tiny_images.name} --split all --precision fp32 --threads 1 --rounds 2"
-        " --json out.json --report out.report --markdown out.markdown"
+        " --no-memory --no-phases"
+        " --json out.json --report out.report --markdown out.markdown --csv out.csv"
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdeploy import progress
+from vitdeploy.bench.changes import Changes, Confusion, changed, confusion, packed
 from vitdeploy.bench.statistics import Interval, calibration_error, mcnemar_exact, paired_difference, wilson
 from vitdeploy.errors import DatasetError, InputError
 
@@ -44,7 +45,9 @@ class Accuracy:
     """How often a form is right, and how that differs from the baseline on the same images.
 
     Shares are 0..1. `delta` is form minus baseline; it, its interval, `mcnemar_p` and `agreement` (how often both
-    have the same best class) are None without a baseline. `per_class` holds the share of right answers per class.
+    have the same best class) are None without a baseline, and so are `changes`. `per_class` holds the share of right
+    answers per class. `correct` has one bit per image, in base64, in the order of the dataset: two reports on the same
+    images can be compared in pairs; None where not all images were seen.
     """
 
     top1: float
@@ -57,6 +60,9 @@ class Accuracy:
     delta_ci95: Interval | None = None
     mcnemar_p: float | None = None
     agreement: float | None = None
+    confusion: Confusion | None = None
+    changes: Changes | None = None
+    correct: str | None = None
 
 
 @dataclass
@@ -188,6 +194,7 @@ def summarise(form: Verdicts, labels: npt.NDArray[np.int64], baseline: Verdicts 
             "delta_ci95": interval,
             "mcnemar_p": mcnemar_exact(lost, won),
             "agreement": float((best == base_best).mean()),
+            "changes": changed(logits, baseline.logits[seen], truth),
         }
     return Accuracy(
         top1=float(right.mean()),
@@ -196,6 +203,8 @@ def summarise(form: Verdicts, labels: npt.NDArray[np.int64], baseline: Verdicts 
         ci95=wilson(int(right.sum()), count),
         calibration_error=calibration_error(logits, truth),
         per_class=tuple(float(right[truth == c].mean()) if (truth == c).any() else None for c in range(classes)),
+        confusion=confusion(best, truth, classes),
+        correct=packed(right) if count == len(labels) else None,
         **comparison,
     )
 

@@ -11,16 +11,24 @@ from typing import Any
 
 from vitdeploy.bench.accuracy import Infers
 from vitdeploy.bench.report import ArtifactRef
+from vitdeploy.bench.runners import RunnerSpec, open_runner
+from vitdeploy.bench.settings import BACKENDS
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import InputError
-from vitdeploy.machine import gpus
+from vitdeploy.machine import gpus, version
 from vitdeploy.storage import sha256
 
-__all__ = ["BACKENDS", "Form", "Open", "baseline_form", "bundle_forms", "choose"]
+__all__ = ["Form", "Open", "baseline_forms", "bundle_forms", "choose"]
 
-BACKENDS = ("pytorch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 Open = Callable[[], AbstractContextManager[Infers]]
 
+_VARIANTS = {  # what a way to run PyTorch is called as a form
+    "": "fp32",
+    "bf16": "bf16-autocast",
+    "fp16": "fp16-autocast",
+    "compile": "fp32-compile",
+    "bf16-compile": "bf16-compile",
+}
 _PRECISIONS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 _MODULES = {  # backend: (what is imported, what the package is called, the extra that installs it)
     "pytorch": ("torch", "torch", "build"),
@@ -33,7 +41,11 @@ _MODULES = {  # backend: (what is imported, what the package is called, the extr
 
 @dataclass(frozen=True)
 class Form:
-    """One thing to judge. `open` makes its runner; `reason` says why it can't run here (then `open` is not used)."""
+    """One thing to judge. `open` makes its runner; `reason` says why it can't run here (then `open` is not used).
+
+    `spec` is what another process would open, where there is such a thing; `check` raises where its file is not the
+    right one (`open` does that too); `graph` is the ONNX file behind the form.
+    """
 
     form: str
     backend: str
@@ -41,27 +53,62 @@ class Form:
     artifact: ArtifactRef | None = None
     size_bytes: int | None = None
     reason: str | None = None
+    device: str = "cpu"
+    spec: RunnerSpec | None = None
+    graph: Path | None = None
+    check: Callable[[], object] = lambda: None
 
     @property
     def key(self) -> str:
         """What the form is called in a report, unique there."""
-        return f"{self.form}/{self.backend}"
+        return f"{self.form}/{self.backend}" + ("-cuda" if self.on_gpu_by_choice else "")
+
+    @property
+    def on_gpu_by_choice(self) -> bool:
+        """Whether a backend that also runs on CPUs runs on a GPU here."""
+        return self.device != "cpu" and not self.backend.startswith("tensorrt")
 
 
-def baseline_form(model: str | Path, threads: int) -> Form:
-    """The checkpoint as people run it today: PyTorch, float32, and transformers' own image processor."""
+def baseline_forms(
+    model: str | Path, threads: int, *, variants: Iterable[str] = (), device: str = "auto"
+) -> list[Form]:
+    """The checkpoint as people run it today, PyTorch in float32 with transformers' own image processor, then variants.
 
-    def open_it() -> AbstractContextManager[Infers]:
-        from vitdeploy.runtime.pytorch import PyTorchRunner
-
-        return PyTorchRunner(model, threads=threads)
-
+    Args:
+        model: checkpoint folder or Hub id.
+        threads: CPU threads.
+        variants: more ways to run it: bf16, fp16 (autocast), compile, bf16-compile.
+        device: "cpu", "cuda", or "auto": a GPU where there is one.
+    """
     name = Path(model).resolve().name if Path(model).exists() else str(model)
     weights = _weights(str(model))
     digest = sha256(weights[0]) if len(weights) == 1 else None
     size = sum(path.stat().st_size for path in weights) or None
     artifact = ArtifactRef(f"{name}/{weights[0].name}" if len(weights) == 1 else name, digest)
-    return Form("fp32", "pytorch", open_it, artifact, size, _missing("pytorch"))
+    where = ("cuda" if gpus() else "cpu") if device == "auto" else device
+    forms = []
+    for variant in ("", *variants):
+        spec = RunnerSpec("pytorch", str(model), threads, where, variant)
+        forms.append(_form(_VARIANTS[variant], spec, artifact, size, _missing("pytorch")))
+    return forms
+
+
+def _form(
+    name: str,
+    spec: RunnerSpec,
+    artifact: ArtifactRef,
+    size_bytes: int | None,
+    reason: str | None,
+    check: Callable[[], object] = lambda: None,
+    graph: Path | None = None,
+) -> Form:
+    """A form around a spec; `check` is done before it is opened, and raises where the file is not the right one."""
+
+    def open_it() -> AbstractContextManager[Infers]:
+        check()
+        return open_runner(spec)
+
+    return Form(name, spec.backend, open_it, artifact, size_bytes, reason, spec.device, spec, graph, check)
 
 
 def bundle_forms(bundle: Bundle, threads: int) -> list[Form]:
@@ -77,7 +124,9 @@ def bundle_forms(bundle: Bundle, threads: int) -> list[Form]:
         alone = not any(other.precision == artifact.precision and other is not artifact for other in graphs)
         name = precision if artifact.target in ("any", "cpu") or alone else f"{precision}-{artifact.target}"
         forms += [_graph_form(bundle, artifact, name, backend, threads) for backend in ("onnxruntime", "openvino")]
-    forms += [_engine_form(bundle, artifact) for artifact in bundle.select(kind="engine")]
+        if gpus() and version("onnxruntime-gpu") is not None and artifact.target == "any":
+            forms.append(_graph_form(bundle, artifact, name, "onnxruntime", threads, device="cuda"))
+    forms += [_engine_form(bundle, artifact, threads) for artifact in bundle.select(kind="engine")]
     return sorted(forms, key=_place)
 
 
@@ -109,35 +158,39 @@ def choose(
     return chosen
 
 
-def _graph_form(bundle: Bundle, artifact: Artifact, name: str, backend: str, threads: int) -> Form:
-    def open_it() -> AbstractContextManager[Infers]:
-        path = bundle.file(artifact)
-        if backend == "onnxruntime":
-            from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+def _graph_form(
+    bundle: Bundle, artifact: Artifact, name: str, backend: str, threads: int, *, device: str = "cpu"
+) -> Form:
+    path = bundle.path / artifact.path
+    spec = RunnerSpec(backend, str(path), threads, device)
+    return _form(
+        name,
+        spec,
+        _reference(artifact),
+        artifact.size_bytes,
+        _missing(backend),
+        check=lambda: bundle.file(artifact),
+        graph=path,
+    )
 
-            return OnnxRuntimeRunner(path, threads=threads)
-        from vitdeploy.runtime.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(path, threads=threads)
-
-    return Form(name, backend, open_it, _reference(artifact), artifact.size_bytes, _missing(backend))
-
-
-def _engine_form(bundle: Bundle, artifact: Artifact) -> Form:
+def _engine_form(bundle: Bundle, artifact: Artifact, threads: int) -> Form:
     flavour = "tensorrt-rtx" if artifact.target.startswith("tensorrt-rtx") else "tensorrt"
-
-    def open_it() -> AbstractContextManager[Infers]:
-        from vitdeploy.runtime.tensorrt import TensorRTRunner
-
-        return TensorRTRunner(bundle.file(artifact), flavour=flavour)
-
-    reason = None
+    reason: str | None
     if not gpus():
         built_for = _built_for(artifact.built_with)
         reason = f"engine built for {built_for}; no NVIDIA GPU here" if built_for else "no NVIDIA GPU here"
     else:
         reason = _missing(flavour)
-    return Form(artifact.precision or "engine", flavour, open_it, _reference(artifact), artifact.size_bytes, reason)
+    spec = RunnerSpec(flavour, str(bundle.path / artifact.path), threads, "cuda")
+    return _form(
+        artifact.precision or "engine",
+        spec,
+        _reference(artifact),
+        artifact.size_bytes,
+        reason,
+        check=lambda: bundle.file(artifact),
+    )
 
 
 def _reference(artifact: Artifact) -> ArtifactRef:

@@ -24,7 +24,7 @@ from vitdeploy.bench.statistics import percentiles
 
 __all__ = ["Clock", "LatencyRun", "LatencySettings", "Track", "WallClock"]
 
-Call = Callable[[int], object]
+Call = Callable[[int], "float | None"]
 
 
 class Clock(Protocol):
@@ -70,11 +70,15 @@ class LatencySettings:
 
 @dataclass
 class Track:
-    """What was measured of one form: `rounds` holds the kept times of each round, in milliseconds."""
+    """What was measured of one form: `rounds` holds the kept times of each round, in milliseconds.
+
+    `device_ms` holds what the GPU itself says of the kept calls, where it says something.
+    """
 
     name: str
     calls_per_round: int = 1
     rounds: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    device_ms: list[float] = field(default_factory=list)
     warmup_calls: int = 0
     warmup_stable: bool = False
 
@@ -119,10 +123,11 @@ class LatencyRun:
 
     Args:
         calls: per form, what to time. It is given a running number, equal for all forms at the same place of a
-            round, by which it picks its image.
+            round, by which it picks its image; it returns the GPU's own time of the call in milliseconds, or None.
         settings: how long and how often.
         clock: where the time comes from.
         title: for the progress bars.
+        between: called before each round, while nothing is timed.
     """
 
     def __init__(
@@ -132,11 +137,13 @@ class LatencyRun:
         *,
         clock: Clock | None = None,
         title: str = "Measuring latency",
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self._calls = dict(calls)
         self._settings = settings or LatencySettings()
         self._clock = clock or WallClock()
         self._title = title
+        self._between = between
         self.tracks: dict[str, Track] = {}
         self.failures: dict[str, Exception] = {}
 
@@ -189,6 +196,7 @@ class LatencyRun:
             for index in range(settings.rounds):
                 if index >= settings.min_rounds and self._clock.now() - began > settings.max_seconds:
                     break
+                self._between()
                 names = sorted(self._calls)
                 for position in order.permutation(len(names)):
                     self._guard(names[int(position)], lambda name, index=index: self._visit(name, index))  # type: ignore[misc]
@@ -199,14 +207,19 @@ class LatencyRun:
         first = index * self._settings.calls_per_round
         self._clock.rest(self._settings.rest_seconds)
         self._calls[name](first)
-        track.rounds[index] = tuple(self._timed(name, first + call) for call in range(track.calls_per_round))
+        track.rounds[index] = tuple(
+            self._timed(name, first + call, track.device_ms) for call in range(track.calls_per_round)
+        )
 
-    def _timed(self, name: str, number: int) -> float:
-        """Milliseconds that one call takes."""
+    def _timed(self, name: str, number: int, device: list[float] | None = None) -> float:
+        """Milliseconds that one call takes by the clock; the GPU's own count goes to `device`."""
         call, clock = self._calls[name], self._clock
         began = clock.now()
-        call(number)
-        return (clock.now() - began) * 1000
+        on_device = call(number)
+        passed = (clock.now() - began) * 1000
+        if device is not None and on_device is not None:
+            device.append(on_device)
+        return passed
 
 
 @contextmanager

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from vitdeploy import machine as here
+from vitdeploy.bench.readings import gpu_readings
 from vitdeploy.machine import memory_bytes, usable_cores, versions
 
 __all__ = ["BusyMeter", "load_average", "machine", "memory_bytes", "public_text", "usable_cores", "versions"]
 
-_READINGS = ("clocks.sm", "temperature.gpu", "power.draw")
 _SEGMENT = r"[^\s/:'\",;()]"
 _PATH = re.compile(rf"(?<![\w:/.~-])(?:(?:~|\.\.)/(?:{_SEGMENT}+/)*|/(?:{_SEGMENT}+/)+)({_SEGMENT}*)")
 
@@ -23,7 +21,7 @@ _PATH = re.compile(rf"(?<![\w:/.~-])(?:(?:~|\.\.)/(?:{_SEGMENT}+/)*|/(?:{_SEGMEN
 def machine() -> dict[str, Any]:
     """What `vitdeploy.machine` knows, and the state it is in now: how busy it is, each GPU's clock, heat and power."""
     facts = here.machine()
-    readings = _gpu_readings() if facts["gpu"] else []
+    readings = gpu_readings() if facts["gpu"] else []
     if len(readings) == len(facts["gpu"]):  # CUDA_VISIBLE_DEVICES may hide some of those that nvidia-smi lists
         facts["gpu"] = [{**gpu, **reading} for gpu, reading in zip(facts["gpu"], readings, strict=True)]
     return {**facts, "load_average": load_average()}
@@ -35,22 +33,6 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (OSError, AttributeError):
         return None
-
-
-def _gpu_readings() -> list[dict[str, str]]:
-    """What nvidia-smi reads off each GPU now, with its units; empty where it can't be asked."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            [program, f"--query-gpu={','.join(_READINGS)}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
-        rows = [[value.strip() for value in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
-        names = [name.replace(".", "_") for name in _READINGS]
-        return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
-    return []
 
 
 def public_text(value: Any) -> Any:

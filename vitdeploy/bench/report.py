@@ -1,22 +1,29 @@
-"""The result of a benchmark as data, and its JSON form with a versioned schema (docs/bench.md describes it)."""
+"""The result of a benchmark as data; its JSON form is in `serial`, its meaning in docs/bench.md."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.bench.accuracy import Accuracy
+from vitdeploy.bench.changes import Disagreement
 from vitdeploy.bench.statistics import Interval
-from vitdeploy.errors import InputError
 from vitdeploy.storage import write_atomically
 
-__all__ = ["SCHEMA_VERSION", "ArtifactRef", "BenchReport", "Disagreement", "Latency", "Row"]
-
-SCHEMA_VERSION = 1
+__all__ = [
+    "ArtifactRef",
+    "BenchReport",
+    "ClosedLoad",
+    "ColdStart",
+    "Latency",
+    "Memory",
+    "OpenLoad",
+    "Phases",
+    "Row",
+    "Times",
+]
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,66 @@ class ArtifactRef:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Percentiles of times in milliseconds, and how many there were."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Milliseconds in a fresh process: importing the backend, loading the file, the first answer."""
+
+    import_ms: float
+    load_ms: float
+    first_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.import_ms + self.load_ms + self.first_ms
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of a process that did nothing but run one form: resident set, and GPU memory beyond CUDA's context."""
+
+    host_peak_bytes: int | None
+    device_peak_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        parts = [part for part in (self.host_peak_bytes, self.device_peak_bytes) if part is not None]
+        return sum(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Medians in milliseconds of one call; `decode_ms` is None for images that have no file.
+
+    `preprocess_share` is the preprocessing's share of the call (preprocess + model), 0..1, with its interval.
+    """
+
+    decode_ms: float | None
+    preprocess_ms: float
+    model_ms: float
+    post_ms: float
+    preprocess_share: float
+    preprocess_share_ci95: Interval
+
+
+@dataclass(frozen=True)
 class Latency:
-    """Times of one form at one batch size, from uint8 pixels to logits, in milliseconds per call.
+    """Times of one form at one batch and image size, from uint8 pixels to logits, in milliseconds per call.
 
     `samples` are all kept times in the order they were taken, `calls_per_round` of them in each round.
-    `speedup` is the ratio to the baseline at the same batch size; None where no baseline was measured.
+    `speedup` is the ratio to the baseline at the same sizes; None where no baseline was measured. `device` is what the
+    GPU says of the same calls by CUDA events, copies included; None on a CPU.
     """
 
     batch_size: int
@@ -44,9 +106,12 @@ class Latency:
     mean: float
     samples: tuple[float, ...]
     calls_per_round: int
+    image_size: tuple[int, int] | None = None  # height, width
     speedup: float | None = None
     speedup_ci95: Interval | None = None
     noise: str | None = None
+    device: Times | None = None
+    memory: Memory | None = None
 
     @property
     def images_per_s(self) -> float:
@@ -55,37 +120,65 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class ClosedLoad:
+    """Throughput with `callers` who each send one request after another."""
+
+    callers: int
+    images_per_s: float
+    latency_ms: Times
+
+
+@dataclass(frozen=True)
+class OpenLoad:
+    """Latency while requests arrive at `rate` per second: from when each was due, and from when it was begun."""
+
+    rate: float
+    callers: int
+    latency_ms: Times
+    service_ms: Times
+    keeps_up: bool
+
+
+@dataclass(frozen=True)
 class Row:
-    """One form on one backend. `status` is ok, skipped or failed; `reason` says why it is not ok."""
+    """One form on one backend. `status` is ok, skipped or failed; `reason` says why it is not ok.
+
+    `on_front`: no other row is both faster and more accurate. `outside`: the limits of the wish that it breaks.
+    """
 
     key: str  # form/backend, unique in a report
     form: str  # fp32, fp16, int8 ...
     backend: str  # pytorch, onnxruntime, openvino, tensorrt, tensorrt-rtx
     status: str
     reason: str | None = None
+    device: str = "cpu"
     artifact: ArtifactRef | None = None
     size_bytes: int | None = None
     cold_start_ms: float | None = None
+    cold_start: ColdStart | None = None  # its parts, where it was taken in a process of its own
     latencies: tuple[Latency, ...] = ()
+    phases: Phases | None = None
+    closed: tuple[ClosedLoad, ...] = ()
+    open: tuple[OpenLoad, ...] = ()
     accuracy: Accuracy | None = None
+    on_front: bool = False
+    outside: tuple[str, ...] = ()
 
     @property
     def latency(self) -> Latency | None:
-        """The first batch size that was measured: the one that tables and sentences speak of."""
+        """The first batch and image size that was measured: the one that tables and sentences speak of."""
         return self.latencies[0] if self.latencies else None
 
+    @property
+    def memory(self) -> Memory | None:
+        """The memory at those sizes."""
+        return self.latency.memory if self.latency else None
 
-@dataclass(frozen=True)
-class Disagreement:
-    """An image on which the forms do not agree: its place in the dataset, true label, and each form's answer.
-
-    `answers` maps a row's key to (label, softmax probability); `image_png` is a small PNG in base64, or empty.
-    """
-
-    index: int
-    label: str
-    answers: Mapping[str, tuple[str, float]]
-    image_png: str
+    @property
+    def images_per_s(self) -> float | None:
+        """The most images per second that were seen, at whatever batch size and number of callers."""
+        seen = [latency.images_per_s for latency in self.latencies] + [load.images_per_s for load in self.closed]
+        return max(seen, default=None)
 
 
 @dataclass(frozen=True)
@@ -103,6 +196,8 @@ class BenchReport:
     rows: tuple[Row, ...]
     noise: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    readings: tuple[dict[str, Any], ...] = ()
+    analysis: dict[str, Any] | None = None
     disagreements: tuple[Disagreement, ...] = ()
     disagreement_count: int = 0
     recommendation: dict[str, Any] = field(default_factory=dict)
@@ -121,78 +216,47 @@ class BenchReport:
                 return row
         raise KeyError(key)
 
+    @property
+    def base(self) -> Row | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.rows if row.key == self.baseline.get("key")), None)
+
+    @property
+    def best(self) -> Row | None:
+        """The recommended row."""
+        return next((row for row in self.rows if row.key == self.recommendation.get("key")), None)
+
     def without_pictures(self) -> BenchReport:
         """The report without copies of the dataset's images, for data that must not be passed on."""
         return replace(self, disagreements=tuple(replace(item, image_png="") for item in self.disagreements))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-ready data: schema version 1."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "command": self.command,
-            "created": self.created,
-            "partial": self.partial,
-            "machine": self.machine,
-            "versions": self.versions,
-            "dataset": self.dataset,
-            "bundle": self.bundle,
-            "baseline": self.baseline,
-            "settings": self.settings,
-            "noisy": self.noisy,
-            "noise": list(self.noise),
-            "notes": list(self.notes),
-            "recommendation": self.recommendation,
-            "labels": list(self.labels),
-            "rows": [_row_to_json(row) for row in self.rows],
-            "disagreement_count": self.disagreement_count,
-            "disagreements": [
-                {**asdict(item), "answers": {key: list(answer) for key, answer in item.answers.items()}}
-                for item in self.disagreements
-            ],
-        }
+        """The report as JSON-ready data, of `serial.SCHEMA_VERSION`."""
+        from vitdeploy.bench import serial
+
+        return serial.to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BenchReport:
-        """Read what `to_json` gave.
+        """Read what `to_json` gave, of this schema or an older one.
 
         Raises:
             InputError: it is no such report, or one of a newer schema.
         """
-        try:
-            version = data["schema_version"]
-            if not isinstance(version, int) or version < 1:
-                raise ValueError(f"schema_version is {version!r}")
-            if version > SCHEMA_VERSION:
-                raise InputError(
-                    f"this report has schema {version}, this vitdeploy reads up to {SCHEMA_VERSION}",
-                    hint="pip install --upgrade vitdeploy",
-                )
-            plain = (
-                "created",
-                "machine",
-                "versions",
-                "dataset",
-                "bundle",
-                "baseline",
-                "settings",
-                "partial",
-                "command",
-            )
-            return cls(
-                **{name: data[name] for name in plain},
-                labels=tuple(data["labels"]),
-                rows=tuple(_row_from_json(row) for row in data["rows"]),
-                noise=tuple(data["noise"]),
-                notes=tuple(data["notes"]),
-                recommendation=data["recommendation"],
-                disagreement_count=data["disagreement_count"],
-                disagreements=tuple(_disagreement_from_json(item) for item in data["disagreements"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"this is no benchmark report: {type(error).__name__} {error}",
-                hint="name a file that vitdeploy bench --json wrote",
-            ) from error
+        from vitdeploy.bench import serial
+
+        return serial.from_json(data)
+
+    @classmethod
+    def read(cls, path: Path) -> BenchReport:
+        """Read a file that `write_json` wrote.
+
+        Raises:
+            InputError: there is no such file, or it holds something else.
+        """
+        from vitdeploy.bench import serial
+
+        return serial.read(path)
 
     def write_json(self, path: Path) -> None:
         """Write the JSON form to `path`, whole or not at all."""
@@ -200,86 +264,6 @@ class BenchReport:
 
     def dumps(self) -> str:
         """The JSON form as text; long lists of numbers stay on one line each."""
-        return _one_line_lists(json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
+        from vitdeploy.bench import serial
 
-
-def _row_to_json(row: Row) -> dict[str, Any]:
-    first = _latency_to_json(row.latency) if row.latency else {}
-    return {
-        "key": row.key,
-        "form": row.form,
-        "backend": row.backend,
-        "status": row.status,
-        "reason": row.reason,
-        "artifact": None if row.artifact is None else asdict(row.artifact),
-        "size_bytes": row.size_bytes,
-        "cold_start_ms": row.cold_start_ms,
-        "batch_size": first.get("batch_size"),
-        "latency_ms": first.get("latency_ms"),
-        "throughput_images_per_s": first.get("throughput_images_per_s"),
-        "speedup": first.get("speedup"),
-        "noise": first.get("noise"),
-        "other_batches": [_latency_to_json(latency) for latency in row.latencies[1:]],
-        "accuracy": None if row.accuracy is None else asdict(row.accuracy),
-    }
-
-
-def _latency_to_json(latency: Latency) -> dict[str, Any]:
-    values = asdict(latency)
-    names = ("p50", "p90", "p95", "p99", "min", "mean", "calls_per_round", "samples")
-    ratio = None
-    if latency.speedup is not None and latency.speedup_ci95 is not None:
-        ratio = {"ratio": latency.speedup, "ci95": list(latency.speedup_ci95)}
-    return {
-        "batch_size": latency.batch_size,
-        "latency_ms": {name: values[name] for name in names},
-        "throughput_images_per_s": latency.images_per_s,
-        "speedup": ratio,
-        "noise": latency.noise,
-    }
-
-
-def _latency_from_json(data: Mapping[str, Any]) -> Latency:
-    times, ratio = dict(data["latency_ms"]), data["speedup"]
-    times["samples"] = tuple(times["samples"])
-    return Latency(
-        batch_size=data["batch_size"],
-        speedup=None if ratio is None else ratio["ratio"],
-        speedup_ci95=None if ratio is None else _interval(ratio["ci95"]),
-        noise=data["noise"],
-        **times,
-    )
-
-
-def _row_from_json(data: Mapping[str, Any]) -> Row:
-    accuracy = data["accuracy"]
-    if accuracy is not None:
-        accuracy = dict(accuracy, per_class=tuple(accuracy["per_class"]), ci95=_interval(accuracy["ci95"]))
-        if accuracy["delta_ci95"] is not None:
-            accuracy["delta_ci95"] = _interval(accuracy["delta_ci95"])
-    first = [data] if data["latency_ms"] is not None else []
-    return Row(
-        **{name: data[name] for name in ("key", "form", "backend", "status", "reason", "size_bytes", "cold_start_ms")},
-        artifact=None if data["artifact"] is None else ArtifactRef(**data["artifact"]),
-        latencies=tuple(_latency_from_json(item) for item in [*first, *data["other_batches"]]),
-        accuracy=None if accuracy is None else Accuracy(**accuracy),
-    )
-
-
-def _disagreement_from_json(data: Mapping[str, Any]) -> Disagreement:
-    answers = {key: (str(label), float(score)) for key, (label, score) in data["answers"].items()}
-    return Disagreement(data["index"], data["label"], answers, data["image_png"])
-
-
-def _interval(values: Any) -> Interval:
-    low, high = values
-    return float(low), float(high)
-
-
-# JSON has no raw newline inside a string, so this matches lists of numbers alone.
-_NUMBERS = re.compile(r"\[\n((?:\s*(?:-?\d[\d.eE+-]*|null),?\n)+)\s*\]")
-
-
-def _one_line_lists(text: str) -> str:
-    """Join the lines of lists that hold nothing but numbers."""
-    return _NUMBERS.sub(lambda match: "[" + " ".join(match[1].split()) + "]", text)
+        return serial.dumps(self)

@@ -1,56 +1,47 @@
-"""The benchmark of a bundle: which forms, on which images, and the report about them."""
+"""The benchmark of a bundle: which forms, on which images, the report about them, and what the bundle keeps of it."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vitdeploy import progress
-from vitdeploy.bench.accuracy import Verdicts, label_mapping, summarise
-from vitdeploy.bench.forms import BACKENDS, Form, baseline_form, bundle_forms, choose
-from vitdeploy.bench.judge import Finding, Judge, JudgeSettings
-from vitdeploy.bench.latency import LatencySettings, Track
+from vitdeploy.bench.accuracy import label_mapping
+from vitdeploy.bench.assemble import assemble
+from vitdeploy.bench.forms import Form, baseline_forms, bundle_forms, choose
+from vitdeploy.bench.judge import Judge, JudgeSettings
+from vitdeploy.bench.latency import LatencySettings, WallClock
 from vitdeploy.bench.machine import machine, public_text, usable_cores, versions
-from vitdeploy.bench.report import BenchReport, Disagreement, Latency, Row
-from vitdeploy.bench.statistics import percentiles, softmax, speedup
-from vitdeploy.bench.verdict import choice, headline, named
+from vitdeploy.bench.phases import time_decoding
+from vitdeploy.bench.readings import Readings
+from vitdeploy.bench.report import BenchReport
+from vitdeploy.bench.settings import BenchSettings
+from vitdeploy.bench.verdict import choice, headline, wish_of
 from vitdeploy.bundle import Bundle
 from vitdeploy.datasets import ImageDataset, stratified_sample
-from vitdeploy.errors import DatasetError, InputError
+from vitdeploy.errors import BundleError, DatasetError
+from vitdeploy.machine import identity
+from vitdeploy.specs import Choice
 
-__all__ = ["bench", "save"]
+__all__ = ["bench", "chosen_form", "save"]
 
-_SHOWN_DISAGREEMENTS = 12
-_THUMBNAIL = 96  # pixels of the longest side
-_BUSY = 0.15  # share of the machine that other programs may use before the times count as noisy
+_REPORT = "bench/report.json"
 
 
 def bench(
     bundle: Bundle | str | Path,
     dataset: ImageDataset,
+    settings: BenchSettings | None = None,
     *,
     baseline: str | Path | None = None,
-    limit: int | None = None,
-    batch_sizes: Sequence[int] = (1,),
-    backends: Sequence[str] | None = None,
-    precisions: Sequence[str] | None = None,
-    threads: int | None = None,
-    rounds: int = 50,
-    max_seconds: float = 120.0,
-    latency: bool = True,
-    accuracy: bool = True,
-    max_drop_points: float = 1.0,
-    seed: int = 0,
     command: str | None = None,
+    **options: Any,
 ) -> BenchReport:
     """Compare the forms of a bundle that can run here: what each costs and what each keeps.
 
@@ -61,19 +52,11 @@ def bench(
     Args:
         bundle: the bundle, or its folder.
         dataset: images and labels; the same images go to every form.
+        settings: what to measure and how.
         baseline: checkpoint (folder or Hub id) to compare with, run by PyTorch with transformers' own image
             processor. Without it the FP32 graph on the first backend is the reference, and the report says so.
-        limit: how many images to compare, drawn so that each class keeps its share; None: all.
-        batch_sizes: images per timed call; tables show the first.
-        backends: pytorch, onnxruntime, openvino, tensorrt, tensorrt-rtx; None: all. The baseline always runs.
-        precisions: fp32, fp16, int8, or int8-tensorrt for the graph that engines are built from; None: all.
-        threads: CPU threads, the same for every backend; None: as many as there are usable cores.
-        rounds: how often each form has its turn; fewer, but not under 10, once `max_seconds` are over.
-        latency: measure times.
-        accuracy: compare answers.
-        max_drop_points: top-1 that a form may lose, in percentage points, and still be recommended.
-        seed: orders the rounds and draws the `limit` images.
         command: the command line, for the record.
+        options: fields of `BenchSettings` that win over `settings`.
 
     Returns:
         The report. After Ctrl-C it holds what was measured, and `partial` is set.
@@ -83,100 +66,92 @@ def bench(
         InputError: an option out of range, or nothing of the bundle fits the wish.
         KeyboardInterrupt: interrupted before anything was measured.
     """
+    settings = replace(settings or BenchSettings(), **options)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    _check(dataset, limit, batch_sizes, backends, threads, rounds, latency or accuracy)
-    workers = threads or usable_cores()
+    if len(dataset) == 0:
+        raise DatasetError("the dataset has no images", hint="name another split, or look into the folder")
     mapping, label_note = label_mapping(opened.manifest.labels, tuple(dataset.labels))
-    images = dataset if limit is None else stratified_sample(dataset, limit, seed=seed)
-    forms = choose(bundle_forms(opened, workers), backends, precisions)
-    if baseline is not None:
-        forms = [baseline_form(baseline, workers), *forms]
-    settings = JudgeSettings(
-        batch_sizes=tuple(batch_sizes),
-        latency=LatencySettings(rounds=rounds, max_seconds=max_seconds, seed=seed) if latency else None,
-        accuracy=accuracy,
-    )
-    judge = Judge(forms, images, len(opened.manifest.labels), settings)
-    before = machine()
+    images = dataset if settings.limit is None else stratified_sample(dataset, settings.limit, seed=settings.seed)
+    threads = settings.threads or usable_cores()
+    forms = _forms(opened, settings, baseline, threads)
+    here = machine()
+    readings = Readings(len(here["gpu"]))
+    judge = _judge(forms, images, len(opened.manifest.labels), settings, readings)
     partial = _run(judge)
-    truth = mapping[np.asarray(images.label_ids, dtype=np.int64)]
-    notes = [note for note in (label_note, _reference_note(judge, forms, baseline)) if note]
-    if limit is not None and len(images) < len(dataset):
-        notes.append(f"{len(images)} of {len(dataset)} images, drawn so that every class keeps its share")
+    notes = [label_note, _reference_note(judge, forms, baseline), _limit_note(len(images), len(dataset))]
     facts = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
-        "machine": before,
+        "machine": here,
         "versions": versions(),
         "dataset": public_text(images.describe()),
         "bundle": _bundle_facts(opened),
-        "settings": _settings_facts(settings, workers, limit, seed, max_drop_points, judge),
+        "settings": _settings_facts(settings, threads, judge),
         "labels": opened.manifest.labels,
-        "notes": tuple(notes),
+        "notes": tuple(note for note in notes if note),
+        "readings": tuple(readings.taken),
+        "analysis": _analysis(opened),
         "partial": partial,
     }
-    return assemble(judge, images, truth, facts)
+    return assemble(judge, images, mapping[np.asarray(images.label_ids, dtype=np.int64)], facts)
 
 
-def save(report: BenchReport, bundle: Bundle, html: str) -> None:
-    """Keep the report in its bundle as bench/report.json and bench/report.html.
+def save(report: BenchReport, bundle: Bundle, html: str) -> Choice | None:
+    """Keep the report in its bundle as bench/report.json and bench/report.html, and the form it recommends.
+
+    Returns:
+        The choice that was written, for `load` to find; None where nothing may be recommended (it was interrupted, or
+        every form breaks a limit): then the bundle has none from here on.
 
     Raises:
         VitdeployError: the bundle can't be written to.
     """
+    choice = chosen_form(report)
     with bundle.edit() as editor:
-        for name, text in (("bench/report.json", report.dumps() + "\n"), ("bench/report.html", html)):
+        for name, text in ((_REPORT, report.dumps() + "\n"), ("bench/report.html", html)):
             editor.path_for(name).write_text(text, encoding="utf-8")
             editor.add(name, kind="bench", built_with={"created": report.created})
+        editor.update(choice=choice)
+    return choice
 
 
-def assemble(judge: Judge, images: Any, truth: npt.NDArray[np.int64], facts: dict[str, Any]) -> BenchReport:
-    """The report on what a judge found; `facts` are the fields of the report that the judge knows nothing of."""
-    reference = None if judge.reference is None else judge.findings[judge.reference]
-    rows = tuple(_row(finding, reference, truth, interrupted=facts["partial"]) for finding in judge.findings.values())
-    noise = [
-        f"{row.key}, batch {item.batch_size}: {item.noise}" for row in rows for item in row.latencies if item.noise
-    ]
-    if judge.other_share is not None and judge.other_share > _BUSY:
-        noise.insert(0, f"other programs used {judge.other_share:.0%} of the processor while latency was measured")
-    best = choice(rows, facts["settings"]["max_drop_points"])
-    shown, count = _disagreements(judge, rows, truth, images, facts["labels"])
-    report = BenchReport(
-        **facts,
-        baseline=_baseline_facts(reference, rows),
-        rows=rows,
-        noise=tuple(noise),
-        disagreements=shown,
-        disagreement_count=count,
-        recommendation={},
+def chosen_form(report: BenchReport) -> Choice | None:
+    """The best form that `load` can open, by the wish of the report: PyTorch and forms built from are left out."""
+    wish = wish_of(report.settings)
+    rows = [row for row in report.rows if row.backend != "pytorch" and "-" not in row.form]
+    best = None if report.partial else choice(rows, wish)
+    if best is None:
+        return None
+    # PyTorch may be the best of all and still not be what a bundle can hold.
+    why = headline(replace(report, rows=tuple(row for row in report.rows if row is best)))
+    return Choice(
+        precision=best.form,
+        backend=best.backend,
+        why=why,
+        report=_REPORT,
+        machine=identity(),
+        max_drop=wish.max_drop_points if best.accuracy is not None else None,
+        sha256=best.artifact.sha256 if best.artifact is not None else None,
     )
-    recommendation = {"key": None if best is None else best.key, "sentence": headline(report)}
-    return BenchReport(**{**vars(report), "recommendation": recommendation})
 
 
-def _check(
-    dataset: ImageDataset,
-    limit: int | None,
-    batch_sizes: Sequence[int],
-    backends: Sequence[str] | None,
-    threads: int | None,
-    rounds: int,
-    something: bool,
-) -> None:
-    if len(dataset) == 0:
-        raise DatasetError("the dataset has no images", hint="name another split, or look into the folder")
-    if not batch_sizes or any(size < 1 for size in batch_sizes) or len(set(batch_sizes)) != len(batch_sizes):
-        raise InputError(
-            f"batch sizes must be different and at least 1, got {list(batch_sizes)}", hint="--batch-size 1,8"
-        )
-    for name, value in (("limit", limit), ("threads", threads), ("rounds", rounds)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}", hint=f"--{name} 1 or more")
-    unknown = sorted(set(backends or ()) - set(BACKENDS))
-    if unknown:
-        raise InputError(f"there is no backend {unknown[0]!r}", hint=f"backends: {', '.join(BACKENDS)}")
-    if not something:
-        raise InputError("neither latency nor accuracy is to be measured", hint="leave one of the two on")
+def _forms(bundle: Bundle, settings: BenchSettings, baseline: str | Path | None, threads: int) -> list[Form]:
+    forms = choose(bundle_forms(bundle, threads), settings.backends, settings.precisions)
+    if baseline is None:
+        return forms
+    return [*baseline_forms(baseline, threads, variants=settings.baselines, device=settings.device), *forms]
+
+
+def _judge(forms: list[Form], images: ImageDataset, classes: int, settings: BenchSettings, readings: Readings) -> Judge:
+    latency = LatencySettings(rounds=settings.rounds, max_seconds=settings.max_seconds, seed=settings.seed)
+    shared = ("batch_sizes", "image_sizes", "accuracy", "memory", "phases", "callers", "rates", "load_seconds")
+    what = JudgeSettings(
+        latency=latency if settings.latency else None, **{name: getattr(settings, name) for name in shared}
+    )
+    decode_ms = None
+    if settings.latency and settings.phases:
+        decode_ms = time_decoding(images.encoded, len(images), WallClock())
+    return Judge(forms, images, classes, what, decode_ms=decode_ms, between=readings)
 
 
 def _run(judge: Judge) -> bool:
@@ -192,105 +167,6 @@ def _run(judge: Judge) -> bool:
     return False
 
 
-def _row(finding: Finding, reference: Finding | None, truth: npt.NDArray[np.int64], *, interrupted: bool) -> Row:
-    form = finding.form
-    latencies = tuple(_latency(size, track, finding.reference.get(size)) for size, track in finding.tracks.items())
-    accuracy = None
-    if finding.verdicts is not None and finding.failure is None:
-        against = None if reference is None or finding is reference else reference.verdicts
-        accuracy = summarise(finding.verdicts, truth, against)
-    status, reason = "ok", None
-    if form.reason is not None:
-        status, reason = "skipped", form.reason
-    elif finding.failure is not None:
-        status, reason = "failed", finding.failure
-    elif not latencies and accuracy is None:
-        # Only an interruption leaves a form that runs without a number.
-        status, reason = "skipped", "interrupted before it was measured" if interrupted else "nothing was measured"
-    return Row(
-        key=form.key,
-        form=form.form,
-        backend=form.backend,
-        status=status,
-        reason=public_text(reason),
-        artifact=form.artifact,
-        size_bytes=form.size_bytes,
-        cold_start_ms=None if finding.cold_start_ms is None else round(finding.cold_start_ms, 3),
-        latencies=latencies,
-        accuracy=accuracy,
-    )
-
-
-def _latency(batch_size: int, track: Track, reference: Track | None) -> Latency:
-    samples = [round(sample, 4) for sample in track.samples_ms]
-    ratio, interval = None, None
-    if reference is not None:
-        own, theirs = track.paired_with(reference)
-        if own:
-            ratio, interval = speedup(theirs, own)
-    return Latency(
-        batch_size=batch_size,
-        **percentiles(samples),
-        samples=tuple(samples),
-        calls_per_round=track.calls_per_round,
-        speedup=ratio,
-        speedup_ci95=interval,
-        noise=track.noise(),
-    )
-
-
-def _disagreements(
-    judge: Judge, rows: tuple[Row, ...], truth: npt.NDArray[np.int64], images: Any, labels: tuple[str, ...]
-) -> tuple[tuple[Disagreement, ...], int]:
-    """Images on which some form's best class is not the reference's: the most disputed ones, and how many there are."""
-    verdicts: dict[str, Verdicts] = {}
-    for row in rows:
-        found = judge.findings[row.key].verdicts
-        if row.accuracy is not None and found is not None:
-            verdicts[row.key] = found
-    if judge.reference not in verdicts or len(verdicts) < 2:
-        return (), 0
-    seen = np.logical_and.reduce([verdict.done for verdict in verdicts.values()])
-    best = {key: verdict.logits.argmax(axis=1) for key, verdict in verdicts.items()}
-    against = np.sum([best[key] != best[judge.reference] for key in verdicts], axis=0) * seen
-    disputed = np.flatnonzero(against)
-    order = disputed[np.lexsort((disputed, -against[disputed]))][:_SHOWN_DISAGREEMENTS]
-    shown = []
-    for index in map(int, order):
-        answers = {
-            key: (labels[best[key][index]], round(float(softmax(verdict.logits[index]).max()), 4))
-            for key, verdict in verdicts.items()
-        }
-        shown.append(Disagreement(index, labels[truth[index]], answers, _thumbnail(images.image(index))))
-    return tuple(shown), len(disputed)
-
-
-def _thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _baseline_facts(reference: Finding | None, rows: tuple[Row, ...]) -> dict[str, Any]:
-    if reference is None:
-        return {"key": None, "name": None, "description": "no form could be run"}
-    row = next(row for row in rows if row.key == reference.form.key)
-    if row.backend == "pytorch":
-        description = (
-            "PyTorch in float32, eager, with transformers' own image processor (its time is part of the latency)"
-        )
-        return {"key": row.key, "name": "PyTorch", "description": description}
-    return {
-        "key": row.key,
-        "name": named(row),
-        "description": f"{named(row)}, since no PyTorch baseline was measured",
-    }
-
-
 def _reference_note(judge: Judge, forms: list[Form], baseline: str | Path | None) -> str | None:
     if judge.reference is None or (baseline is not None and judge.reference == forms[0].key):
         return None
@@ -299,10 +175,14 @@ def _reference_note(judge: Judge, forms: list[Form], baseline: str | Path | None
     return f"{why}, so {row.key} is what the others are compared with"
 
 
+def _limit_note(drawn: int, there: int) -> str | None:
+    return f"{drawn} of {there} images, drawn so that every class keeps its share" if drawn < there else None
+
+
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest.to_json()
-    # Reports are kept in the bundle themselves, so they are left out of what identifies it.
-    manifest["artifacts"] = [artifact for artifact in manifest["artifacts"] if artifact["kind"] != "bench"]
+    manifest = replace(bundle.manifest, choice=None).to_json()
+    # Reports and what they lead to are kept in the bundle themselves, so they are left out of what identifies it.
+    manifest["artifacts"] = [item for item in manifest["artifacts"] if item["kind"] not in ("bench", "analysis")]
     content = json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()
     return {
         "name": bundle.path.resolve().name,
@@ -311,17 +191,31 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _settings_facts(
-    settings: JudgeSettings, threads: int, limit: int | None, seed: int, max_drop_points: float, judge: Judge
-) -> dict[str, Any]:
+def _settings_facts(settings: BenchSettings, threads: int, judge: Judge) -> dict[str, Any]:
+    first = judge.points[0].image_size if judge.points else None
+    latency = LatencySettings(rounds=settings.rounds, max_seconds=settings.max_seconds, seed=settings.seed)
     return {
+        **json.loads(json.dumps(vars(settings))),  # lists for tuples, as a report that was read has them
         "threads": threads,
-        "limit": limit,
-        "seed": seed,
-        "batch_sizes": list(settings.batch_sizes),
-        "accuracy": settings.accuracy,
-        "accuracy_batch": settings.accuracy_batch,
-        "latency": None if settings.latency is None else dict(vars(settings.latency)),
-        "image_size": None if judge.image_size is None else list(judge.image_size),
-        "max_drop_points": max_drop_points,
+        "accuracy_batch": JudgeSettings.accuracy_batch,
+        "latency": dict(vars(latency)) if settings.latency else None,
+        "image_size": None if first is None else list(first),
+        "image_sizes": [list(size) for size in dict.fromkeys(point.image_size for point in judge.points)],
     }
+
+
+def _analysis(bundle: Bundle) -> dict[str, Any] | None:
+    """What `vitdeploy analyze` found of each layer, where the bundle holds it and it can be read."""
+    artifact = bundle.find(kind="analysis")
+    if artifact is None:
+        return None
+    try:
+        data = json.loads(bundle.file(artifact).read_bytes())
+        rows = [{name: row.get(name) for name in _LAYER} for row in data["rows"]]
+        return {"data": public_text(data.get("data")), "rows": rows}
+    except (BundleError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        progress.note(f"Note: {artifact.path} is left out of the report: {error}")
+        return None
+
+
+_LAYER = ("layer", "kind", "macs_share", "sqnr_db", "drop", "agreement")

@@ -21,8 +21,10 @@ __all__ = [
     "Interval",
     "calibration_error",
     "mcnemar_exact",
+    "median",
     "paired_difference",
     "percentiles",
+    "ratio_interval",
     "softmax",
     "speedup",
     "wilson",
@@ -76,12 +78,24 @@ def speedup(
         baseline_ms: one time per round, in the order of the rounds.
         form_ms: the form's times in the same rounds.
     """
-    if len(baseline_ms) != len(form_ms) or not len(form_ms):
-        raise ValueError(f"needs the same rounds of both, got {len(baseline_ms)} and {len(form_ms)}")
-    ratios = np.asarray(baseline_ms, dtype=np.float64) / np.asarray(form_ms, dtype=np.float64)
+    return ratio_interval(baseline_ms, form_ms, resamples=resamples, seed=seed)
+
+
+def ratio_interval(
+    upper: Sequence[float], lower: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, Interval]:
+    """The median of upper / lower, pair by pair, and its 95 % interval by a percentile bootstrap over the pairs."""
+    if len(upper) != len(lower) or not len(upper):
+        raise ValueError(f"needs the same rounds of both, got {len(upper)} and {len(lower)}")
+    ratios = np.asarray(upper, dtype=np.float64) / np.asarray(lower, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(0, len(ratios), size=(resamples, len(ratios)))
     low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
     return float(np.median(ratios)), (float(low), float(high))
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle of the values."""
+    return float(np.median(np.asarray(values, dtype=np.float64)))
 
 
 def percentiles(samples_ms: Sequence[float]) -> dict[str, float]:

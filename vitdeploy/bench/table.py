@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from vitdeploy.bench.report import BenchReport, Latency, Row
-from vitdeploy.bench.verdict import NAMES, form_name, named, points
+from vitdeploy.bench.report import BenchReport, Latency, Memory, Row
+from vitdeploy.bench.verdict import backend_name, form_name, named, points
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["about", "cells", "markdown", "size", "terminal_table"]
 
-_HEAD = (
-    "form",
-    "backend",
-    "batch",
-    "size",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
-    "images/s",
-    "speed-up",
-    "top-1",
-    "change",
-    "agreement",
-)
-_BATCH = 2  # the column that is left out where only one batch size was measured
+_HEAD = {  # column: (what it is called, in a narrow terminal)
+    "form": ("form", "form"),
+    "backend": ("backend", "backend"),
+    "batch": ("batch", "batch"),
+    "image": ("image", "image"),
+    "size": ("size", "size"),
+    "memory": ("memory", "memory"),
+    "start": ("start", "start"),
+    "p50": ("p50 ms", "p50"),
+    "p95": ("p95 ms", "p95"),
+    "p99": ("p99 ms", "p99"),
+    "rate": ("images/s", "img/s"),
+    "speedup": ("speed-up", "faster"),
+    "top1": ("top-1", "top-1"),
+    "change": ("change", "change"),
+    "agreement": ("agreement", "agree"),
+}
+_WIDE_ONLY = ("start", "p99", "agreement")  # what a narrow terminal leaves out
 _NONE = "–"
-_FULL_WIDTH = 137  # terminal columns that the table with its intervals takes
+_FULL_WIDTH = 158  # terminal columns that the table with its intervals takes
 
 
 def markdown(report: BenchReport) -> str:
     """A document of the report: the sentence, the table, what was left out and why, and how it was measured."""
-    head, body = _grid(report)
+    columns = _columns(report)
     lines = [report.recommendation.get("sentence", ""), ""]
-    lines.append("| " + " | ".join(head) + " |")
-    lines.append("| " + " | ".join("---" if i < 2 else "---:" for i in range(len(head))) + " |")
-    for row in body:
-        lines.append("| " + " | ".join(_escape(value) for value in row) + " |")
+    lines.append("| " + " | ".join(_HEAD[name][0] for name in columns) + " |")
+    lines.append("| " + " | ".join("---" if i < 2 else "---:" for i in range(len(columns))) + " |")
+    for row, latency in _lines(report):
+        values = cells(row, latency, is_baseline=row is report.base)
+        lines.append("| " + " | ".join(_escape(values[name]) for name in columns) + " |")
     lines.append("")
     absent = [row for row in report.rows if row.status != "ok"]
     lines += [f"- {named(row)}: {row.status}: {_escape(row.reason or '')}" for row in absent]
@@ -60,19 +65,20 @@ def terminal_table(report: BenchReport, width: int = _FULL_WIDTH) -> RenderableT
     from rich.text import Text
 
     narrow = width < _FULL_WIDTH
-    head, body = _grid(report, intervals=not narrow)
-    if narrow:
-        head = [name.replace(" ms", "").replace("images/s", "img/s").replace("agreement", "agree") for name in head]
-        body = [[value.replace(" %", "").replace("baseline", "base") for value in line] for line in body]
+    columns = [name for name in _columns(report) if not (narrow and name in _WIDE_ONLY)]
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=not narrow, padding=0 if narrow else (0, 1), header_style="bold"
     )
-    for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True, overflow="ellipsis")
+    for place, name in enumerate(columns):
+        justify: Any = "left" if place < 2 else "right"
+        table.add_column(_HEAD[name][narrow], justify=justify, no_wrap=True, overflow="ellipsis")
     best = report.recommendation.get("key")
-    keys = [row.key for row in report.rows if row.status == "ok" for _ in row.latencies or (None,)]
-    for key, line in zip(keys, body, strict=True):
-        table.add_row(*(Text(value) for value in line), style="bold green" if key == best else None)
+    for row, latency in _lines(report):
+        values = cells(row, latency, is_baseline=row is report.base, intervals=not narrow)
+        line = [values[name] for name in columns]
+        if narrow:
+            line = [value.replace(" %", "").replace("baseline", "base") for value in line]
+        table.add_row(*map(Text, line), style="bold green" if row.key == best else None)
     parts: list[RenderableType] = [table]
     for row in report.rows:
         if row.status != "ok":
@@ -128,18 +134,24 @@ def size(size_bytes: int | None) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"
 
 
-def cells(row: Row, latency: Latency | None, *, is_baseline: bool, intervals: bool = True) -> tuple[str, ...]:
-    """The texts of one line of the table, as the columns of `_HEAD`."""
-    times: tuple[str, ...] = (_NONE,) * 5
-    batch = _NONE
+def cells(row: Row, latency: Latency | None, *, is_baseline: bool, intervals: bool = True) -> dict[str, str]:
+    """The texts of one line of the table, by column."""
+    values = dict.fromkeys(_HEAD, _NONE)
+    values.update(form=form_name(row.form), backend=backend_name(row), size=size(row.size_bytes))
+    if row.cold_start_ms is not None:
+        values["start"] = f"{row.cold_start_ms / 1000:.2f} s"
     if latency is not None:
-        batch = str(latency.batch_size)
-        times = (
-            *(_ms(value) for value in (latency.p50, latency.p95, latency.p99)),
-            f"{latency.images_per_s:.0f}" if latency.images_per_s >= 100 else f"{latency.images_per_s:.1f}",
-            _speedup(latency, is_baseline=is_baseline, interval=intervals),
+        height, width = latency.image_size or (0, 0)
+        values.update(
+            batch=str(latency.batch_size),
+            image=f"{height}x{width}",
+            p50=_ms(latency.p50),
+            p95=_ms(latency.p95),
+            p99=_ms(latency.p99),
+            rate=f"{latency.images_per_s:.0f}" if latency.images_per_s >= 100 else f"{latency.images_per_s:.1f}",
+            speedup=_speedup(latency, is_baseline=is_baseline, interval=intervals),
+            memory=_memory(latency.memory),
         )
-    kept: tuple[str, ...] = (_NONE,) * 3
     if row.accuracy is not None:
         accuracy = row.accuracy
         change = "baseline" if is_baseline else _NONE
@@ -147,25 +159,33 @@ def cells(row: Row, latency: Latency | None, *, is_baseline: bool, intervals: bo
             low, high = accuracy.delta_ci95
             change = points(accuracy.delta) + (f" [{points(low)}, {points(high)}]" if intervals else "")
         agreement = _NONE if accuracy.agreement is None else f"{100 * accuracy.agreement:.2f} %"
-        kept = (f"{100 * accuracy.top1:.2f} %", change, agreement)
-    return (form_name(row.form), NAMES[row.backend], batch, size(row.size_bytes), *times, *kept)
+        values.update(top1=f"{100 * accuracy.top1:.2f} %", change=change, agreement=agreement)
+    return values
 
 
-def _grid(report: BenchReport, *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Heads, and a line per form and batch size that was measured."""
-    body = []
+def _columns(report: BenchReport) -> list[str]:
+    """The columns that say something in this report."""
+    left_out = {
+        "batch": len(report.settings.get("batch_sizes", [])) < 2,
+        "image": len(report.settings.get("image_sizes", [])) < 2,
+        "memory": not any(row.memory for row in report.rows),
+    }
+    return [name for name in _HEAD if not left_out.get(name)]
+
+
+def _lines(report: BenchReport) -> Iterator[tuple[Row, Latency | None]]:
+    """A line per form and size that was measured."""
     for row in report.rows:
         if row.status == "ok":
-            is_baseline = row.key == report.baseline.get("key")
-            body += [
-                list(cells(row, latency, is_baseline=is_baseline, intervals=intervals))
-                for latency in row.latencies or (None,)
-            ]
-    head = list(_HEAD)
-    if len(report.settings.get("batch_sizes", [])) < 2:
-        for line in [head, *body]:
-            del line[_BATCH]
-    return head, body
+            for latency in row.latencies or (None,):
+                yield row, latency
+
+
+def _memory(memory: Memory | None) -> str:
+    if memory is None:
+        return _NONE
+    device = f" + {size(memory.device_peak_bytes)} GPU" if memory.device_peak_bytes else ""
+    return f"{(memory.host_peak_bytes or 0) / 1e6:.0f} MB{device}"
 
 
 def _ms(value: float) -> str:

@@ -1,10 +1,14 @@
-"""What the numbers say: the front, the form to ship, and one sentence in plain words."""
+"""What the numbers say: the front, what breaks the wish, the form to ship, and that in plain words."""
 
 from __future__ import annotations
 
-from vitdeploy.bench.report import BenchReport, Row
+from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["NAMES", "choice", "front", "headline", "named"]
+from vitdeploy.bench.report import BenchReport, Row
+from vitdeploy.bench.settings import Wish
+
+__all__ = ["NAMES", "backend_name", "choice", "form_name", "front", "headline", "named", "outside", "points", "wish_of"]
 
 NAMES = {
     "pytorch": "PyTorch",
@@ -13,11 +17,18 @@ NAMES = {
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }
+_BEST = {"latency": "fastest", "throughput": "form with the most images per second", "size": "smallest"}
 
 
 def named(row: Row) -> str:
     """A row in words: "INT8 on OpenVINO"."""
-    return f"{form_name(row.form)} on {NAMES.get(row.backend, row.backend)}"
+    return f"{form_name(row.form)} on {backend_name(row)}"
+
+
+def backend_name(row: Row) -> str:
+    """A row's backend in words: "OpenVINO", "PyTorch (GPU)"."""
+    name = NAMES.get(row.backend, row.backend)
+    return f"{name} (GPU)" if row.device != "cpu" and not row.backend.startswith("tensorrt") else name
 
 
 def form_name(form: str) -> str:
@@ -36,12 +47,51 @@ def front(rows: tuple[Row, ...]) -> set[str]:
     }
 
 
-def choice(rows: tuple[Row, ...], max_drop_points: float) -> Row | None:
-    """The fastest form by median that loses at most `max_drop_points` of top-1; without accuracy, the fastest."""
-    timed = [row for row in rows if row.status == "ok" and row.latency]
-    if any(row.accuracy for row in timed):
-        timed = [row for row in timed if row.accuracy and -100 * (row.accuracy.delta or 0.0) <= max_drop_points + 1e-9]
-    return min(timed, key=lambda row: row.latency.p50 if row.latency else 0.0, default=None)
+def outside(row: Row, wish: Wish) -> tuple[str, ...]:
+    """The limits of the wish that a row breaks, in words. What was not measured breaks nothing."""
+    found = []
+    drop = -100 * (row.accuracy.delta or 0.0) if row.accuracy else 0.0
+    if drop > wish.max_drop_points + 1e-9:
+        found.append(f"loses {drop:.2f} points of top-1, more than {wish.max_drop_points:g}")
+    if wish.max_latency_ms is not None and row.latency and row.latency.p95 > wish.max_latency_ms:
+        found.append(f"takes {row.latency.p95:.2f} ms at p95, more than {wish.max_latency_ms:g}")
+    memory = row.memory.total_bytes if row.memory else None
+    if wish.max_memory_bytes is not None and memory is not None and memory > wish.max_memory_bytes:
+        found.append(f"takes {memory / 1e6:.0f} MB of memory, more than {wish.max_memory_bytes / 1e6:.0f}")
+    return tuple(found)
+
+
+def choice(rows: Iterable[Row], wish: Wish) -> Row | None:
+    """The row that is best at what is preferred among those that keep to every limit; None if there is none.
+
+    Where accuracy was compared, a row without accuracy is no candidate; the same for latency.
+    """
+    candidates = [row for row in rows if row.status == "ok"]
+    for measured in ("accuracy", "latency"):
+        if any(getattr(row, measured) for row in candidates):
+            candidates = [row for row in candidates if getattr(row, measured)]
+    candidates = [row for row in candidates if (row.latency or wish.prefer == "size") and not outside(row, wish)]
+    return min(candidates, key=lambda row: _cost(row, wish.prefer), default=None)
+
+
+def _cost(row: Row, prefer: str) -> tuple[float, float]:
+    """What is least in the best row; equals are told apart by latency."""
+    ms = row.latency.p50 if row.latency else 0.0
+    if prefer == "size":
+        return float(row.size_bytes or 1 << 62), ms
+    if prefer == "throughput":
+        return -(row.images_per_s or 0.0), ms
+    return ms, float(row.size_bytes or 0)
+
+
+def wish_of(settings: dict[str, Any]) -> Wish:
+    """The wish that a report was made with."""
+    return Wish(
+        float(settings.get("max_drop_points", 1.0)),
+        settings.get("max_latency_ms"),
+        settings.get("max_memory_bytes"),
+        settings.get("prefer", "latency"),
+    )
 
 
 def headline(report: BenchReport) -> str:
@@ -51,23 +101,23 @@ def headline(report: BenchReport) -> str:
 
 
 def _recommended(report: BenchReport) -> str:
-    limit = report.settings.get("max_drop_points", 1.0)
-    best = choice(report.rows, limit)
-    unit = "point" if limit == 1 else "points"
-    if best is None or best.latency is None:
-        measured = [row for row in report.rows if row.accuracy]
+    wish = wish_of(report.settings)
+    best = choice(report.rows, wish)
+    if best is None:
+        measured = [row for row in report.rows if row.accuracy or row.latency]
         if measured and any(row.latency for row in report.rows):
-            return f"No form that was timed stays within {limit:g} {unit} of the baseline."
+            return f"No form that was timed {_limits(wish)}."
         return "Accuracy only: no latency was measured." if measured else "Nothing was measured."
     base = report.baseline
-    where = f"{NAMES.get(best.backend, best.backend)}"
-    if best.key == base.get("key"):
-        return f"The baseline itself is the fastest form within {limit:g} {unit}: {best.latency.p50:.2f} ms on {where}."
-    sentence = f"{form_name(best.form)} on {where} is the fastest form"
-    sentence += f" within {limit:g} {unit} of the baseline" if best.accuracy else " (accuracy was not measured)"
-    sentence += f": {best.latency.p50:.2f} ms per {_unit(best.latency.batch_size)}"
-    if best.latency.speedup is not None:
-        sentence += f", {best.latency.speedup:.2f} times as fast as {base.get('name', 'the baseline')}"
+    is_base = best.key == base.get("key")
+    what = "The baseline itself" if is_base else named(best)
+    sentence = f"{what} is the {_superlative(wish)}"
+    sentence += f" that {_limits(wish)}" if best.accuracy else " (accuracy was not measured)"
+    if best.latency is not None:
+        sentence += f": {best.latency.p50:.2f} ms per {_unit(best.latency.batch_size)}"
+        sentence += f" on {backend_name(best)}" if is_base else ""
+        if best.latency.speedup is not None and not is_base:
+            sentence += f", {best.latency.speedup:.2f} times as fast as {base.get('name', 'the baseline')}"
     sentence += "."
     if best.accuracy and best.accuracy.delta is not None and best.accuracy.delta_ci95 is not None:
         low, high = best.accuracy.delta_ci95
@@ -76,6 +126,20 @@ def _recommended(report: BenchReport) -> str:
             f" (95 % interval {points(low)} to {points(high)})."
         ).replace("%,", " %,")
     return sentence
+
+
+def _superlative(wish: Wish) -> str:
+    return _BEST[wish.prefer] + ("" if wish.prefer == "throughput" else " form")
+
+
+def _limits(wish: Wish) -> str:
+    unit = "point" if wish.max_drop_points == 1 else "points"
+    limits = [f"stays within {wish.max_drop_points:g} {unit} of the baseline"]
+    if wish.max_latency_ms is not None:
+        limits.append(f"answers within {wish.max_latency_ms:g} ms (p95)")
+    if wish.max_memory_bytes is not None:
+        limits.append(f"takes at most {wish.max_memory_bytes / 1e6:.0f} MB of memory")
+    return " and ".join([", ".join(limits[:-1]), limits[-1]] if len(limits) > 1 else limits)
 
 
 def points(share: float) -> str:

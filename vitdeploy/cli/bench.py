@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +14,24 @@ if TYPE_CHECKING:
     from vitdeploy.bench import BenchReport
 
 _INTERRUPTED = 130
+_UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6}
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers with commas between them: 1,8,32."""
+    """Numbers with commas between them: 1,8,32."""
 
     name = "n[,n...]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def __init__(self, kind: Callable[[str], float] = int) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            return tuple(self._kind(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 1,8", param, ctx)
+            self.fail(f"{value!r} is no list of numbers such as 1,8", param, ctx)
 
 
 class _Words(click.ParamType):  # type: ignore[type-arg]
@@ -44,8 +51,41 @@ class _Words(click.ParamType):  # type: ignore[type-arg]
         return words
 
 
+class _Sizes(click.ParamType):  # type: ignore[type-arg]
+    """Image sizes with commas between them: 224,480x640 (height x width)."""
+
+    name = "hxw[,hxw...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for part in str(value).lower().split(","):
+            height, _, width = part.partition("x")
+            try:
+                sizes.append((int(height), int(width or height)))
+            except ValueError:
+                self.fail(f"{part!r} is no size such as 224 or 480x640", param, ctx)
+        return tuple(sizes)
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes with its unit: 500MB, 1.5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([\d.]+)\s*(GIB|MIB|GB|MB)", str(value).strip().upper())
+        with contextlib.suppress(ValueError):
+            if match is not None:
+                return int(float(match[1]) * _UNITS[match[2]])
+        return self.fail(f"{value!r} is no size such as 500MB or 1.5GB", param, ctx)
+
+
 _BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-_PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-tensorrt")
+_VARIANTS = ("bf16", "fp16", "compile", "bf16-compile")
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("bench")
@@ -55,8 +95,11 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
 @click.option("--image-column", help="Column that holds the images, where it can't be found.")
 @click.option("--label-column", help="Column that holds the labels, where it can't be found.")
 @click.option("--baseline", metavar="MODEL", help="Checkpoint (folder or Hub id) that PyTorch runs as the baseline.")
+@click.option("--also", "baselines", type=_Words(_VARIANTS), default=(), help="More PyTorch rows: autocast, compiled.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where PyTorch runs.")
 @click.option("--limit", type=click.IntRange(1), help="Compare on this many images; each class keeps its share.")
 @click.option("--batch-size", "batch_sizes", type=_Numbers(), default="1", show_default=True, help="Batches to time.")
+@click.option("--image-size", "image_sizes", type=_Sizes(), default=(), help="Raw images to time.  [default: as is]")
 @click.option("--backend", "backends", type=_Words(_BACKENDS), help="Only these backends.")
 @click.option("--precision", "precisions", type=_Words(_PRECISIONS), help="Only these forms.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of every backend.  [default: usable cores]")
@@ -68,17 +111,39 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8-tensorrt")
     show_default=True,
     help="Stop adding rounds after this time.",
 )
+@click.option("--callers", type=_Numbers(), default=(), help="Throughput with so many callers at once.")
 @click.option(
-    "--max-drop", type=click.FloatRange(0), default=1.0, show_default=True, help="Points of top-1 a form may lose."
+    "--rate", "rates", type=_Numbers(float), default=(), help="Latency while so many requests a second arrive."
+)
+@click.option("--load-seconds", type=float, default=6.0, show_default=True, help="How long under each such load.")
+@click.option(
+    "--max-drop",
+    "max_drop_points",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Points of top-1 the form to ship may lose.",
+)
+@click.option("--max-latency-ms", type=float, help="The most its p95 may be.")
+@click.option("--max-memory", "max_memory_bytes", type=_Bytes(), help="The most memory it may take, as in 500MB.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["latency", "throughput", "size"]),
+    default="latency",
+    show_default=True,
+    help="What it shall be best at.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Orders the rounds, draws the --limit images.")
 @click.option("--latency/--no-latency", default=True, help="Measure times.")
 @click.option("--accuracy/--no-accuracy", default=True, help="Compare answers.")
+@click.option("--memory/--no-memory", default=True, help="Memory and cold start, each form in a fresh process.")
+@click.option("--phases/--no-phases", default=True, help="Split latency: decode, preprocess, model, post.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
-@click.option("--report", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
-@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--report", "html_file", type=_OUTPUT, help="Write an HTML page.")
+@click.option("--markdown", "markdown_file", type=_OUTPUT, help="Write Markdown.")
+@click.option("--csv", "csv_file", type=_OUTPUT, help="Write CSV, a line per form and size.")
 @click.option("--pictures/--no-pictures", default=True, help="Put small copies of disputed images into the report.")
-@click.option("--save/--no-save", default=True, help="Keep the report in the bundle.")
+@click.option("--save/--no-save", default=True, help="Keep report and choice in the bundle.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -88,34 +153,38 @@ def command(
     split: str,
     image_column: str | None,
     label_column: str | None,
+    baseline: str | None,
     json_file: str | None,
     html_file: Path | None,
     markdown_file: Path | None,
+    csv_file: Path | None,
     save: bool,
     pictures: bool,
-    max_drop: float,
     **options: Any,
 ) -> int:
-    """Compare every form of BUNDLE that can run here: what it costs, what it keeps.
+    """Compare every form of BUNDLE that can run here: what it costs, what it keeps, which to ship.
 
     The forms take turns on the same images; each time runs from decoded pixels to class scores, PyTorch's with
-    transformers' image processor. Ctrl-C ends the measurement and keeps what was measured.
+    transformers' image processor. The form to ship is written into the bundle, where `load` finds it. Ctrl-C ends the
+    measurement and keeps what was measured.
 
     \b
     vitdeploy bench bundles/vit --dataset cifar10 --baseline runs/vit
     vitdeploy bench bundles/vit --dataset photos/ --limit 500 --batch-size 1,8 --report bench.html
+    vitdeploy bench bundles/vit --dataset photos/ --callers 1,4 --rate 20 --max-latency-ms 50 --prefer throughput
     vitdeploy bench bundles/vit --dataset digits --backend openvino --no-accuracy --json -
     """
-    from vitdeploy.bench import bench
+    from vitdeploy.bench import BenchSettings, bench
     from vitdeploy.bundle import Bundle
     from vitdeploy.datasets import load_dataset
 
+    settings = BenchSettings(**options)
     opened = Bundle.open(bundle)
     data = load_dataset(dataset, split, image_column=image_column, label_column=label_column)
-    report = bench(opened, data, max_drop_points=max_drop, command=_shown(context), **options)
+    report = bench(opened, data, settings, baseline=baseline, command=_shown(context))
     if not pictures:
         report = report.without_pictures()
-    _write(report, json_file, html_file, markdown_file)
+    _write(report, json_file, {"html": html_file, "markdown": markdown_file, "csv": csv_file})
     if save:
         _keep(report, opened)
     if json_file != "-":
@@ -123,8 +192,8 @@ def command(
     return _INTERRUPTED if report.partial else 0
 
 
-def _write(report: BenchReport, json_file: str | None, html_file: Path | None, markdown_file: Path | None) -> None:
-    from vitdeploy.bench import markdown, render_html
+def _write(report: BenchReport, json_file: str | None, files: dict[str, Path | None]) -> None:
+    from vitdeploy.bench import csv_text, markdown, render_html
     from vitdeploy.cli.terminal import errors_console
     from vitdeploy.storage import write_atomically
 
@@ -132,12 +201,11 @@ def _write(report: BenchReport, json_file: str | None, html_file: Path | None, m
         click.echo(report.dumps())
     elif json_file is not None:
         report.write_json(Path(json_file))
-    if html_file is not None:
-        write_atomically(html_file, render_html(report))
-    if markdown_file is not None:
-        write_atomically(markdown_file, markdown(report))
-    for path in (json_file if json_file != "-" else None, html_file, markdown_file):
+        errors_console.print(f"Written: {json_file}", markup=False)
+    makers = {"html": render_html, "markdown": markdown, "csv": csv_text}
+    for kind, path in files.items():
         if path is not None:
+            write_atomically(path, makers[kind](report))
             errors_console.print(f"Written: {path}", markup=False)
 
 
@@ -147,11 +215,13 @@ def _keep(report: BenchReport, bundle: Any) -> None:
     from vitdeploy.errors import VitdeployError
 
     try:
-        save(report, bundle, render_html(report))
+        choice = save(report, bundle, render_html(report))
     except (VitdeployError, OSError) as error:
         progress.note(f"Note: the report was not kept in the bundle: {error}")
     else:
         progress.note(f"Kept in the bundle: {bundle.path / 'bench' / 'report.html'}")
+        if choice is not None:
+            progress.note(f"Chosen for this machine: {choice.precision} on {choice.backend}")
 
 
 def show_report(report: BenchReport) -> None:
@@ -174,7 +244,8 @@ def _shown(context: click.Context) -> str:
     from vitdeploy.bench.machine import public_text
 
     def plain(value: Any) -> str:
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        parts = value if isinstance(value, tuple) else (value,)
+        text = ",".join("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in parts)
         leads_out = text.startswith(("/", "~", ".."))
         return (Path(text).name or text) if leads_out else str(public_text(text))
 

@@ -69,6 +69,10 @@ class ImageDataset:
                 hint="repair or remove that image in the dataset",
             ) from error
 
+    def encoded(self, index: int) -> bytes | NDArray[np.uint8]:
+        """The file content of image `index`, or its pixels where there is no file."""
+        return self._read(int(self.indices[index]))
+
     def _read(self, position: int) -> bytes | NDArray[np.uint8]:
         try:
             return self.source.read(position)

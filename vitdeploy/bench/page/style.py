@@ -28,9 +28,7 @@ CSS = """
 html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial,
-sans-serif; {
-}
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", Arial, sans-serif;
 }
 main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 64px; }
 header .over {
@@ -126,17 +124,40 @@ svg.narrow { display: none !important; }
 }
 .key svg { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; }
 .key .shape { fill: var(--soft); }
-.bars { padding: 16px 18px; display: grid; gap: 12px; }
-.bar { display: grid; grid-template-columns: 190px 1fr; gap: 2px 14px; align-items: center; font-size: 14px; }
-.bar i {
-  display: block; height: 18px; min-width: 3px; border-radius: 4px; background: var(--own, var(--baseline));
+td.name .broken { display: block; max-width: 24ch; color: var(--bad); font-size: 12px; font-style: normal;
+  white-space: normal; }
+.bad { color: var(--bad); font-weight: 600; } .good { color: var(--good); font-weight: 600; }
+.line { fill: none; stroke: var(--own); stroke-width: 2; }
+td.meter { position: relative; min-width: 118px; }
+td.meter i {
+  position: absolute; left: 8px; top: 9px; height: 22px; max-width: calc(100% - 16px); border-radius: 4px;
+  background: var(--own, var(--baseline)); opacity: .22;
 }
-.bar span.track { display: flex; align-items: center; gap: 10px; }
-.bar span.track em {
-  font-style: normal; color: var(--soft); font-size: 13px; white-space: nowrap; font-variant-numeric:
-  tabular-nums;
+td.meter.loss { --own: rgb(var(--loss)); } td.meter.gain { --own: rgb(var(--gain)); }
+td.meter span { position: relative; }
+td.stack, th.stack { min-width: 210px; width: 40%; }
+td.stack span {
+  display: flex; height: 18px; margin-top: 3px; border-radius: 4px; overflow: hidden; background: var(--wash);
 }
-@media (max-width: 560px) { .bar { grid-template-columns: 1fr; } }
+td.stack i { display: block; height: 100%; }
+.p-decode { background: #b9975b; } .p-preprocess { background: #d9822b; }
+.p-model { background: var(--fp32); } .p-post { background: var(--bad); }
+i.dot { display: inline-block; width: 9px; height: 9px; margin-right: 5px; border-radius: 50%; }
+.flows { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 12px; }
+.flow { padding: 14px 18px 12px; }
+.flow h3 { margin: 0 0 8px; font-size: 14.5px; }
+.flow ul { margin: 0; padding: 0; list-style: none; font-size: 13.5px; }
+.flow li { display: grid; grid-template-columns: 1fr 34% 30px; gap: 10px; align-items: center; padding: 3px 0; }
+.flow li span { overflow-wrap: anywhere; }
+.flow li i { height: 10px; border-radius: 3px; background: var(--int8); opacity: .55; }
+.flow li em { font-style: normal; text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
+td.layer { max-width: 46vw; } td.layer b { white-space: normal !important; overflow-wrap: anywhere; font-size: 13.5px; }
+.confusion td { min-width: 40px; padding: 7px 8px; font-size: 13.5px; }
+.confusion td.none { color: var(--faint); }
+.confusion th.up { height: 92px; padding: 8px 4px; vertical-align: bottom; }
+.confusion th.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.banner summary { cursor: pointer; }
+.image.bare { grid-template-columns: 1fr; }
 .heat td { min-width: 76px; text-align: center; }
 .heat th { text-align: center; }
 .heat td.name, .heat th.name { text-align: left; }

@@ -7,9 +7,10 @@ from html import escape
 
 import numpy as np
 
+from vitdeploy.bench.page.svg import Scale, element, linear, logarithmic, picture, text
+from vitdeploy.bench.page.words import colour
 from vitdeploy.bench.report import BenchReport, Row
-from vitdeploy.bench.svg import Scale, element, linear, logarithmic, picture, text
-from vitdeploy.bench.verdict import NAMES, form_name, front, named, points
+from vitdeploy.bench.verdict import backend_name, form_name, front, named, points
 
 __all__ = ["distributions", "mark", "tradeoff"]
 
@@ -29,11 +30,6 @@ class _Box:
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
-
-
-def colour(row: Row) -> str:
-    """The class that colours a row's marks: by precision."""
-    return f"c-{row.form.partition('-')[0]}" if row.backend != "pytorch" else "c-baseline"
 
 
 def mark(backend: str, x: float, y: float, size: float = 6.5) -> str:
@@ -79,7 +75,7 @@ def tradeoff(report: BenchReport, width: int, class_: str) -> str | None:
     for row in sorted(rows, key=lambda row: row.key not in best):
         parts.append(_point(row, x, y, row.key in best))
         # On a narrow picture shape and colour have to do: names would cover each other.
-        label = form_name(row.form) if width < 600 else f"{form_name(row.form)} {NAMES[row.backend]}"
+        label = form_name(row.form) if width < 600 else f"{form_name(row.form)} {backend_name(row)}"
         parts.append(_placed(label, x(row.latency.p50), y(_change(row)[0]), taken, border))  # type: ignore[union-attr]
     parts.append(text("median latency, ms", x=(left + right) / 2, y=height - 8, class_="axis", text_anchor="middle"))
     parts.append(text("top-1 change, points", x=8, y=11, class_="axis"))

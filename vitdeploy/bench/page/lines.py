@@ -1,0 +1,49 @@
+"""A line chart as inline SVG: one line a form, both axes logarithmic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from vitdeploy.bench.page.scatter import mark
+from vitdeploy.bench.page.svg import element, logarithmic, picture, text
+
+__all__ = ["Series", "line_chart"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: (x, y) in rising order of x, all positive; `shape` is a backend, `colour` a class."""
+
+    name: str
+    colour: str
+    shape: str
+    values: tuple[tuple[float, float], ...]
+
+
+def line_chart(series: list[Series], width: int, class_: str, x_title: str, y_title: str) -> str:
+    """The chart; ticks of x are the values that were measured."""
+    height = round(min(400, max(300, width * 0.5)))
+    left, right, top, bottom = 54, width - 18, 26, height - 46
+    x_values = sorted({x for item in series for x, _ in item.values})
+    x = logarithmic(x_values, left, right, pad=0.05)
+    y = logarithmic([value for item in series for _, value in item.values], bottom, top, pad=0.08)
+    parts = []
+    for tick in y.ticks:
+        parts.append(element("line", x1=left, x2=right, y1=y(tick), y2=y(tick), class_="grid"))
+        parts.append(text(f"{tick:g}", x=left - 8, y=y(tick) + 4, class_="tick", text_anchor="end"))
+    for value in x_values:
+        parts.append(element("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
+        parts.append(text(f"{value:.3g}", x=x(value), y=bottom + 18, class_="tick", text_anchor="middle"))
+    for item in series:
+        path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in item.values)
+        points = "".join(
+            element("g", element("title", escape(f"{item.name}: {a:.3g} {x_title}, {b:.3g} {y_title}"))
+                    + mark(item.shape, x(a), y(b), 4.5))
+            for a, b in item.values
+        )  # fmt: skip
+        line = element("path", d=path, class_="line")
+        parts.append(element("g", line + points, class_=f"series {item.colour} on-front"))
+    parts.append(text(x_title, x=(left + right) / 2, y=height - 8, class_="axis", text_anchor="middle"))
+    parts.append(text(y_title, x=8, y=13, class_="axis"))
+    return picture(width, height, "".join(parts), title=f"{y_title} against {x_title}", class_=class_)
