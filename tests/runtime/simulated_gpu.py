@@ -1,14 +1,16 @@
 """The parts of TensorRT and cuda-python that the runner uses, on a simulated GPU, for machines that have none.
 
-What it is strict about is what a GPU is strict about: nothing that was started is done before the stream is waited
-for, memory has to be there and big enough, and what is not freed is seen. Engines are JSON; the model is the mean
-colour times a matrix. That the real modules have all these names, `test_tensorrt.py` checks against them.
+What it is strict about is what a GPU is strict about: nothing that was started is done before its stream is waited
+for, memory has to be there and big enough, scratch memory is written to, a CUDA graph is bad once its context was
+touched or its memory is gone, and what is not freed is seen. Engines are JSON; the model is the mean colour times a
+matrix. That the real modules have all these names, `test_tensorrt.py` checks against them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum, IntEnum
@@ -23,6 +25,8 @@ class Status(IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 class Kind(IntEnum):
@@ -30,10 +34,16 @@ class Kind(IntEnum):
     cudaMemcpyDeviceToHost = 2
 
 
+class CaptureMode(IntEnum):
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
+
+
 class SimulatedCuda(ModuleType):
     """cuda.bindings.runtime: every function returns a tuple that starts with a status."""
 
     cudaMemcpyKind = Kind
+    cudaStreamCaptureMode = CaptureMode
     cudaStreamNonBlocking = 1
 
     def __init__(self, memory_bytes: int = 1 << 24) -> None:
@@ -41,10 +51,23 @@ class SimulatedCuda(ModuleType):
         self.memory_bytes = memory_bytes
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
-        self.streams: set[int] = set()
-        self.events: list[list[float]] = []
-        self.pending: list[Callable[[], None]] = []
+        self.streams: dict[int, list[Callable[[], None]]] = {}  # what was started and is not done
+        self.capturing: dict[int, tuple[int, list[Callable[[], None]]]] = {}  # stream: (thread, work)
+        self.invalid: set[int] = set()  # streams whose capture was broken
+        self.graphs: list[list[Callable[[], None]]] = []  # executable ones that were not destroyed
+        self.launches = 0
         self.allocations = 0
+        self.events: list[list[float]] = []
+        self.lock = threading.RLock()
+
+    @property
+    def pending(self) -> list[Callable[[], None]]:
+        return [work for queue in self.streams.values() for work in queue]
+
+    def start(self, stream: int, work: Callable[[], None]) -> None:
+        """Put work on a stream, or into the graph that is captured there."""
+        with self.lock:
+            (self.capturing[stream][1] if stream in self.capturing else self.streams[stream]).append(work)
 
     def used_bytes(self) -> int:
         return sum(ctypes.sizeof(block) for block in self.device.values())
@@ -53,12 +76,54 @@ class SimulatedCuda(ModuleType):
         return (Status.cudaSuccess if number == 0 else Status.cudaErrorInvalidValue,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        number = 7 + len(self.streams)
-        self.streams.add(number)
+        with self.lock:
+            number = 7 + max(self.streams, default=0)
+            self.streams[number] = []
         return Status.cudaSuccess, _stream(number)
 
     def cudaStreamDestroy(self, stream: Any) -> tuple[Any, ...]:
-        self.streams.remove(int(stream))
+        del self.streams[int(stream)]
+        return (Status.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:
+        assert int(stream) not in self.capturing
+        with self.lock:
+            queue = self.streams[int(stream)]
+            while queue:
+                queue.pop(0)()
+        return (Status.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: Any, mode: CaptureMode) -> tuple[Any, ...]:
+        assert mode is CaptureMode.cudaStreamCaptureModeThreadLocal  # another one forbids other threads to allocate
+        self.capturing[int(stream)] = threading.get_ident(), []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, ...]:
+        _, work = self.capturing.pop(int(stream))
+        if int(stream) in self.invalid:
+            self.invalid.remove(int(stream))
+            return Status.cudaErrorStreamCaptureInvalidated, None
+        return Status.cudaSuccess, work
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:
+        return (Status.cudaSuccess,)
+
+    def cudaGraphInstantiate(self, graph: list[Callable[[], None]], flags: int) -> tuple[Any, ...]:
+        self.graphs.append(graph)
+        return Status.cudaSuccess, graph
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Any, ...]:
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: list[Callable[[], None]], stream: Any) -> tuple[Any, ...]:
+        assert any(graph is other for other in self.graphs)
+        self.launches += 1
+        for work in graph:
+            self.start(int(stream), work)
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any, ...]:
+        self.graphs = [other for other in self.graphs if other is not graph]
         return (Status.cudaSuccess,)
 
     def cudaEventCreate(self) -> tuple[Any, ...]:
@@ -68,7 +133,7 @@ class SimulatedCuda(ModuleType):
     def cudaEventRecord(self, event: list[float], stream: Any) -> tuple[Any, ...]:
         assert int(stream) in self.streams
         event.clear()
-        self.pending.append(lambda: event.append(time.perf_counter()))
+        self.start(int(stream), lambda: event.append(time.perf_counter()))
         return (Status.cudaSuccess,)
 
     def cudaEventElapsedTime(self, start: list[float], end: list[float]) -> tuple[Any, ...]:
@@ -78,14 +143,11 @@ class SimulatedCuda(ModuleType):
         self.events = [other for other in self.events if other is not event]
         return (Status.cudaSuccess,)
 
-    def cudaStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:
-        assert int(stream) in self.streams
-        pending, self.pending = self.pending, []
-        for work in pending:
-            work()
-        return (Status.cudaSuccess,)
-
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        for stream, (thread, _) in self.capturing.items():
+            if thread == threading.get_ident():
+                self.invalid.add(stream)
+                return Status.cudaErrorStreamCaptureUnsupported, None
         if self.used_bytes() + size > self.memory_bytes:
             return Status.cudaErrorMemoryAllocation, None
         return self._allocate(self.device, size)
@@ -94,8 +156,10 @@ class SimulatedCuda(ModuleType):
         return self._allocate(self.host, size)
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
-        self.cudaStreamSynchronize(next(iter(self.streams)))  # as cudaFree does
-        del self.device[address]
+        with self.lock:
+            for stream in self.streams.keys() - self.capturing.keys():
+                self.cudaStreamSynchronize(stream)  # as cudaFree does, captures of other threads aside
+            del self.device[address]
         return (Status.cudaSuccess,)
 
     def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
@@ -103,21 +167,25 @@ class SimulatedCuda(ModuleType):
         return (Status.cudaSuccess,)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Kind, stream: Any) -> tuple[Any, ...]:
-        assert int(stream) in self.streams
         up = kind is Kind.cudaMemcpyHostToDevice
-        target, origin = (self.device, self.host) if up else (self.host, self.device)
-        assert 0 < size <= min(ctypes.sizeof(target[to]), ctypes.sizeof(origin[source]))
-        self.pending.append(lambda: ctypes.memmove(to, source, size) and None)
+        targets, origins = (self.device, self.host) if up else (self.host, self.device)
+
+        def work() -> None:
+            assert 0 < size <= min(ctypes.sizeof(targets[to]), ctypes.sizeof(origins[source]))
+            ctypes.memmove(to, source, size)
+
+        self.start(int(stream), work)
         return (Status.cudaSuccess,)
 
     def cudaGetErrorString(self, status: Status) -> tuple[Any, ...]:
         return Status.cudaSuccess, status.name.encode()
 
     def _allocate(self, where: dict[int, Any], size: int) -> tuple[Any, ...]:
-        block = (ctypes.c_uint8 * size)(*b"\xaa" * min(size, 64))
-        where[ctypes.addressof(block)] = block
-        self.allocations += 1
-        return Status.cudaSuccess, ctypes.addressof(block)
+        with self.lock:
+            block = (ctypes.c_uint8 * size)(*b"\xaa" * min(size, 64))
+            where[ctypes.addressof(block)] = block
+            self.allocations += 1
+            return Status.cudaSuccess, ctypes.addressof(block)
 
 
 def _stream(number: int) -> Any:
@@ -138,6 +206,15 @@ class TensorIOMode(Enum):
     OUTPUT = 2
 
 
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
+class LayerInformationFormat(Enum):
+    JSON = 1
+
+
 class ILogger:
     ERROR = 1
     INTERNAL_ERROR = 0
@@ -145,19 +222,60 @@ class ILogger:
     def log(self, severity: int, message: str) -> None: ...
 
 
+class IOutputAllocator:
+    pass
+
+
 class SimulatedTensorRT(ModuleType):
     """tensorrt: engines of one input `image` and one output `logits`."""
 
-    DataType, TensorIOMode, ILogger = DataType, TensorIOMode, ILogger
+    DataType, TensorIOMode, ILogger, IOutputAllocator = DataType, TensorIOMode, ILogger, IOutputAllocator
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    LayerInformationFormat = LayerInformationFormat
 
     def __init__(self, cuda: SimulatedCuda, version: str = "11.4.1.6") -> None:
         super().__init__(f"tensorrt of {id(self)}")  # a name of its own: one logger per module
         self.__version__ = version
         self.cuda = cuda
         self.fail_next: str | None = None
+        self.contexts = 0
 
     def Runtime(self, logger: Any) -> Runtime:
         return Runtime(self, logger)
+
+    def Refitter(self, engine: Engine, logger: Any) -> Refitter:
+        return Refitter(engine, logger)
+
+    def OnnxParserRefitter(self, refitter: Refitter, logger: Any) -> ParserRefitter:
+        return ParserRefitter(refitter)
+
+
+class Refitter:
+    """Takes the weights of an engine: any file whose first bytes are the engine's `weights`."""
+
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        self.engine, self.logger = engine, logger
+        self.found = False
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.has_weights = self.found
+        return self.found
+
+    def get_missing_weights(self) -> list[str]:
+        return [] if self.found else ["layers.0.weight", "layers.1.weight"]
+
+
+class ParserRefitter:
+    def __init__(self, refitter: Refitter) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        assert isinstance(path, str)
+        with open(path, "rb") as file:
+            self.refitter.found = file.read().startswith(self.refitter.engine.plan["weights"].encode())
+        if not self.refitter.found:
+            self.refitter.logger.log(ILogger.ERROR, "weights are of another model")
+        return self.refitter.found
 
 
 class Runtime:
@@ -172,11 +290,32 @@ class Runtime:
             return None
 
 
+class Inspector:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format is LayerInformationFormat.JSON
+        return json.dumps({"Layers": [], "Bindings": ["image", "logits"]})
+
+
 class Engine:
     num_io_tensors = 2
+    num_aux_streams = 0
 
     def __init__(self, runtime: Runtime, plan: dict[str, Any]) -> None:
         self.runtime, self.plan = runtime, plan
+        self.has_weights = "weights" not in plan
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.plan["profiles"])
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self)
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return scratch_bytes(tuple(self.plan["profiles"][profile]["max"]))
 
     def get_tensor_name(self, index: int) -> str:
         return ("image", "logits")[index]
@@ -191,29 +330,60 @@ class Engine:
         return [-1, -1, -1, 3] if name == "image" else [-1, self.plan["classes"]]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        assert (name, profile) == ("image", 0)
-        return [self.plan[key] for key in ("min", "opt", "max")]
+        assert name == "image"
+        return [self.plan["profiles"][profile][key] for key in ("min", "opt", "max")]
 
-    def create_execution_context(self) -> Context:
+    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Context | None:
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.has_weights:
+            return None
+        self.runtime.trt.contexts += 1
         return Context(self)
 
 
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.profile: int | None = None
         self.shape: tuple[int, ...] | None = None
         self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+        self.allocator: Any = None
+        self.changes = 0
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream in self.engine.runtime.trt.cuda.streams
+        self.changes += 1
+        self.profile = profile
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.profile is not None
+        self.changes += 1
+        limits = self.engine.plan["profiles"][self.profile]
         self.shape = shape
-        return True
+        return all(low <= size <= high for low, size, high in zip(limits["min"], shape, limits["max"], strict=True))
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self.shape is not None
+        return scratch_bytes(self.shape)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.changes += 1
+        self.scratch = address, size
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         assert self.shape is not None
-        return (self.shape[0], self.engine.plan["classes"])
+        return (-1 if self.engine.plan.get("data_dependent") else self.shape[0], self.engine.plan["classes"])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        self.changes += 1
         self.addresses[name] = address
+        return True
+
+    def set_output_allocator(self, name: str, allocator: IOutputAllocator) -> bool:
+        assert name == "logits" and isinstance(allocator, IOutputAllocator)
+        self.allocator = allocator
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
@@ -224,17 +394,33 @@ class Context:
             self.engine.runtime.logger.log(ILogger.ERROR, trt.fail_next)
             trt.fail_next = None
             return False
-        shape, classes = self.shape, self.engine.plan["classes"]
-        source, target = cuda.device[self.addresses["image"]], cuda.device[self.addresses["logits"]]
+        shape, classes, changes = self.shape, self.engine.plan["classes"], self.changes
+        assert shape is not None
+        if self.allocator is not None:
+            address = self.allocator.reallocate_output_async("logits", 0, shape[0] * classes * 4, 256, stream)
+            if address is None:
+                return False
+            self.addresses["logits"] = address
+            self.allocator.notify_shape("logits", (shape[0], classes))
+        needed, (scratch, size) = scratch_bytes(shape), self.scratch
+        assert size >= needed
 
         def work() -> None:
-            assert shape is not None
+            assert self.changes == changes, "a context was changed between its capture and the launch"
+            ctypes.memset(ctypes.addressof(cuda.device[scratch]), stream % 251, needed)
+            source, target = cuda.device[self.addresses["image"]], cuda.device[self.addresses["logits"]]
             pixels = np.frombuffer(source, np.uint8, count=int(np.prod(shape))).reshape(shape)
             answer = np.frombuffer(target, np.float32, count=shape[0] * classes)
             answer[:] = model(pixels, classes).ravel()
+            assert set(bytes(cuda.device[scratch])[:needed]) == {stream % 251}, "two streams used one scratch memory"
 
-        cuda.pending.append(work)
+        cuda.start(stream, work)
         return True
+
+
+def scratch_bytes(shape: tuple[int, ...]) -> int:
+    """Scratch memory that a run on images of a shape needs."""
+    return int(np.prod(shape)) // 8 + 16
 
 
 def model(pixels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float32]:
@@ -243,7 +429,16 @@ def model(pixels: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.float32
     return (pixels.mean(axis=(1, 2)) @ weights / 50).astype(np.float32)
 
 
-def plan(classes: int = 4, largest: tuple[int, int, int] = (8, 64, 64)) -> bytes:
-    """An engine's file."""
-    sizes = {"min": [1, 1, 1, 3], "opt": [1, 32, 32, 3], "max": [*largest, 3]}
-    return json.dumps({"classes": classes, **sizes}).encode()
+def plan(
+    classes: int = 4,
+    largest: tuple[int, int, int] = (8, 64, 64),
+    *,
+    more: tuple[tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]], ...] = (),
+    **special: Any,
+) -> bytes:
+    """An engine's file; `more` are further profiles as (min, opt, max) of (batch, height, width)."""
+    profiles = [((1, 1, 1), (1, 32, 32), largest), *more]
+    sizes = [
+        {key: [*size, 3] for key, size in zip(("min", "opt", "max"), profile, strict=True)} for profile in profiles
+    ]
+    return json.dumps({"classes": classes, "profiles": sizes, **special}).encode()

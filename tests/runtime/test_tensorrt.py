@@ -9,6 +9,7 @@ import ast
 import gc
 import importlib
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, model, plan
+from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, Status, model, plan
 from vitdeploy import load, machine
 from vitdeploy.bundle import Bundle, Manifest
-from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClosedError
-from vitdeploy.runtime import engine_fit, tensorrt
+from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, RunnerClosedError
+from vitdeploy.runtime import engine, engine_fit, lane, tensorrt
 from vitdeploy.runtime.tensorrt import TensorRTRunner
-from vitdeploy.specs import PreprocessSpec, TensorSpec
+from vitdeploy.specs import PreprocessSpec, ShapeRange, TensorSpec
 
 ENGINE = "engines/tensorrt-fp16.engine"
 GPU = machine.Gpu("NVIDIA Simulated", "8.6", 1 << 24, "580.1", "13.0", False)
 BUILT = {"tensorrt": {"flavour": "tensorrt", "version": "11.4.1.6"}, "compute_capability": "8.6", "flags": {}}
 
 
-def write_bundle(path: Path, content: bytes | None = None, **built: Any) -> Path:
-    """A bundle with one simulated engine; returns the engine's path."""
+def write_bundle(path: Path, content: bytes | None = None, graph: bytes | None = None, **built: Any) -> Path:
+    """A bundle with one simulated engine, and a file in the place of the graph it was built from; the engine's path."""
     manifest = Manifest(
         model={"name": "mean-colour"},
         labels=("a", "b", "c", "d"),
@@ -39,8 +40,14 @@ def write_bundle(path: Path, content: bytes | None = None, **built: Any) -> Path
         outputs=(TensorSpec("logits", "float32", ("batch", 4)),),
     )
     with Bundle.create(path, manifest) as editor:
+        source = None
+        if graph is not None:
+            editor.path_for("model.fp16.onnx").write_bytes(graph)
+            source = editor.add("model.fp16.onnx", kind="onnx", precision="fp16").sha256
         editor.path_for(ENGINE).write_bytes(plan() if content is None else content)
-        editor.add(ENGINE, kind="engine", precision="fp16", target="tensorrt", built_with={**BUILT, **built})
+        editor.add(
+            ENGINE, kind="engine", precision="fp16", target="tensorrt", built_from=source, built_with={**BUILT, **built}
+        )
     return path / ENGINE
 
 
@@ -55,7 +62,7 @@ class Here:
         return {"tensorrt": self.trt, "tensorrt_rtx": self.trt, "cuda.bindings.runtime": self.cuda}[module]
 
     def released(self) -> bool:
-        return not (self.cuda.device or self.cuda.host or self.cuda.streams or self.cuda.events)
+        return not (self.cuda.device or self.cuda.host or self.cuda.streams or self.cuda.events or self.cuda.graphs)
 
 
 @pytest.fixture
@@ -107,7 +114,7 @@ def test_memory_is_kept_and_grows(here: Here, tmp_path: Path) -> None:
         assert here.cuda.allocations == made
         logits(runner, images(8))
         assert here.cuda.allocations > made
-        assert len(here.cuda.device) == len(here.cuda.host) == 2
+        assert len(here.cuda.device) == 3 and len(here.cuda.host) == 2  # scratch memory is on the GPU alone
 
 
 def test_outside_the_ranges_of_the_engine(here: Here, tmp_path: Path) -> None:
@@ -142,11 +149,171 @@ def test_a_run_that_fails_is_said_and_survived(here: Here, tmp_path: Path) -> No
     assert here.released()
 
 
-def test_threads_wait_in_turn(here: Here, tmp_path: Path) -> None:
-    batches = [images(1 + i % 4, 8 + i % 5, seed=i) for i in range(60)]
-    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner, ThreadPoolExecutor(8) as pool:
+def test_a_shape_that_comes_again_runs_as_a_graph(here: Here, tmp_path: Path) -> None:
+    """Plain, then captured, then launched; and the answers are of the images of that call."""
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        for call in range(6):
+            pixels = images(2, 16, 24, seed=call)
+            np.testing.assert_array_equal(logits(runner, pixels), model(pixels, 4))
+            assert here.cuda.launches == max(0, call - 1)
+            assert len(here.cuda.graphs) == (call > 0)
+        assert here.trt.contexts == 2  # the graph has one of its own
+        logits(runner, images(1, 16, 24))
+        np.testing.assert_array_equal(logits(runner, images(2, 16, 24)), model(images(2, 16, 24), 4))
+        assert here.cuda.launches == 5
+    assert here.released()
+
+
+def test_graphs_are_dropped_when_memory_grows(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        for _ in range(3):
+            logits(runner, images(1, 8, 8))
+        assert len(here.cuda.graphs) == 1
+        logits(runner, images(4, 64, 64))
+        assert here.cuda.graphs == []
+        np.testing.assert_array_equal(logits(runner, images(1, 8, 8, seed=5)), model(images(1, 8, 8, seed=5), 4))
+    assert here.released()
+
+
+def test_graphs_are_bounded(here: Here, tmp_path: Path) -> None:
+    shapes = [(1, 8, 8 + i) for i in range(lane.GRAPHS + 4)]
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        logits(runner, images(8, 64, 64))  # the memory for all
+        for _ in range(5):
+            for i, shape in enumerate(shapes):
+                np.testing.assert_array_equal(logits(runner, images(*shape, seed=i)), model(images(*shape, seed=i), 4))
+                assert len(here.cuda.graphs) <= lane.GRAPHS
+        assert here.trt.contexts == 1 + len(shapes)  # one that had to go is not captured again in every round
+    with TensorRTRunner(write_bundle(tmp_path / "c"), cuda_graphs=False) as runner:
+        for _ in range(4):
+            logits(runner, images(1))
+        assert here.cuda.graphs == []
+    assert here.released()
+
+
+def test_what_can_not_be_captured_runs_plainly(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(stream: Any) -> tuple[Any, ...]:
+        here.cuda.capturing.pop(int(stream))
+        return Status.cudaErrorStreamCaptureInvalidated, None
+
+    monkeypatch.setattr(here.cuda, "cudaStreamEndCapture", broken)
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        for call in range(5):
+            pixels = images(2, seed=call)
+            np.testing.assert_array_equal(logits(runner, pixels), model(pixels, 4))
+        assert here.cuda.graphs == [] and here.trt.contexts == 2  # tried once
+    assert here.released()
+
+
+def test_the_profile_that_is_tuned_closest_runs(here: Here, tmp_path: Path) -> None:
+    camera = ((1, 480, 640), (1, 480, 640), (1, 480, 640))
+    crops = ((1, 32, 32), (8, 32, 32), (16, 32, 32))
+    path = write_bundle(tmp_path / "b", plan(more=(camera, crops)))
+    with TensorRTRunner(path) as runner:
+        assert runner.ranges["image"][0] == ShapeRange(1, 1, 16)
+        assert [
+            runner.engine.profile_for({"image": (*size, 3)}) for size in [(1, 32, 32), (8, 32, 32), (1, 480, 640)]
+        ] == [0, 2, 1]
+        assert runner.engine.profile_for({"image": (2, 480, 640, 3)}) is None
+        for shape in [(1, 32, 32), (16, 32, 32), (1, 480, 640), (8, 64, 64), (5, 32, 32)]:
+            np.testing.assert_array_equal(logits(runner, images(*shape)), model(images(*shape), 4))
+        assert here.trt.contexts == 3  # one a profile
+        with pytest.raises(InputError, match="no profile of tensorrt-fp16.engine takes image") as caught:
+            logits(runner, images(1, 100, 100))
+        assert "1..1 x 480..480 x 640..640" in caught.value.message and "--image-size" in str(caught.value.hint)
+    assert here.released()
+
+
+def test_a_batch_that_no_profile_takes_whole_is_run_in_parts(here: Here, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b", plan(more=(((1, 96, 96), (1, 96, 96), (3, 96, 96)),)))
+    with TensorRTRunner(path) as runner:
+        for count in (1, 3, 4, 7, 8):
+            pixels = images(count, 96, 96, seed=count)
+            np.testing.assert_array_equal(logits(runner, pixels), model(pixels, 4))
+    assert here.released()
+
+
+def test_an_output_whose_size_only_the_run_knows(here: Here, tmp_path: Path) -> None:
+    with TensorRTRunner(write_bundle(tmp_path / "b", plan(data_dependent=True))) as runner:
+        for count in (1, 1, 1, 8, 2):
+            pixels = images(count, seed=count)
+            np.testing.assert_array_equal(logits(runner, pixels), model(pixels, 4))
+        assert here.cuda.graphs == []
+    here.cuda.memory_bytes = 8 * 32 * 32 * 3 + 16 + 8 * 32 * 32 * 3 // 8  # the input and scratch memory, no more
+    with TensorRTRunner(write_bundle(tmp_path / "c", plan(data_dependent=True))) as runner:
+        with pytest.raises(InputError, match="out of memory"):
+            logits(runner, images(8))
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    assert here.released()
+
+
+@pytest.mark.parametrize("streams", [1, 2, 5])
+def test_threads_run_side_by_side(here: Here, tmp_path: Path, streams: int) -> None:
+    batches = [images(1 + i % 4, 8 + i % 3, seed=i) for i in range(120)]
+    with (
+        TensorRTRunner(write_bundle(tmp_path / "b"), streams=streams) as runner,
+        ThreadPoolExecutor(8) as pool,
+    ):
         for batch, answer in zip(batches, pool.map(lambda b: logits(runner, b), batches), strict=True):
             np.testing.assert_array_equal(answer, model(batch, 4))
+        assert 1 <= len(here.cuda.streams) <= streams
+    assert here.released()
+
+
+def test_a_second_caller_does_not_wait_for_the_first(here: Here, tmp_path: Path) -> None:
+    """One call stands still on the GPU while another one is answered."""
+    inside, go_on = threading.Event(), threading.Event()
+    wait = SimulatedCuda.cudaStreamSynchronize
+
+    def slow(stream: Any) -> tuple[Any, ...]:
+        if threading.current_thread().name == "slow":
+            inside.set()
+            assert go_on.wait(30)
+        return wait(here.cuda, stream)
+
+    here.cuda.cudaStreamSynchronize = slow  # type: ignore[method-assign]
+    with TensorRTRunner(write_bundle(tmp_path / "b"), streams=2) as runner:
+        answers: list[Any] = []
+        first = threading.Thread(target=lambda: answers.append(logits(runner, images(3))), name="slow")
+        first.start()
+        assert inside.wait(30)
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+        assert answers == []
+        go_on.set()
+        first.join(30)
+        np.testing.assert_array_equal(answers[0], model(images(3), 4))
+    assert here.released()
+
+
+def test_a_lane_without_memory_is_given_up_for_the_other(here: Here, tmp_path: Path) -> None:
+    largest = 8 * 64 * 64 * 3
+    here.cuda.memory_bytes = largest + largest // 8 + 16 + 8 * 4 * 4 + 100  # for one call of the largest batch
+    batches = [images(8, 64, 64, seed=i) for i in range(24)]
+    with TensorRTRunner(write_bundle(tmp_path / "b"), streams=4) as runner, ThreadPoolExecutor(4) as pool:
+        for batch, answer in zip(batches, pool.map(lambda b: logits(runner, b), batches), strict=True):
+            np.testing.assert_array_equal(answer, model(batch, 4))
+    assert here.released()
+
+
+def test_an_engine_without_weights_takes_them_from_the_bundles_graph(here: Here, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b", plan(weights="these"), flags={"strip_weights": True}, graph=b"these weights")
+    with TensorRTRunner(path) as runner:
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    with TensorRTRunner(path, trusted=True, weights=tmp_path / "b" / "model.fp16.onnx") as runner:
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    (tmp_path / "b" / "model.fp16.onnx").write_bytes(b"those weights")
+    with pytest.raises(BundleError, match="SHA-256"), TensorRTRunner(path):
+        pass
+    other = write_bundle(tmp_path / "c", plan(weights="these"), flags={"strip_weights": True}, graph=b"other weights")
+    with pytest.raises(
+        EngineError, match=r"model\.fp16\.onnx does not give them: weights are of another model; it lacks 2"
+    ):
+        TensorRTRunner(other).__enter__()
+    alone = write_bundle(tmp_path / "d", plan(weights="these"), flags={"strip_weights": True})
+    with pytest.raises(EngineError, match="the graph that has them is not in the bundle") as caught:
+        TensorRTRunner(alone).__enter__()
+    assert "build-engine" in str(caught.value.hint)
+    assert here.released()
 
 
 def test_a_runner_that_nobody_closes_gives_its_memory_back(here: Here, tmp_path: Path) -> None:
@@ -266,32 +433,16 @@ def missing(used: dict[str, set[str]], real: dict[str, Any]) -> dict[str, set[st
     return {role: {n for n in names if not hasattr(real[role], n)} for role, names in used.items() if names}
 
 
-RECEIVERS = {"trt": "module", "ILogger": "ILogger", "engine": "engine", "context": "context", "runtime": "runtime"}
-
-
-def test_the_real_tensorrt_has_every_name() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no names to compare with")
-    used = used_names(source("tensorrt"), {**RECEIVERS, "TensorIOMode": "mode"})
-    real = {
-        "module": trt,
-        "ILogger": trt.ILogger,
-        "mode": trt.TensorIOMode,
-        "engine": trt.ICudaEngine,
-        "context": trt.IExecutionContext,
-        "runtime": trt.Runtime,
-    }
-    assert all(len(used[role]) >= count for role, count in (("engine", 6), ("context", 4), ("runtime", 1)))
-    assert not any(missing(used, real).values())
-    assert set(tensorrt._DTYPES) <= set(trt.DataType.__members__)
-    assert any(missing(used_names("engine.get_binding_name(0)", RECEIVERS), real).values())  # gone since 10
-
-
 def test_the_real_cuda_python_has_every_name() -> None:
     cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: no names to compare with")
-    used = used_names(source("cuda"), {"_cuda": "cuda", "cuda": "cuda", "cudaMemcpyKind": "kind"})
+    used = used_names(
+        source("cuda"), {"_cuda": "cuda", "cuda": "cuda", "cudaMemcpyKind": "kind", "cudaStreamCaptureMode": "mode"}
+    )
     used["cuda"] -= {"bindings"}
-    assert len(used["cuda"]) >= 10
-    assert not any(missing(used, {"cuda": cuda, "kind": cuda.cudaMemcpyKind}).values())
+    assert len(used["cuda"]) >= 20
+    assert not any(
+        missing(used, {"cuda": cuda, "kind": cuda.cudaMemcpyKind, "mode": cuda.cudaStreamCaptureMode}).values()
+    )
     assert int(cuda.cudaError_t.cudaErrorMemoryAllocation) == 2
     stream = cuda.cudaStream_t(1234)
     assert importlib.import_module("vitdeploy.runtime.cuda")._address(stream) == 1234
@@ -310,7 +461,7 @@ def test_the_real_tensorrt_with_no_engine_in_the_file(tmp_path: Path) -> None:
     """It gives None, without a GPU as with one: that becomes an error that says why."""
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     with pytest.raises(EngineError, match=r"can't load some\.engine: \S+") as caught:
-        tensorrt._Engine(trt, "some.engine", b"plan")
+        engine.LoadedEngine(trt, "some.engine", b"plan")
     assert "build-engine" in (caught.value.hint or "")
 
 

@@ -1,10 +1,11 @@
-"""The little of CUDA that running an engine needs, through cuda-python: a stream, and memory on both sides of it."""
+"""The little of CUDA that running an engine needs, through cuda-python: memory on both sides, streams and graphs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,39 +14,46 @@ import numpy.typing as npt
 
 from vitdeploy.errors import EngineError, InputError
 
-__all__ = ["Memory", "Stream"]
+__all__ = ["Graph", "Memory", "OutOfMemory", "Stream", "select_device"]
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
-class Memory:
-    """GPU memory of one tensor and pinned memory of the same size beside it; grows when it must, never shrinks.
+class OutOfMemory(InputError):
+    """The GPU, or the machine's pinned memory, has no room for what was asked."""
 
-    `device` is the address on the GPU, 0 while there is none.
+
+class Memory:
+    """GPU memory and, if `pinned`, page-locked memory of the same size beside it; grows when it must, never shrinks.
+
+    `device` is the address on the GPU, 0 while there is none; `size_bytes` is how much there is.
     """
 
-    def __init__(self, cuda: ModuleType) -> None:
+    def __init__(self, cuda: ModuleType, *, pinned: bool = True) -> None:
         self._cuda = cuda
+        self._pinned = pinned
         self._host = 0
-        self._capacity = 0
+        self.size_bytes = 0
         self.device = 0
 
-    def reserve(self, size_bytes: int) -> None:
-        """Have room for `size_bytes`; what was in here is lost if it has to grow.
+    def reserve(self, size_bytes: int) -> bool:
+        """Have room for `size_bytes`; True if it had to grow: the address is another one and the content is lost.
 
         Raises:
-            InputError: the GPU or the machine has no memory left.
+            OutOfMemory: the GPU or the machine has no memory left.
         """
-        if size_bytes <= self._capacity:
-            return
+        if size_bytes <= self.size_bytes:
+            return False
         self.free()
         try:
             self.device = int(checked(self._cuda, self._cuda.cudaMalloc(size_bytes), size_bytes))
-            self._host = int(checked(self._cuda, self._cuda.cudaMallocHost(size_bytes), size_bytes))
+            if self._pinned:
+                self._host = int(checked(self._cuda, self._cuda.cudaMallocHost(size_bytes), size_bytes))
         except BaseException:
             self.free()
             raise
-        self._capacity = size_bytes
+        self.size_bytes = size_bytes
+        return True
 
     @property
     def host(self) -> int:
@@ -61,7 +69,7 @@ class Memory:
     def free(self) -> None:
         """Give all of it back."""
         device, host = self.device, self._host
-        self.device = self._host = self._capacity = 0
+        self.device = self._host = self.size_bytes = 0
         if device:
             self._cuda.cudaFree(device)
         if host:
@@ -81,7 +89,7 @@ class Stream:
 
     def select_device(self) -> None:
         """Make this stream's GPU the calling thread's: CUDA keeps that per thread."""
-        checked(self._cuda, self._cuda.cudaSetDevice(self._device))
+        select_device(self._cuda, self._device)
 
     def upload(self, memory: Memory, size_bytes: int) -> None:
         """Start copying from pinned memory to the GPU."""
@@ -110,6 +118,30 @@ class Stream:
         with contextlib.suppress(EngineError, InputError):
             self.synchronize()
 
+    def capture(self, work: Callable[[], None]) -> Graph | None:
+        """What `work` starts on this stream, as a graph to launch later; nothing runs now. None: it can't be captured.
+
+        Captures of other threads and their allocations do not disturb this one.
+        """
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        checked(self._cuda, self._cuda.cudaStreamBeginCapture(self._stream, mode))
+        done = False
+        try:
+            work()
+            done = True
+        except (EngineError, InputError):
+            pass
+        finally:  # the stream takes no other work before the capture has ended
+            status, graph = self._cuda.cudaStreamEndCapture(self._stream)
+        if int(status) != 0 or not done:
+            self._cuda.cudaGetLastError()  # the next call would report what is dealt with here
+            return None
+        try:
+            status, executable = self._cuda.cudaGraphInstantiate(graph, 0)
+        finally:
+            self._cuda.cudaGraphDestroy(graph)
+        return Graph(self._cuda, executable, self._stream) if int(status) == 0 else None
+
     def close(self) -> None:
         """Destroy the stream and its marks."""
         for mark in self._marks:
@@ -117,11 +149,31 @@ class Stream:
         self._cuda.cudaStreamDestroy(self._stream)
 
 
+class Graph:
+    """Captured work of a stream; it holds the addresses that it was captured with."""
+
+    def __init__(self, cuda: ModuleType, executable: Any, stream: Any) -> None:
+        self._cuda, self._executable, self._stream = cuda, executable, stream
+
+    def launch(self) -> None:
+        """Start it on its stream."""
+        checked(self._cuda, self._cuda.cudaGraphLaunch(self._executable, self._stream))
+
+    def close(self) -> None:
+        """Destroy it; it must not be running."""
+        self._cuda.cudaGraphExecDestroy(self._executable)
+
+
+def select_device(cuda: ModuleType, number: int) -> None:
+    """Make a GPU the calling thread's."""
+    checked(cuda, cuda.cudaSetDevice(number))
+
+
 def checked(cuda: ModuleType, answer: tuple[Any, ...], size_bytes: int | None = None) -> Any:
     """What a call of the CUDA runtime gave, without its status.
 
     Raises:
-        InputError: out of memory.
+        OutOfMemory: what it says.
         EngineError: any other status than success.
     """
     status, *values = answer
@@ -129,7 +181,7 @@ def checked(cuda: ModuleType, answer: tuple[Any, ...], size_bytes: int | None = 
         return values[0] if values else None
     if int(status) == _OUT_OF_MEMORY:
         size = "" if size_bytes is None else f" for {size_bytes / 2**20:.0f} MiB"
-        raise InputError(f"the GPU is out of memory{size}", hint="use a smaller batch or image, or free GPU memory")
+        raise OutOfMemory(f"the GPU is out of memory{size}", hint="use a smaller batch or image, or free GPU memory")
     text = cuda.cudaGetErrorString(status)[1]
     words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
     raise EngineError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,20 @@ from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import EngineError
 from vitdeploy.machine import Gpu
 
-__all__ = ["check_fit", "check_version", "described", "read_engine"]
+__all__ = ["Described", "check_fit", "check_version", "described", "read_engine", "weights_of"]
 
 _AMPERE = (8, 0)  # hardware-compatible engines run from here on
 
 
-def described(path: Path) -> Artifact:
+@dataclass(frozen=True)
+class Described:
+    """An engine as the manifest of the bundle around it says."""
+
+    bundle: Bundle
+    artifact: Artifact
+
+
+def described(path: Path) -> Described:
     """What the manifest of the bundle around an engine says of it.
 
     Raises:
@@ -30,9 +39,10 @@ def described(path: Path) -> Artifact:
     for folder in path.parents[:3]:
         if Bundle.is_bundle(folder):
             name = path.relative_to(folder).as_posix()
-            for artifact in Bundle.open(folder).manifest.artifacts:
+            bundle = Bundle.open(folder)
+            for artifact in bundle.manifest.artifacts:
                 if artifact.path == name:
-                    return artifact
+                    return Described(bundle, artifact)
     raise EngineError(
         f"{path} is described by no bundle, and an engine of unknown origin is not loaded",
         hint="name the engine inside its bundle; for one that you built yourself pass trusted=True",
@@ -52,6 +62,25 @@ def read_engine(path: Path, artifact: Artifact | None) -> bytes:
             hint="copy the bundle again or rebuild the engine; do not load a file that was tampered with",
         )
     return data
+
+
+def weights_of(engine: Described) -> Path | None:
+    """The graph in the bundle that an engine without weights takes them from; None: it has its own.
+
+    Raises:
+        EngineError: the bundle has not the graph any more.
+        BundleError: the graph is not the one that the manifest describes.
+    """
+    artifact = engine.artifact
+    if not (artifact.built_with.get("flags") or {}).get("strip_weights"):
+        return None
+    for graph in engine.bundle.select(kind="onnx"):
+        if graph.sha256 == artifact.built_from:
+            return engine.bundle.file(graph)
+    raise EngineError(
+        f"{artifact.path} was built without its weights, and the graph that has them is not in the bundle",
+        hint="build it again: vitdeploy build-engine BUNDLE",
+    )
 
 
 def check_fit(artifact: Artifact, gpu: Gpu) -> None:

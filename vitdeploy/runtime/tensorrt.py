@@ -1,17 +1,17 @@
 """Run a TensorRT engine on an NVIDIA GPU: TensorRT 10.3 and later, 11.x and TensorRT-RTX by one code path.
 
-Memory is kept from call to call and grows when a larger input comes: a piece of GPU memory, with pinned memory beside
-it, for each input and output. A call copies in, runs and copies out on one stream, and waits for it.
+Callers from several threads run side by side, each in a lane of its own (`vitdeploy.runtime.lane`) until there are as
+many as `streams`; further ones wait. A lane that finds no memory on the GPU is given up while there is another.
 PyTorch takes no part; CUDA is reached through cuda-python (`cuda.bindings.runtime`, in old ones `cuda.cudart`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,27 +22,22 @@ import numpy.typing as npt
 from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClosedError, require
 from vitdeploy.machine import Gpu, gpus, problem_with_gpu
 from vitdeploy.runtime.base import RunnerBase
-from vitdeploy.runtime.cuda import Memory, Stream
-from vitdeploy.runtime.engine_fit import check_fit, check_version, described, read_engine
-from vitdeploy.specs import ShapeRange, TensorSpec
+from vitdeploy.runtime.cuda import OutOfMemory, select_device
+from vitdeploy.runtime.engine import LoadedEngine
+from vitdeploy.runtime.engine_fit import check_fit, check_version, described, read_engine, weights_of
+from vitdeploy.runtime.lane import GRAPHS, Lane
 
 __all__ = ["TensorRTRunner"]
 
 _FLAVOURS = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-_DTYPES = {  # by the name of trt.DataType's member
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
-_AXES = ("batch", "height", "width")
+_Arrays = dict[str, npt.NDArray[Any]]
+_Piece = tuple[int, slice]  # profile, images of the batch
 
 
 class TensorRTRunner(RunnerBase):
-    """An engine of a bundle on an NVIDIA GPU. One call runs at a time; callers from several threads wait in turn.
+    """An engine of a bundle on an NVIDIA GPU.
+
+    `device_ms` is what the last call took on the GPU by CUDA events, copies included; a call in parts adds them up.
 
     An engine is compiled code, so only a file that a bundle's manifest describes is loaded, after the TensorRT version
     and the GPU that it was built for, and its hash, were compared with what is here.
@@ -52,8 +47,10 @@ class TensorRTRunner(RunnerBase):
         flavour: what built it, "tensorrt" or "tensorrt-rtx".
         device: number of the GPU.
         trusted: load the file though no bundle describes it; only for an engine that you built yourself.
-
-    `device_ms` is what the last call took on the GPU by CUDA events, copies included.
+        weights: the graph that a trusted engine without weights was built from; a bundle knows its own.
+        streams: how many calls may run at a time, each with memory of its own. TensorRT-RTX with `cuda_graphs` runs
+            one, since another call that takes memory would break into a capture.
+        cuda_graphs: run a shape that comes again as a CUDA graph.
 
     Example:
         with TensorRTRunner("bundles/vit/engines/tensorrt-int8.engine") as runner:
@@ -67,36 +64,52 @@ class TensorRTRunner(RunnerBase):
         *,
         device: int = 0,
         trusted: bool = False,
+        weights: str | os.PathLike[str] | None = None,
+        streams: int = 2,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         if flavour not in _FLAVOURS:
             raise InputError(f"there is no TensorRT flavour {flavour!r}", hint=f"one of {', '.join(_FLAVOURS)}")
+        if streams < 1:
+            raise InputError(f"{streams} streams are none", hint="give at least 1")
         self.backend = flavour
         self._path = Path(path)
         self._number = device
         self._trusted = trusted
-        self._lock = threading.Lock()
-        self._device: _Device | None = None
-        self._engine: _Engine | None = None
+        self._weights = None if weights is None else Path(weights)
+        self._streams, self._graphs = streams, GRAPHS if cuda_graphs else 0
+        self._engine: LoadedEngine | None = None
+        self._lanes: _Lanes | None = None
         self.device_ms: float | None = None
+
+    @property
+    def engine(self) -> LoadedEngine:
+        """The engine itself, to look into it while the runner is open."""
+        self._check_open()
+        assert self._engine is not None
+        return self._engine
 
     def _open(self, stack: ExitStack) -> None:
         if not self._path.is_file():
             raise EngineError(f"there is no engine at {self._path}", hint="vitdeploy build-engine makes it")
-        artifact = None if self._trusted else described(self._path)
+        found = None if self._trusted else described(self._path)
         gpu = self._gpu()
         module, extra = _FLAVOURS[self.backend]
         trt = require(module, extra=extra)
-        if artifact is not None:
-            check_version(artifact, self.backend, str(trt.__version__))
-            check_fit(artifact, gpu)
-        cudart = _cuda_runtime(extra)
-        data = read_engine(self._path, artifact)
+        if found is not None:
+            check_version(found.artifact, self.backend, str(trt.__version__))
+            check_fit(found.artifact, gpu)
+        cuda = _cuda_runtime(extra)
+        data = read_engine(self._path, None if found is None else found.artifact)
+        weights = self._weights if found is None else weights_of(found)
+        select_device(cuda, self._number)
         stack.callback(self._release)
-        self._device = _Device(cudart, self._number)
-        self._engine = _Engine(trt, self._path.name, data)
-        self._inputs, self._outputs = self._engine.inputs, self._engine.outputs
-        self._ranges = self._engine.ranges
+        self._engine = engine = LoadedEngine(trt, self._path.name, data, weights, graphs=self._graphs > 0)
+        limit = 1 if engine.captures_itself else self._streams
+        self._lanes = lanes = _Lanes(lambda: Lane(engine, cuda, self._number, graphs=self._graphs), limit)
+        lanes.give(lanes.take())  # the first one now, so that what it lacks is said here
+        self._inputs, self._outputs, self._ranges = engine.inputs, engine.outputs, engine.ranges
 
     def _gpu(self) -> Gpu:
         found = gpus()
@@ -110,124 +123,139 @@ class TensorRTRunner(RunnerBase):
         return found[self._number]
 
     def _release(self) -> None:
-        with self._lock:  # a call of another thread ends first
-            self._engine = None
-            device, self._device = self._device, None
-            if device is not None:
-                device.release()
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.close()  # calls of other threads end first
+        self._engine = None
 
-    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        with self._lock:
-            if self._engine is None or self._device is None:  # closed by another thread since it was checked
-                raise RunnerClosedError("this TensorRTRunner is closed", hint="load the bundle again")
-            results = self._engine.run(feeds, self._device)
-            self.device_ms = self._device.stream.marked_ms()
-            return results
+    def _run(self, feeds: _Arrays) -> _Arrays:
+        engine, lanes = self._engine, self._lanes
+        if engine is None or lanes is None:  # closed by another thread since it was checked
+            raise _closed()
+        parts, device_ms = [], 0.0
+        for profile, images in _pieces(engine, feeds):
+            part, took = _on_a_lane(lanes, {name: array[images] for name, array in feeds.items()}, profile)
+            parts.append(part)
+            device_ms += took
+        self.device_ms = device_ms
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-class _Engine:
-    """An engine with its context, and what goes in and out of it."""
-
-    def __init__(self, trt: Any, name: str, data: bytes) -> None:
-        self._name = name
-        logger, self._heard = _logger(trt)
-        self._heard.clear()
+def _on_a_lane(lanes: _Lanes, feeds: _Arrays, profile: int) -> tuple[_Arrays, float]:
+    """The answer, and the milliseconds that it took on the GPU."""
+    while True:
+        lane = lanes.take()
         try:
-            self._runtime = runtime = trt.Runtime(logger)
-            # A version-compatible engine brings its own lean runtime; the file's hash was checked, or it is trusted.
-            runtime.engine_host_code_allowed = True
-            engine = runtime.deserialize_cuda_engine(data)
-        except (RuntimeError, TypeError):  # what a null pointer becomes in Python
-            engine = None
-        if engine is None:
-            raise EngineError(
-                f"TensorRT {trt.__version__} can't load {name}: {self._reason()}",
-                hint="an engine fits the TensorRT version and the GPU it was built for: build it again here with"
-                " vitdeploy build-engine",
-            )
-        context = engine.create_execution_context()
-        if context is None:
-            raise EngineError(
-                f"TensorRT can't prepare {name} to run: {self._reason()}",
-                hint="free memory of the GPU, or build the engine for smaller batches and images",
-            )
-        self._engine, self._context = engine, context
-        inputs, outputs, self.ranges = [], [], {}
-        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-            spec = _spec(engine, name)
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                inputs.append(spec)
-                self.ranges[name] = _ranges(engine, spec)
-            else:
-                outputs.append(spec)
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-
-    def run(self, feeds: dict[str, npt.NDArray[Any]], device: _Device) -> dict[str, npt.NDArray[Any]]:
-        """Copy in, run, copy out, wait; the results are the caller's."""
-        device.stream.select_device()
-        self._heard.clear()
-        try:
-            return self._run(feeds, device)
+            answer, took = lane.run(feeds, profile), lane.device_ms or 0.0
+        except OutOfMemory:
+            if not lanes.give_up(lane):  # it is the only one there is
+                raise
         except BaseException:
-            device.stream.drain()  # the next call writes to memory that a copy under way may still read
+            lanes.give(lane)
+            raise
+        else:
+            lanes.give(lane)
+            return answer, took
+
+
+def _pieces(engine: LoadedEngine, feeds: _Arrays) -> list[_Piece]:
+    """How a batch is run: whole in the profile that suits it best, or else in equal parts that one profile takes.
+
+    Raises:
+        InputError: no profile takes images of this size, or parts of this batch.
+    """
+    shapes = {name: array.shape for name, array in feeds.items()}
+    profile = engine.profile_for(shapes)
+    if profile is not None:
+        return [(profile, slice(None))]
+    count = next(iter(shapes.values()))[0]
+    for parts in range(2, count + 1):
+        bounds = [count * part // parts for part in range(parts + 1)]
+        images = [slice(low, high) for low, high in pairwise(bounds)]
+        sizes = {piece.stop - piece.start for piece in images}
+        chosen = {
+            size: engine.profile_for({name: (size, *shape[1:]) for name, shape in shapes.items()}) for size in sizes
+        }
+        found = [(chosen[piece.stop - piece.start], piece) for piece in images]
+        whole = [(profile, piece) for profile, piece in found if profile is not None]
+        if len(whole) == len(found):
+            return whole
+    asked = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise InputError(
+        f"no profile of {engine.name} takes {asked}; it has {'; '.join(map(_words, engine.profiles))}",
+        hint="build the engine again with a profile for it: vitdeploy build-engine --batch ... --image-size ...",
+    )
+
+
+def _words(profile: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {' x '.join(f'{r.minimum}..{r.maximum}' for r in ranges[:3])}" for name, ranges in profile.items()
+    )
+
+
+class _Lanes:
+    """At most `limit` lanes: who asks for one gets a free one, or a new one, or waits for one."""
+
+    def __init__(self, make: Callable[[], Lane], limit: int) -> None:
+        self._make, self._limit = make, limit
+        self._changed = threading.Condition()
+        self._free: list[Lane] = []
+        self._count = 0
+        self._closed = False
+
+    def take(self) -> Lane:
+        """A lane that nobody else has until it is given back."""
+        with self._changed:
+            while not self._free and self._count >= self._limit and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise _closed()
+            if self._free:
+                return self._free.pop()  # the one that was used last is the warmest
+            self._count += 1
+        try:
+            return self._make()
+        except BaseException:
+            self._lost()
             raise
 
-    def _run(self, feeds: dict[str, npt.NDArray[Any]], device: _Device) -> dict[str, npt.NDArray[Any]]:
-        context, stream = self._context, device.stream
-        stream.mark()
-        for name, array in feeds.items():
-            if not context.set_input_shape(name, array.shape):
-                raise self._failure(feeds)
-            memory = device.memory(name, array.nbytes)
-            memory.view(array.shape, array.dtype)[...] = array
-            stream.upload(memory, array.nbytes)
-            context.set_tensor_address(name, memory.device)
-        results: dict[str, tuple[Memory, tuple[int, ...], np.dtype[Any]]] = {}
-        for spec in self.outputs:
-            shape = tuple(map(int, context.get_tensor_shape(spec.name)))
-            dtype = np.dtype(spec.dtype)
-            memory = device.memory(spec.name, math.prod(shape) * dtype.itemsize)
-            context.set_tensor_address(spec.name, memory.device)
-            results[spec.name] = memory, shape, dtype
-        if not context.execute_async_v3(stream.handle):
-            raise self._failure(feeds)
-        for memory, shape, dtype in results.values():
-            stream.download(memory, math.prod(shape) * dtype.itemsize)
-        stream.mark(end=True)
-        stream.synchronize()
-        return {name: memory.view(shape, dtype).copy() for name, (memory, shape, dtype) in results.items()}
+    def give(self, lane: Lane) -> None:
+        """Give a lane back."""
+        with self._changed:
+            self._free.append(lane)
+            self._changed.notify_all()
 
-    def _failure(self, feeds: dict[str, npt.NDArray[Any]]) -> EngineError:
-        shapes = ", ".join(str(array.shape) for array in feeds.values())
-        return EngineError(
-            f"{self._name} failed on an input of shape {shapes}: {self._reason()}",
-            hint="try a smaller batch; if it stays, build the engine again or use another form of the bundle",
-        )
+    def give_up(self, lane: Lane) -> bool:
+        """Release a lane for good where there are others, for want of memory; else just give it back and say False."""
+        with self._changed:
+            if self._count == 1:
+                self._free.append(lane)
+                self._changed.notify_all()
+                return False
+            self._limit = self._count - 1
+        lane.release()
+        self._lost()
+        return True
 
-    def _reason(self) -> str:
-        return self._heard[0] if self._heard else "it gives no reason"
+    def close(self) -> None:
+        """Wait until every lane was given back, and release them."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            while len(self._free) < self._count:
+                self._changed.wait()
+            lanes, self._free, self._count = self._free, [], 0
+        for lane in lanes:
+            lane.release()
+
+    def _lost(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
 
 
-class _Device:
-    """A stream on a GPU, and memory by name of input or output."""
-
-    def __init__(self, cudart: ModuleType, number: int) -> None:
-        self._cudart = cudart
-        self.stream = Stream(cudart, number)
-        self._memory: dict[str, Memory] = {}
-
-    def memory(self, name: str, size_bytes: int) -> Memory:
-        """The memory of that name, with room for `size_bytes`."""
-        memory = self._memory.setdefault(name, Memory(self._cudart))
-        memory.reserve(size_bytes)
-        return memory
-
-    def release(self) -> None:
-        """Give everything back."""
-        self.stream.drain()
-        while self._memory:
-            self._memory.popitem()[1].free()
-        self.stream.close()
+def _closed() -> RunnerClosedError:
+    return RunnerClosedError("this TensorRTRunner is closed", hint="load the bundle again")
 
 
 def _cuda_runtime(extra: str) -> ModuleType:
@@ -241,42 +269,3 @@ def _cuda_runtime(extra: str) -> ModuleType:
             raise DependencyError(
                 f"running an engine needs the package cuda-python: {error.message}", hint="pip install cuda-python"
             ) from error
-
-
-def _spec(engine: Any, name: str) -> TensorSpec:
-    kind = engine.get_tensor_dtype(name).name
-    axes = [*_AXES, *(f"dim_{axis}" for axis in range(3, 16))]
-    shape = tuple(axes[axis] if size < 0 else int(size) for axis, size in enumerate(engine.get_tensor_shape(name)))
-    return TensorSpec(name, _DTYPES.get(kind, kind.lower()), shape)
-
-
-def _ranges(engine: Any, spec: TensorSpec) -> tuple[ShapeRange, ...]:
-    """What each dimension of an input may be in the engine's (first and only) optimization profile."""
-    fixed = [size for size in spec.shape if isinstance(size, int)]
-    if len(fixed) == len(spec.shape):
-        return tuple(ShapeRange(size, size, size) for size in fixed)
-    limits = (map(int, shape) for shape in engine.get_tensor_profile_shape(spec.name, 0))
-    return tuple(ShapeRange(*sizes) for sizes in zip(*limits, strict=True))
-
-
-_LOGGERS: dict[str, tuple[Any, deque[str]]] = {}
-
-
-def _logger(trt: Any) -> tuple[Any, deque[str]]:
-    """A logger that prints nothing, and the errors that it heard.
-
-    TensorRT keeps the first one that it is given for the whole process, so there is one, and it is never dropped.
-    """
-    if trt.__name__ not in _LOGGERS:
-        heard: deque[str] = deque(maxlen=20)
-
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    heard.append(message.strip())
-
-        _LOGGERS[trt.__name__] = Logger(), heard
-    return _LOGGERS[trt.__name__]
