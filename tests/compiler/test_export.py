@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LABELS, write_checkpoint
+from tests.conftest import LABELS
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import export as exporter
 from vitdeploy.compiler.export import export
@@ -84,34 +84,6 @@ def test_a_static_size_is_in_the_graph(tiny_checkpoint: Path, tiny_bundle: Path,
             static.infer({"image": images[:, :20]})
 
 
-@pytest.mark.parametrize("family", ["deit", "dinov2"])
-def test_other_families_export(family: str, tmp_path: Path) -> None:
-    """DeiT with its distillation head, and DINOv2 with LayerScale."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "num_labels": 4,
-    }
-    if family == "deit":
-        module = transformers.DeiTForImageClassificationWithTeacher(
-            transformers.DeiTConfig(**sizes, intermediate_size=96)
-        )
-    else:
-        module = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes))
-    module.save_pretrained(tmp_path / "checkpoint")
-    write_checkpoint(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "preprocessor_config.json", tmp_path / "checkpoint")
-    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle")
-    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])
-
-
 def test_an_existing_bundle_is_kept_without_overwrite(tiny_checkpoint: Path, tiny_bundle_copy: Path) -> None:
     before = (tiny_bundle_copy / "manifest.json").read_bytes()
     with pytest.raises(OutputExistsError):
@@ -125,17 +97,17 @@ def test_a_graph_that_differs_stops_the_export(
     """Break a pass on purpose: the check against PyTorch must find it, and nothing may be written."""
     from vitdeploy.compiler.graph.values import constant, new_initializer
 
-    real = exporter.fold_class_token
+    real = exporter.clean
 
-    def broken(model: object) -> object:
-        result = real(model)  # type: ignore[arg-type]
+    def broken(model: object, **options: bool) -> object:
+        result = real(model, **options)  # type: ignore[arg-type]
         node = next(node for node in model.graph if node.op_type == "LayerNormalization")  # type: ignore[attr-defined]
         weight = constant(node.inputs[1])
         assert weight is not None
         node.replace_input_with(1, new_initializer(model.graph, "broken", weight * 1.01))  # type: ignore[attr-defined]
         return result
 
-    monkeypatch.setattr(exporter, "fold_class_token", broken)
+    monkeypatch.setattr(exporter, "clean", broken)
     with pytest.raises(ModelError, match="differs from PyTorch: ✗ FP32 graph against PyTorch"):
         export(tiny_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

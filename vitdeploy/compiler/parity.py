@@ -39,14 +39,14 @@ class Check:
         return {**vars(self), "passed": self.passed}
 
 
-def compare(name: str, values: np.ndarray, reference: np.ndarray, tolerance: float) -> Check:
+def compare(
+    name: str, values: np.ndarray, reference: np.ndarray, tolerance: float, *, of: str = "the logits' range"
+) -> Check:
     """Compare logits of shape (inputs, classes) by their largest difference, relative to the reference's range."""
     spread = float(reference.max() - reference.min())
     worst = float(np.abs(values.astype(np.float64) - reference.astype(np.float64)).max())
     relative = worst / spread if spread > 0 else worst
-    return Check(
-        name, relative if np.isfinite(relative) else float("inf"), tolerance, "of the logits' range", len(reference)
-    )
+    return Check(name, relative if np.isfinite(relative) else float("inf"), tolerance, f"of {of}", len(reference))
 
 
 def compare_levels(name: str, values: list[np.ndarray], references: list[np.ndarray], level: np.ndarray) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["constant", "new_initializer", "only_consumer", "producer"]
+__all__ = ["Affine", "affine_before", "constant", "new_initializer", "only_consumer", "producer", "replace_constant"]
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -50,3 +51,58 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def replace_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:
+    """Give one node another constant under the old one's name; other readers of the old one keep it."""
+    old = node.inputs[index]
+    assert old is not None
+    name = old.name or "constant"
+    if len(list(old.uses())) == 1 and not old.is_graph_output():
+        node.replace_input_with(index, None)
+        graph.initializers.pop(name, None)
+    node.replace_input_with(index, new_initializer(graph, name, array))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x W + b with constant W (in, out) and b (out,), whose result one node reads; `add` is None without a bias."""
+
+    matmul: ir.Node
+    weight: np.ndarray
+    add: ir.Node | None
+    bias: np.ndarray | None
+    bias_index: int
+
+    @property
+    def width(self) -> int:
+        """Columns of W."""
+        return int(self.weight.shape[1])
+
+    def replace(self, graph: ir.Graph, weight: np.ndarray, bias: np.ndarray | None) -> None:
+        """Put other numbers in W's and b's places."""
+        replace_constant(graph, self.matmul, 1, weight.astype(self.weight.dtype))
+        if self.add is not None and bias is not None:
+            replace_constant(graph, self.add, self.bias_index, bias.astype(self.weight.dtype))
+
+
+def affine_before(value: ir.Value | None) -> Affine | None:
+    """The product that makes `value`, if each step of it is read by the next alone."""
+    if value is None or only_consumer(value) is None:
+        return None
+    node, add, bias, bias_index = value.producer(), None, None, 0
+    if node is not None and node.op_type == "Add":
+        places = [index for index, operand in enumerate(node.inputs) if constant(operand) is not None]
+        if len(places) != 1:
+            return None
+        add, bias_index, bias = node, places[0], constant(node.inputs[places[0]])
+        source = node.inputs[1 - bias_index]
+        if bias is None or bias.ndim != 1 or source is None or only_consumer(source) is None:
+            return None
+        node = source.producer()
+    if node is None or node.op_type != "MatMul":
+        return None
+    weight = constant(node.inputs[1])
+    if weight is None or weight.ndim != 2 or (bias is not None and bias.size != weight.shape[1]):
+        return None
+    return Affine(node, weight, add, bias, bias_index)

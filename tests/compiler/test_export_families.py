@@ -1,0 +1,133 @@
+"""Every family of ViT exports, gives what PyTorch gives, and gets the passes that are meant for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.compiler.families import write_family
+from vitdeploy.compiler.export import export
+from vitdeploy.compiler.graph.half import model_nodes
+from vitdeploy.errors import ModelError
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+TRANSFORMERS = ["fold-attention-scale", "fold-class-token"]
+# family: the passes that must find something to do
+EXPECTED = {
+    "deit": TRANSFORMERS,
+    "deit-distilled": TRANSFORMERS,
+    "beit": [*TRANSFORMERS, "fold-layer-scale"],
+    "beit-absolute": [*TRANSFORMERS, "fold-layer-scale"],
+    "data2vec": [*TRANSFORMERS, "fold-layer-scale"],
+    "dinov2": [*TRANSFORMERS, "fold-layer-scale"],
+    "dinov2-swiglu": [*TRANSFORMERS, "fold-layer-scale"],
+    "dinov2-registers": [*TRANSFORMERS, "fold-layer-scale"],
+    "clip": TRANSFORMERS,
+    "siglip": ["fold-attention-scale"],
+    "ijepa": ["fold-attention-scale"],
+    "vit-msn": TRANSFORMERS,
+    "swin": ["fold-attention-scale", "remove-no-ops"],
+    "swinv2": ["fold-constants", "remove-no-ops"],
+    "convnext": ["fold-layer-scale"],
+    "convnextv2": [],
+    "resnet": [],
+    "hiera": [],
+    "pvt-v2": [],
+}
+QUICK = {"deit-distilled", "beit", "dinov2-registers", "swin", "convnext", "clip"}
+WITH_ATTENTION = {"deit", "deit-distilled", "beit", "beit-absolute", "dinov2", "dinov2-registers", "siglip", "clip"}
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in EXPECTED]
+)
+def test_the_family_exports(family: str, tmp_path: Path) -> None:
+    size = 64 if family == "hiera" else 32
+    outputs = ("logits", "scores", "features", *(("attention",) if family in WITH_ATTENTION else ()))
+    checkpoint = write_family(family, tmp_path / "checkpoint", size=size)
+    bundle = export(checkpoint, tmp_path / "bundle", outputs=outputs, merge_qkv=True)
+    manifest = bundle.manifest
+    checks = {check["name"]: check for check in manifest.provenance["checks"]}
+    assert len(checks) == len(outputs) + 1
+    assert all(check["passed"] and check["value"] >= 0 for check in checks.values())
+    passes = {result["name"]: result for result in manifest.provenance["passes"]}
+    for name in EXPECTED[family]:
+        assert passes[name]["changed"] > 0, passes[name]
+    assert all(result["changed"] or result["declined"] for result in passes.values()), "a pass that declines says why"
+    assert [spec.name for spec in manifest.outputs] == list(outputs)
+    image = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
+    with OnnxRuntimeRunner(tmp_path / "bundle" / "model.onnx") as runner:
+        values = runner.infer({"image": image})
+    exponential = np.exp(values["logits"] - values["logits"].max(axis=1, keepdims=True))
+    np.testing.assert_allclose(values["scores"], exponential / exponential.sum(axis=1, keepdims=True), atol=1e-5)
+    if "attention" in values:
+        np.testing.assert_allclose(values["attention"].sum(axis=-1), 1, atol=1e-5)
+    for spec in manifest.outputs:
+        assert values[spec.name].shape[1:] == tuple(spec.shape[1:]) and values[spec.name].shape[0] == 3
+
+
+def test_a_family_without_attention_over_all_tokens_has_none_to_give(tmp_path: Path) -> None:
+    checkpoint = write_family("convnext", tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match="no attention over all tokens") as caught:
+        export(checkpoint, tmp_path / "bundle", outputs=("attention",))
+    assert "--output-attention" in str(caught.value.hint) and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("family", ["vit", pytest.param("beit", marks=pytest.mark.full)])
+def test_attention_is_what_transformers_gives(family: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    checkpoint = write_family(family, tmp_path / "checkpoint")
+    bundle = export(checkpoint, tmp_path / "bundle", outputs=("attention", "features"))
+    module = AutoModelForImageClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    model = ir.load(bundle.path / "model.onnx")
+    pixel_values = next(value for node in model.graph for value in node.outputs if value.name == "pixel_values")
+    model.graph.outputs.append(pixel_values)
+    ir.save(model, tmp_path / "probe.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (2, 33, 47, 3), dtype=np.uint8)
+    with OnnxRuntimeRunner(tmp_path / "probe.onnx") as runner:
+        values = runner.infer({"image": image})
+    with torch.inference_mode():
+        given = module(pixel_values=torch.from_numpy(values["pixel_values"]), output_attentions=True)
+    np.testing.assert_allclose(values["attention"], given.attentions[-1].numpy(), atol=1e-5)
+    assert np.abs(values["attention"] - given.attentions[0].numpy()).max() > 1e-3  # it is the last layer's
+    np.testing.assert_allclose(
+        module.classifier(torch.from_numpy(values["features"])).detach().numpy(), values["logits"], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [
+        ("vit", (48, 64)),
+        ("dinov2-registers", (24, 40)),
+        pytest.param("deit-distilled", (64, 64), marks=pytest.mark.full),
+        pytest.param("beit", (64, 64), marks=pytest.mark.full),
+        pytest.param("beit-absolute", (48, 48), marks=pytest.mark.full),
+        pytest.param("siglip", (48, 32), marks=pytest.mark.full),
+        pytest.param("clip", (48, 48), marks=pytest.mark.full),
+        pytest.param("swin", (48, 48), marks=pytest.mark.full),
+        pytest.param("convnext", (64, 64), marks=pytest.mark.full),
+    ],
+)
+def test_another_image_size_is_baked(family: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """The check on export compares with transformers' own interpolation: here its result is looked at in the graph."""
+    checkpoint = write_family(family, tmp_path / "checkpoint")
+    bundle = export(checkpoint, tmp_path / "bundle", image_size=size)
+    assert bundle.manifest.model["image_size"] == list(size)
+    assert bundle.manifest.preprocess.resize is not None
+    assert (bundle.manifest.preprocess.resize.height, bundle.manifest.preprocess.resize.width) == size
+    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])
+    nodes = Counter(node.op_type for node in model_nodes(ir.load(bundle.path / "model.onnx")))
+    assert not {"Resize", "Range", "Where"} & set(nodes) or family in ("swin", "convnext")
+
+
+def test_a_size_of_which_the_patches_leave_a_rest(tmp_path: Path) -> None:
+    """transformers drops the rest of the pixels, and so does the graph: 36 rows are four patches of 8."""
+    bundle = export(write_family("vit", tmp_path / "checkpoint"), tmp_path / "bundle", image_size=(36, 32))
+    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])

@@ -1,0 +1,120 @@
+"""Write a graph to disk without a second copy of its weights in memory.
+
+An ONNX file is one protobuf message: header fields, then the graph, in it the weights. Building that message in memory
+costs the model's size once, serialising it once more. Here everything but the weights is serialised; each weight is
+then written behind it as the field it is, straight from where it lies. The lengths that protobuf wants in front are
+known beforehand. The file is byte for byte a valid ONNX file, read by every parser.
+
+Protobuf ends at 2 GiB. A larger model's weights go to a file of their own beside it, `NAME.onnx.data`, which the ONNX
+file refers to by its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["DATA_SUFFIX", "save"]
+
+DATA_SUFFIX = ".data"
+_LIMIT = (1 << 31) - (1 << 24)  # protobuf's, less what the graph itself may take
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in onnx.proto: ModelProto.graph, GraphProto.initializer ...
+_LENGTH_DELIMITED = 2
+
+
+def save(model: ir.Model, path: Path, *, limit_bytes: int = _LIMIT, external: bool = False) -> Path | None:
+    """Write `model` to `path`; the file with its weights if they did not fit into one.
+
+    Args:
+        model: the graph; it is the same afterwards.
+        limit_bytes: weights of more than this go to a file of their own.
+        external: they go there in any case.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    if external or sum(tensor.nbytes for tensor in tensors) > limit_bytes:
+        return _save_external(model, path)
+    _save_whole(model, path)
+    return None
+
+
+def _save_external(model: ir.Model, path: Path) -> Path:
+    import onnx_ir as ir
+
+    data = path.with_name(path.name + DATA_SUFFIX)
+    # It puts the new places into the model's values; give the old tensors back, so that the argument is as it was.
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    try:
+        ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
+    finally:
+        for name, tensor in before.items():
+            model.graph.initializers[name].const_value = tensor
+    return data
+
+
+def _save_whole(model: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+
+    weights = {name: value for name, value in model.graph.initializers.items() if _is_large(value)}
+    tensors = [(_header(name, value), value) for name, value in weights.items()]
+    for value in weights.values():
+        del model.graph.initializers[value.name or ""]
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        for value in weights.values():
+            model.graph.register_initializer(value)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    fields = [(header, value, len(header) + _nbytes(value)) for header, value in tensors]
+    length = len(graph) + sum(len(_tag(_INITIALIZER, size)) + size for _, _, size in fields)
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_tag(_GRAPH, length))
+        file.write(graph)
+        for header, value, size in fields:
+            file.write(_tag(_INITIALIZER, size))
+            file.write(header)
+            _write(value, file)
+
+
+def _is_large(value: ir.Value) -> bool:
+    """Whether a weight is written by itself: small ones travel with the graph."""
+    return value.const_value is not None and value.const_value.nbytes >= 1024
+
+
+def _nbytes(value: ir.Value) -> int:
+    assert value.const_value is not None
+    return int(value.const_value.nbytes)
+
+
+def _header(name: str, value: ir.Value) -> bytes:
+    """A TensorProto without its data, then the tag and length of the data."""
+    import onnx
+
+    assert value.const_value is not None
+    tensor = value.const_value
+    head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
+    serialised: bytes = head.SerializeToString()
+    return serialised + _tag(_RAW_DATA, tensor.nbytes)
+
+
+def _write(value: ir.Value, file: BinaryIO) -> None:
+    assert value.const_value is not None
+    file.write(value.const_value.tobytes())
+
+
+def _tag(field: int, length: int) -> bytes:
+    """A field's key and the length of what follows."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

@@ -1,0 +1,53 @@
+"""The images that an export is checked with: photographs, drawn shapes and noise, in batches of 1, 2 and 7."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+
+__all__ = ["check_batches", "drawn_image"]
+
+_SIZES = ((427, 640), (32, 32), (301, 97))
+
+
+def check_batches(input_size: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """uint8 (batch, height, width, 3): one photograph; two images of noise; seven parts of photographs, shapes, noise.
+
+    Every batch has a size of its own, or all have `input_size`. Without scikit-learn, which brings the photographs,
+    drawn shapes take their place.
+    """
+    generator = np.random.default_rng(0)
+    sizes = _SIZES if input_size is None else (input_size,) * 3
+    photographs = _photographs(sizes[0], generator)
+    noise = generator.integers(0, 256, (2, *sizes[1], 3), dtype=np.uint8)
+    mixed = [_cut(photographs[index % len(photographs)], sizes[2], generator) for index in range(4)]
+    mixed += [drawn_image(*sizes[2], generator) for _ in range(2)]
+    mixed.append(generator.integers(0, 256, (*sizes[2], 3), dtype=np.uint8))
+    return [_cut(photographs[0], sizes[0], generator)[np.newaxis], noise, np.stack(mixed)]
+
+
+def _photographs(size: tuple[int, int], generator: np.random.Generator) -> list[np.ndarray]:
+    try:
+        load = import_module("sklearn.datasets").load_sample_images
+        return list(load().images)
+    except (ImportError, OSError):
+        return [drawn_image(*size, generator) for _ in range(2)]
+
+
+def _cut(image: np.ndarray, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """A part of the image; where it is too small, it is repeated beside itself."""
+    height, width = size
+    times = (-(-height // image.shape[0]), -(-width // image.shape[1]), 1)
+    whole = np.tile(image, times) if times != (1, 1, 1) else image
+    top, left = (int(generator.integers(0, have - want + 1)) for have, want in zip(whole.shape, size, strict=False))
+    return whole[top : top + height, left : left + width]
+
+
+def drawn_image(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Smooth gradients, edges and noise: uint8 (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    smooth = np.stack([255 * y / height, 255 * x / width, 127 + 127 * np.sin(x / 7.0) * np.cos(y / 5.0)], axis=-1)
+    smooth[(x // 9 + y // 11) % 5 == 0] = 250
+    noise = generator.integers(-20, 21, size=smooth.shape)
+    return np.clip(smooth + noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,295 @@
+"""A classifier's module -> its raw graph, and the values that PyTorch computes for the same outputs.
+
+The graph is written by torch.onnx.export. Attention is the plain MatMul-Softmax-MatMul where the family lets one
+choose. Whatever depends on the image's size alone, position embeddings above all, is computed once by the model's own
+code while PyTorch runs the check images, and stands in the graph as a constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy import hub
+from vitdeploy.errors import ModelError, VitdeployError, require
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vitdeploy.checkpoints import Checkpoint
+
+__all__ = ["OPSET", "OUTPUTS", "Reference", "configured_size", "run_pytorch", "trace"]
+
+OPSET = 20  # Gelu as one op (20), FP16 scales of Q/DQ (19), LayerNormalization (17); TensorRT 10.3 reads up to 20
+OUTPUTS = ("logits", "scores", "features", "attention")
+"""What a graph may give: logits (batch, classes), always; their softmax; what the classifier reads (batch, width); the
+attention weights of the last layer (batch, heads, tokens, tokens)."""
+_ATTENTION = "vitdeploy_plain"
+_BAKED = "baked_positions"
+
+
+@dataclass
+class Reference:
+    """What PyTorch computed: `values` by output, one array a run; `baked` what depended on the image's size alone, by
+    module."""
+
+    values: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    baked: dict[str, Any] = field(default_factory=dict)
+
+
+class _Weights:
+    """Where plain attention leaves its weights while somebody wants them."""
+
+    last: Any = None
+
+
+def _plain_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *, scaling: float, **_: Any
+) -> tuple[Any, Any]:
+    """Attention in the form that every backend fuses; a mask is a position bias or a window's mask.
+
+    query, key, value: (batch, heads, tokens, head_dim). Returns (batch, tokens, heads, head_dim) and the weights.
+    """
+    import torch
+
+    scores = (query * scaling) @ key.transpose(-1, -2)  # (batch, heads, tokens, tokens)
+    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+    _Weights.last = weights
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@contextlib.contextmanager
+def _attention(module: Any) -> Iterator[None]:
+    """Give the model plain attention inside the block, where its family lets one choose."""
+    transformers = require("transformers", extra="build")
+    before = module.config._attn_implementation
+    transformers.AttentionInterface.register(_ATTENTION, _plain_attention)
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]  # timm's own switch
+    try:
+        for part in fused:
+            part.fused_attn = False
+        with hub.quiet_libraries():
+            try:
+                module.set_attn_implementation(_ATTENTION)
+            except (ValueError, KeyError, AttributeError):
+                module.set_attn_implementation("eager")
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True
+        with hub.quiet_libraries():
+            module.set_attn_implementation(before)
+
+
+def _classifiers(module: Any) -> list[Any]:
+    """The linear layers that may make the logits."""
+    import torch
+
+    classes = module.config.num_labels
+    linear = torch.nn.Linear
+    return [part for part in module.modules() if isinstance(part, linear) and part.out_features == classes]
+
+
+def _outputs_module(module: Any, names: tuple[str, ...], interpolate: bool) -> Any:
+    """A module that gives the named outputs as a tuple."""
+    import torch
+
+    arguments = {"interpolate_pos_encoding": True} if interpolate else {}
+
+    class Outputs(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, pixel_values: Any) -> Any:
+            read: list[Any] = []
+
+            def keep(_: Any, inputs: tuple[Any, ...]) -> None:
+                if inputs[0].ndim == 2:
+                    read.append(inputs[0])
+
+            hooks = [part.register_forward_pre_hook(keep) for part in _classifiers(module)]
+            _Weights.last = None
+            try:
+                logits = self.model(pixel_values=pixel_values, **arguments).logits
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            made = {"logits": lambda: logits, "scores": lambda: torch.softmax(logits, dim=-1)}
+            made["features"] = lambda: _features(module, read)
+            made["attention"] = lambda: _last_attention(module, pixel_values.shape[0])
+            return tuple(made[name]() for name in names)
+
+    return Outputs().eval()
+
+
+def _features(module: Any, read: list[Any]) -> Any:
+    if not read:
+        raise ModelError(
+            f"{type(module).__name__} has no linear classifier on a pooled embedding, so it has no features to give",
+            hint="export it without --output-features",
+        )
+    return read[0]
+
+
+def _last_attention(module: Any, batch: Any) -> Any:
+    weights = _Weights.last
+    if weights is None or weights.shape[0] != batch:
+        raise ModelError(
+            f"{type(module).__name__} has no attention over all tokens that could be given as an output",
+            hint="export it without --output-attention; ViT, DeiT, BEiT, DINOv2, CLIP and SigLIP have one",
+        )
+    return weights
+
+
+def _interpolates(module: Any, size: tuple[int, int]) -> bool:
+    """Whether the model must be told to fit its position embeddings to images of this size."""
+    if "interpolate_pos_encoding" not in inspect.signature(module.forward).parameters:
+        return False
+    return size != configured_size(module)
+
+
+def configured_size(module: Any) -> tuple[int, int] | None:
+    """(height, width) that the checkpoint was trained with, if its config says so."""
+    config = module.config
+    for place in (config, getattr(config, "vision_config", None)):
+        size = getattr(place, "image_size", None)
+        if isinstance(size, int):
+            return size, size
+        if isinstance(size, (list, tuple)) and len(size) == 2:
+            return int(size[0]), int(size[1])
+    return None
+
+
+@contextlib.contextmanager
+def _recording(module: Any, baked: dict[str, Any]) -> Iterator[None]:
+    """Keep what the model computes from its weights and the image's size alone: positions and position biases."""
+    undo = []
+
+    def record(name: str, part: Any, method: str) -> None:
+        compute = getattr(part, method)
+
+        def recorded(*arguments: Any, **named: Any) -> Any:
+            baked[f"{name}:{method}"] = compute(*arguments, **named)
+            return baked[f"{name}:{method}"]
+
+        setattr(part, method, recorded)
+        undo.append((part, method))
+
+    for name, part in module.named_modules():
+        if hasattr(part, "interpolate_pos_encoding"):
+            record(name, part, "interpolate_pos_encoding")
+        elif type(part).__name__.endswith("RelativePositionBias"):
+            record(name, part, "forward")
+    try:
+        yield
+    finally:
+        for part, method in undo:
+            delattr(part, method)
+
+
+@contextlib.contextmanager
+def _baked(module: Any, baked: dict[str, Any]) -> Iterator[None]:
+    """Let the model read what was recorded instead of computing it."""
+    parts = dict(module.named_modules())
+    undo = []
+    try:
+        for place, value in baked.items():
+            name, _, method = place.partition(":")
+            part = parts[name]
+            part.register_buffer(_BAKED, value.detach().clone(), persistent=False)
+            setattr(part, method, lambda *_, _part=part, **__: getattr(_part, _BAKED))
+            undo.append((part, method))
+        yield
+    finally:
+        for part, method in undo:
+            delattr(part, method)
+            delattr(part, _BAKED)
+
+
+def run_pytorch(checkpoint: Checkpoint, batches: list[np.ndarray], names: tuple[str, ...]) -> Reference:
+    """The outputs of the checkpoint's module for pixel values (batch, 3, height, width), as it was loaded.
+
+    Attention weights come from a second, plain run, since fused attention never has them in memory.
+
+    Raises:
+        ModelError: the model can't give one of the outputs, or does not take images of this size.
+    """
+    import torch
+
+    module, size = checkpoint.module, (batches[0].shape[2], batches[0].shape[3])
+    reference = Reference({name: [] for name in names})
+    own = tuple(name for name in names if name != "attention")
+    try:
+        with torch.inference_mode(), _recording(module, reference.baked):
+            for wanted, context in ((own, contextlib.nullcontext()), (("attention",), _attention(module))):
+                if not set(wanted) & set(names):
+                    continue
+                outputs = _outputs_module(module, wanted, _interpolates(module, size))
+                with context:
+                    for pixels in batches:
+                        for name, value in zip(wanted, outputs(torch.from_numpy(pixels)), strict=True):
+                            reference.values[name].append(value.numpy())
+    except VitdeployError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{checkpoint.source} ({type(module).__name__}) does not take images of {size[0]}x{size[1]}: {first}",
+            hint="choose an --image-size that is a multiple of its patch size, or the size it was trained with",
+        ) from error
+    return reference
+
+
+def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...], baked: dict[str, Any]) -> ir.Model:
+    """The model's graph: pixel_values float32 (batch, 3, height, width) -> the named outputs."""
+    torch = require("torch", extra="build")
+    require("onnxscript", extra="build")
+    module = checkpoint.module
+    outputs = _outputs_module(module, names, _interpolates(module, size))
+    example = torch.zeros(2, 3, *size)
+    try:
+        with _attention(module), _baked(module, baked), _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                outputs,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=list(names),
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            )
+    except VitdeployError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{checkpoint.source} ({type(module).__name__}) can't be exported: {first}",
+            hint="docs/export.md lists the families that are tested; --debug shows the exporter's own report",
+        ) from error
+    finally:
+        _Weights.last = None
+    model: ir.Model = program.model
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
