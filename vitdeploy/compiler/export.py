@@ -84,7 +84,7 @@ def export(
         with progress.task("Tracing the model"):
             graph = trace(checkpoint, size, names, reference.baked)
             passes = clean(graph, merged_qkv=merge_qkv)
-        checkpoint = None  # its weights are not needed again, and a large model has no room for them
+        del checkpoint  # its weights are not needed again, and a large model has no room for them
         with progress.task("Checking against PyTorch"):
             checks = check_outputs(graph, pixels, reference, scratch)
             _accept(checks)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.values import new_initializer
 from vitdeploy.errors import require
@@ -62,7 +64,7 @@ def _elements(value: ir.Value) -> float:
     return math.prod(dim for dim in shape if isinstance(dim, int)) if value.shape is not None else math.inf
 
 
-def _compute(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[object]:
+def _compute(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[np.ndarray]:
     """The arrays of `wanted`, from a graph of copies of `nodes`."""
     import onnx_ir as ir
 
@@ -91,5 +93,5 @@ def _compute(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> l
     graph = ir.Graph([], outputs, nodes=made, initializers=initializers, opset_imports=model.graph.opset_imports)
     small = ir.Model(graph, ir_version=model.ir_version)
     session = onnxruntime.InferenceSession(ir.to_proto(small).SerializeToString(), providers=["CPUExecutionProvider"])
-    results: list[object] = session.run([value.name for value in outputs], {})
+    results: list[np.ndarray] = session.run([value.name for value in outputs], {})
     return results

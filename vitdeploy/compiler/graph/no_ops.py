@@ -4,8 +4,8 @@
     Where(IsNaN(softmax(z)), 0, softmax(z)) = softmax(z)        unless a whole row of z is -inf
 
 The last is what scaled_dot_product_attention leaves for rows that are masked everywhere; a mask of zeros is what eager
-attention leaves. Images have no such rows: a constant mask is looked at, and a computed one keeps its guard. The bias of
-a product stays where it is zero too: INT8 puts its correction there.
+attention leaves. Images have no such rows: a constant mask is looked at, and a computed one keeps its guard. The bias
+of a product stays where it is zero too: INT8 puts its correction there.
 """
 
 from __future__ import annotations
