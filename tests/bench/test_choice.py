@@ -1,0 +1,141 @@
+"""The form to ship: what it must keep to, what it shall be best at, and where the choice is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.small_bundle import write_small_bundle
+from vitdeploy.bench import BenchReport, BenchSettings, bench, render_html, save
+from vitdeploy.bench.accuracy import Accuracy
+from vitdeploy.bench.report import ArtifactRef, Latency, Memory, Row
+from vitdeploy.bench.run import chosen_form
+from vitdeploy.bench.settings import Wish
+from vitdeploy.bench.verdict import choice, headline, outside
+from vitdeploy.bundle import Bundle
+from vitdeploy.datasets import load_dataset
+from vitdeploy.errors import InputError
+from vitdeploy.machine import identity
+
+
+def row(form: str, backend: str, ms: float, drop: float, megabytes: int, memory: int, batch_ms: float) -> Row:
+    def latency(batch: int, time: float) -> Latency:
+        taken = Memory(memory * 10**6, None)
+        return Latency(batch, time, time, 1.5 * time, 2 * time, time, time, (time,), 1, (32, 32), 1.0, (1.0, 1.0),
+                       memory=taken)  # fmt: skip
+
+    accuracy = Accuracy(0.9 - drop / 100, 1.0, 1000, (0.8, 1.0), 0.01, (), -drop / 100, (-0.1, 0.1), 0.5, 0.99)
+    return Row(
+        f"{form}/{backend}", form, backend, "ok", size_bytes=megabytes * 10**6, accuracy=accuracy,
+        artifact=ArtifactRef(f"model.{form}.onnx", "a" * 64), latencies=(latency(1, ms), latency(8, batch_ms)),
+    )  # fmt: skip
+
+
+ROWS = (
+    row("fp32", "pytorch", 4.0, 0.0, 90, 500, 200),
+    row("fp32", "openvino", 20.0, 0.0, 88, 300, 80),
+    row("fp16", "openvino", 18.0, 0.1, 44, 400, 160),
+    row("int8", "onnxruntime", 9.0, 0.6, 23, 120, 72),
+    row("int8-tensorrt", "openvino", 6.0, 0.6, 22, 120, 60),
+    row("int8", "openvino", 7.0, 2.0, 23, 200, 40),
+)
+SHIPPED = ROWS[1:4] + ROWS[5:]
+
+
+@pytest.mark.parametrize(
+    ("wish", "best"),
+    [
+        (Wish(), "int8/onnxruntime"),
+        (Wish(max_drop_points=3), "int8/openvino"),
+        (Wish(max_drop_points=0.2), "fp16/openvino"),
+        (Wish(max_drop_points=0.05), "fp32/openvino"),
+        (Wish(max_latency_ms=12), None),  # p95 of the fastest within a point is 13.5
+        (Wish(max_drop_points=3, max_latency_ms=12), "int8/openvino"),
+        (Wish(max_drop_points=3, max_memory_bytes=150 * 10**6), "int8/onnxruntime"),
+        (Wish(max_drop_points=0.2, prefer="throughput"), "fp32/openvino"),  # a batch of 8 in 80 ms
+        (Wish(max_drop_points=3, prefer="size"), "int8/openvino"),  # as small as the other, and faster
+    ],
+)
+def test_limits_and_preference_decide(wish: Wish, best: str | None) -> None:
+    found = choice(SHIPPED, wish)
+    assert (None if found is None else found.key) == best
+
+
+def test_a_broken_limit_is_said_in_words() -> None:
+    words = outside(ROWS[-1], Wish(1.0, 5.0, 10**8))
+    assert [text.partition(",")[0] for text in words] == [
+        *("loses 2.00 points of top-1", "takes 10.50 ms at p95"),
+        "takes 200 MB of memory",
+    ]
+    assert outside(ROWS[-1], Wish(2.0, 10.5, 2 * 10**8)) == ()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> BenchReport:
+    bundle = write_small_bundle(tmp_path_factory.mktemp("small") / "small", engine=False)
+    return bench(bundle, load_dataset(tiny_images, "all"), rounds=2, threads=1, memory=False, phases=False)
+
+
+def wished(report: BenchReport, **settings: Any) -> BenchReport:
+    return replace(report, rows=ROWS, settings={**report.settings, **settings})
+
+
+def test_what_is_chosen_is_what_a_bundle_can_hold(report: BenchReport) -> None:
+    found = chosen_form(wished(report, max_drop_points=1.0))
+    # PyTorch is faster, and so is the graph that engines are built from; `load` opens neither.
+    assert found is not None and (found.precision, found.backend) == ("int8", "onnxruntime")
+    assert "INT8 on ONNX Runtime is the fastest form that stays within 1 point" in found.why
+    assert (found.machine, found.max_drop, found.sha256) == (identity(), 1.0, "a" * 64)
+    assert found.report == "bench/report.json"
+    assert chosen_form(wished(report, max_latency_ms=1.0)) is None
+    assert chosen_form(replace(wished(report), partial=True)) is None
+
+
+def test_the_sentence_names_limits_and_preference(report: BenchReport) -> None:
+    text = headline(wished(report, max_memory_bytes=150 * 10**6, max_latency_ms=20.0, prefer="size"))
+    assert "is the smallest form" in text and "within 20 ms (p95)" in text and "at most 150 MB" in text
+
+
+def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(tiny_images: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
+    settings = BenchSettings(rounds=2, threads=1, memory=False, phases=False, precisions=("fp32", "int8"))
+    images = load_dataset(tiny_images, "all")
+    report = bench(bundle, images, settings)
+    written = save(report, bundle, render_html(report))
+    kept = bundle.reopen().choice
+    assert kept is not None and kept == written and f"{kept.precision}/{kept.backend}" == report.recommendation["key"]
+    assert kept.sha256 == report.row(report.recommendation["key"]).artifact.sha256  # type: ignore[union-attr]
+    # A choice is no reason to call it another bundle.
+    again = bench(bundle.reopen(), images, settings, max_latency_ms=1e-6)
+    assert again.bundle == report.bundle and again.recommendation["key"] is None
+    save(again, bundle, render_html(again))
+    assert bundle.reopen().choice is None
+    assert json.loads((bundle.path / "bench" / "report.json").read_text())["recommendation"]["key"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"batch_sizes": []}, "batch sizes"),
+        ({"batch_sizes": [1, 1]}, "batch sizes"),
+        ({"image_sizes": [(0, 3)]}, "image sizes"),
+        ({"callers": [0]}, "callers"),
+        ({"rates": [-1.0]}, "rates"),
+        ({"load_seconds": 0}, "load_seconds"),
+        ({"max_latency_ms": 0}, "max_latency_ms"),
+        ({"prefer": "beauty"}, "preference 'beauty'"),
+        ({"baselines": ["int4"]}, "baseline 'int4'"),
+        ({"device": "tpu"}, "device 'tpu'"),
+        ({"backends": ["tensorflow"]}, "backend 'tensorflow'"),
+        ({"latency": False, "accuracy": False}, "neither"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        BenchSettings(**options)
+    assert caught.value.hint

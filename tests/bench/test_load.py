@@ -1,0 +1,112 @@
+"""Load: on a clock of its own what callers see can be computed by hand; in threads they are really there at once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
+from vitdeploy.bench.judge import Judge, JudgeSettings
+from vitdeploy.bench.latency import LatencySettings, WallClock
+from vitdeploy.bench.load import ClosedLoop, LoadRun, OpenLoop, arrivals, closed_loop, open_loop
+from vitdeploy.bench.statistics import percentiles
+
+
+def taking(clock: Clock, milliseconds: float, stall_at: int | None = None) -> Any:
+    """A call that takes its time, and half a second longer at one place."""
+
+    def call(number: int) -> None:
+        clock.seconds += (milliseconds + (500 if number == stall_at else 0)) / 1000
+
+    return call
+
+
+def test_a_stall_is_charged_to_every_request_that_waited_for_it() -> None:
+    clock, found = Clock(), OpenLoop(rate=50, callers=1)
+    open_loop(taking(clock, 5, stall_at=100), 50, 1, 10, clock, found, seed=1)
+    true, naive = percentiles(found.latency_ms), percentiles(found.service_ms)
+    # 25 of some 500 requests were due during the stall. Counted from when they were begun, one sample shows it.
+    assert sum(value > 50 for value in found.service_ms) == 1
+    assert 20 <= sum(value > 50 for value in found.latency_ms) <= 45
+    assert naive["p99"] == pytest.approx(5) and true["p99"] > 300
+    assert found.keeps_up
+
+
+def test_waiting_is_what_queueing_theory_says() -> None:
+    clock, found = Clock(), OpenLoop(rate=50, callers=1)
+    open_loop(taking(clock, 10), 50, 1, 400, clock, found, seed=2)
+    # M/D/1 at half load: mean wait = rho / (2 (1 - rho)) services = 5 ms. Some 20,000 requests, autocorrelated: 10 %.
+    waits = np.asarray(found.latency_ms) - np.asarray(found.service_ms)
+    assert waits.mean() == pytest.approx(5, rel=0.1)
+
+
+@pytest.mark.parametrize(("rate", "keeps_up"), [(50, True), (90, True), (110, False), (400, False)])
+def test_a_rate_beyond_what_it_can_do_is_told(rate: float, keeps_up: bool) -> None:
+    clock, found = Clock(), OpenLoop(rate=rate, callers=1)
+    for turn in range(3):
+        open_loop(taking(clock, 10), rate, 1, 20, clock, found, seed=turn)
+    assert found.keeps_up is keeps_up
+
+
+def test_arrivals_are_seeded_random_and_have_the_rate() -> None:
+    moments = arrivals(20, 500, 3)
+    assert moments == arrivals(20, 500, 3) != arrivals(20, 500, 4)
+    assert len(moments) == pytest.approx(10_000, rel=0.03) and moments == sorted(moments) and moments[-1] < 500
+    gaps = np.diff(moments)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential
+
+
+def test_a_closed_loop_counts_what_was_finished_in_its_time() -> None:
+    clock, found = Clock(), ClosedLoop(1)
+    closed_loop(taking(clock, 8), 1, 2.0, clock, found)
+    assert found.finished == 250 and found.seconds == pytest.approx(2.0) and len(found.latency_ms) == 250
+
+
+def test_callers_are_there_at_the_same_time() -> None:
+    together, numbers = threading.Barrier(3, timeout=30), []
+
+    def call(number: int) -> None:
+        if number < 3:
+            together.wait()  # breaks, and raises, unless three are in here
+        numbers.append(number)
+
+    closed_loop(call, 3, 0.02, WallClock(), ClosedLoop(3))
+    assert {0, 1, 2} <= set(numbers) and len(numbers) == len(set(numbers))
+
+
+def test_an_error_of_one_caller_stops_the_others_and_is_raised() -> None:
+    def call(number: int) -> None:
+        if number == 1:
+            raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        closed_loop(call, 2, 60, WallClock(), ClosedLoop(2))
+
+
+def test_a_form_that_fails_under_load_does_not_stop_the_others() -> None:
+    clock = Clock()
+
+    def breaks(number: int) -> None:
+        raise RuntimeError("gone")
+
+    run = LoadRun({"bad": breaks, "good": taking(clock, 10)}, callers=(1,), rates=(10.0,), seconds=3, clock=clock)
+    run.run()
+    assert str(run.failures["bad"]) == "gone" and "bad" not in run.closed
+    assert run.closed["good"][0].finished == pytest.approx(300, abs=3) and run.open["good"][0].seconds == 3
+
+
+def test_the_judge_puts_forms_under_load() -> None:
+    clock, images = Clock(), Pictures(20, 4)
+    forms = [
+        form("fp32", "pytorch", KnownRunner(clock, 4, takes_ms=lambda: 20.0)),
+        form("int8", "openvino", KnownRunner(clock, 4, takes_ms=lambda: 5.0)),
+    ]
+    settings = JudgeSettings(latency=LatencySettings(rounds=3), callers=(1,), rates=(60.0,), load_seconds=6)
+    judge = Judge(forms, images, 4, settings, clock=clock)
+    judge.run()
+    slow, fast = judge.findings["fp32/pytorch"], judge.findings["int8/openvino"]
+    assert fast.closed[0].finished == pytest.approx(4 * slow.closed[0].finished, rel=0.02)
+    assert fast.open[0].keeps_up and not slow.open[0].keeps_up
