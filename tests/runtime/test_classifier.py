@@ -30,7 +30,7 @@ from vitdeploy.errors import (
 from vitdeploy.machine import gpus
 from vitdeploy.runtime import scoring
 from vitdeploy.runtime.classifier import Classifier
-from vitdeploy.runtime.predictions import softmax
+from vitdeploy.runtime.predictions import prediction, softmax
 
 FLOAT32 = 2e-5  # sums in another order, see test_contract
 
@@ -91,6 +91,13 @@ def test_scores_are_softmax_of_the_logits(classifier: Classifier) -> None:
     # float64 on both sides; only the shift by the maximum differs
     np.testing.assert_allclose([s.score for s in prediction.top_k], np.sort(scores)[::-1], rtol=1e-12)
     assert sum(s.score for s in prediction.top_k) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 5, 6])
+def test_of_equal_classes_the_first_comes_first(top_k: int) -> None:
+    logits = np.array([1, 3, 2, 3, 3, 0], np.float32)
+    best = prediction(logits, "abcdef", top_k).top_k
+    assert [score.index for score in best] == [1, 3, 4, 2, 0, 5][:top_k]
 
 
 def test_softmax_survives_large_logits() -> None:

@@ -161,6 +161,41 @@ def test_company_is_waited_for_only_as_long_as_it_was_there() -> None:
     assert sizes == [1, 1, 1, 4, 4, 4]
 
 
+def test_who_is_alone_runs_the_graph_itself() -> None:
+    threads: list[str] = []
+
+    def run(images: list[np.ndarray]) -> np.ndarray:
+        threads.append(threading.current_thread().name)
+        return np.array([[pixels[0, 0, 0]] for pixels in images], np.float32)
+
+    batcher = MicroBatcher(run, max_batch=4, max_delay_ms=0)
+    answer = batcher.run_alone(pixels(5))
+    assert answer is not None and answer[0] == 5
+    batcher._company = 2  # somebody else asked meanwhile
+    assert batcher.run_alone(pixels(6)) is None
+    assert batcher.submit(pixels(6), None).result(SECONDS)[0] == 6
+    batcher.close()
+    assert threads == [threading.current_thread().name, "vitdeploy-batches"]
+    with pytest.raises(RunnerClosedError):
+        batcher.run_alone(pixels(0))
+
+
+def test_who_comes_while_one_is_alone_waits_and_closing_waits_for_both(gate: Gate) -> None:
+    batcher = MicroBatcher(gate, max_batch=4, max_delay_ms=0)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batcher.run_alone, pixels(1))
+        gate.wait_until_entered()
+        assert batcher.run_alone(pixels(2)) is None
+        second = batcher.submit(pixels(2), None)
+        closing = pool.submit(batcher.close)
+        assert gate.batches == [[1]]
+        gate.open.set()
+        closing.result(SECONDS)
+        assert first.result(SECONDS)[0] == 1
+        assert second.result(0)[0] == 2
+    assert gate.batches == [[1], [2]]
+
+
 def test_callers_meet_in_batches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_one(tiny_bundle, max_batch=8, max_delay_ms=20) as classifier:
         sizes: list[int] = []

@@ -1,8 +1,9 @@
 """Micro-batching: requests of several callers go through the graph together.
 
-One thread takes what waits and runs it. Before it does, it waits for company, at most `max_delay_ms` from the arrival
-of the oldest request, and only for as many as were under way at the end of the last batch: callers who ask again as
-soon as they are answered. So a single caller never waits, and four callers wait for each other and for nobody else.
+One thread takes what waits and runs it. Before it does, it waits for company: at most `max_delay_ms` from when it is
+free and the first request is there, and only for as many as were under way at the end of the last batch, callers who
+ask again as soon as they are answered. So a single caller never waits, and four wait for each other and nobody else.
+A caller who is alone runs the graph itself, which saves the way to the thread and back.
 A batch holds images of one size; a request that fails in a batch is run again on its own, so that it spoils no other.
 """
 
@@ -33,7 +34,6 @@ Run = Callable[[list[Pixels]], Logits]
 class _Request:
     pixels: Pixels  # (height, width, 3)
     deadline: float | None
-    arrived: float = field(default_factory=time.monotonic)
     answer: Future[Logits] = field(default_factory=Future)
 
 
@@ -41,9 +41,9 @@ class MicroBatcher:
     """Joins single images into batches for `run`: a list of uint8 (height, width, 3) -> logits (batch, classes).
 
     Args:
-        run: called from one thread only.
+        run: one call of it runs at a time.
         max_batch: most images of one call.
-        max_delay_ms: longest that a request waits for others, in milliseconds.
+        max_delay_ms: longest that a request waits for others while nothing runs, in milliseconds.
     """
 
     def __init__(self, run: Run, max_batch: int, max_delay_ms: float) -> None:
@@ -53,10 +53,31 @@ class MicroBatcher:
         self._waiting: deque[_Request] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._alone = False  # a caller runs the graph itself
         self._company = 1  # requests under way when the last batch was answered
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="vitdeploy-batches", daemon=True)
         self._thread.start()
+
+    def run_alone(self, pixels: Pixels) -> Logits | None:
+        """The logits (classes,) of one image, computed in this thread if nobody else asks; else None.
+
+        Raises:
+            RunnerClosedError: closed, or in a forked process.
+        """
+        self._check_process()
+        with self._changed:
+            self._check_open()
+            if self._alone or self._waiting or self._company > 1:
+                return None
+            self._alone = True
+        try:
+            return self._run([pixels])[0]
+        finally:
+            with self._changed:
+                self._alone = False
+                self._company = 1 + len(self._waiting)
+                self._changed.notify()
 
     def submit(self, pixels: Pixels, deadline: float | None) -> Future[Logits]:
         """Ask for the logits (classes,) of one image; cancelling the future withdraws what has not begun.
@@ -66,15 +87,10 @@ class MicroBatcher:
         Raises:
             RunnerClosedError: closed, or in a forked process.
         """
-        if self._process != os.getpid():  # the lock may be held by a thread that is not here
-            raise RunnerClosedError(
-                "this classifier was opened before the process forked, and its threads are not here",
-                hint="load the bundle in each worker process, after the fork",
-            )
+        self._check_process()
         request = _Request(pixels, deadline)
         with self._changed:
-            if self._closed:
-                raise RunnerClosedError("this classifier is closed", hint="load the bundle again")
+            self._check_open()
             self._waiting.append(request)
             self._changed.notify()
         return request.answer
@@ -93,6 +109,17 @@ class MicroBatcher:
         if self._process == os.getpid() and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _check_process(self) -> None:
+        if self._process != os.getpid():  # the lock may be held by a thread that is not here
+            raise RunnerClosedError(
+                "this classifier was opened before the process forked, and its threads are not here",
+                hint="load the bundle in each worker process, after the fork",
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunnerClosedError("this classifier is closed", hint="load the bundle again")
+
     def _serve(self) -> None:
         while True:
             batch = self._next()
@@ -106,15 +133,16 @@ class MicroBatcher:
     def _next(self) -> list[_Request] | None:
         """The requests of the next batch; None when closed and all are answered."""
         with self._changed:
-            while not self._waiting:
-                if self._closed:
+            while self._alone or not self._waiting:
+                if self._closed and not self._alone:
                     return None
                 self._changed.wait()
             self._wait_for_company()
+            self._company = 2  # from here on nobody is alone
             return self._take()
 
     def _wait_for_company(self) -> None:
-        until = self._waiting[0].arrived + self._max_delay_s
+        until = time.monotonic() + self._max_delay_s
         while not self._closed and len(self._waiting) < min(self._company, self._max_batch):
             seconds = until - time.monotonic()
             if seconds <= 0:

@@ -301,6 +301,9 @@ class Classifier:
             return error
         self._places.take(deadline)
         try:
+            alone = batcher.run_alone(pixels)
+            if alone is not None:
+                return self._named(alone, top_k)
             logits = result_by(batcher.submit(pixels, deadline), deadline, "before the request was answered")
         finally:
             self._places.give()

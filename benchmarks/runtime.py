@@ -1,0 +1,157 @@
+"""The classifier against the bare backend session, and callers together against one caller: prints times and ratios.
+
+    python benchmarks/runtime.py BUNDLE [--backend openvino] [--precision int8] [--threads 1] [--json FILE]
+
+Overhead: `predict` on an array against the same session called directly, on the same image, by turns in one process;
+the ratio and the difference are medians over the pairs. Throughput, in rounds of all of these by turns: one caller of
+a plain classifier; a batch given as one array, which shows what the backend gains from batches; callers at the same
+time with micro-batching; one caller with micro-batching. Ratios are to the one caller of the same round, and the
+median and range of the rounds are shown. Every answer is compared with the first one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdeploy import load
+from vitdeploy.machine import machine, versions
+from vitdeploy.runtime.classifier import Classifier
+
+
+def bare_call(classifier: Classifier, image: np.ndarray) -> Callable[[], Any]:
+    """The session inside the classifier, called as its own documentation shows: another one would not be the same."""
+    batch = image[np.newaxis]
+    if classifier.backend == "onnxruntime":
+        session = classifier._runner._session
+        return lambda: session.run(["logits"], {"image": batch})
+    request = classifier._runner._compiled.create_infer_request()
+    return lambda: request.infer({"image": batch}, share_inputs=True, share_outputs=True)
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - begun)
+
+
+def overhead(classifier: Classifier, image: np.ndarray, pairs: int) -> dict[str, float]:
+    """Medians in milliseconds over pairs of calls, the order within a pair changing."""
+    bare, ours = bare_call(classifier, image), lambda: classifier.predict(image)
+    for _ in range(10):
+        bare(), ours()
+    times: list[tuple[float, float]] = []
+    for number in range(pairs):
+        if number % 2:
+            mine = milliseconds(ours)
+            times.append((milliseconds(bare), mine))
+        else:
+            times.append((milliseconds(bare), milliseconds(ours)))
+    return {
+        "pairs": pairs,
+        "bare_ms": statistics.median(b for b, _ in times),
+        "predict_ms": statistics.median(p for _, p in times),
+        "difference_ms": statistics.median(p - b for b, p in times),
+        "ratio": statistics.median(p / b for b, p in times),
+    }
+
+
+def images_per_s(call: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
+    begun = time.perf_counter()
+    answers = call()
+    return len(answers) / (time.perf_counter() - begun), answers
+
+
+def throughput(
+    plain: Classifier, together: Classifier, image: np.ndarray, callers: int, requests: int, rounds: int
+) -> dict[str, Any]:
+    """Images per second of each way, in rounds."""
+    batch = np.stack([image] * callers)
+    expected = plain.predict(image)
+    with ThreadPoolExecutor(callers) as pool:
+        ways: dict[str, Callable[[], list[Any]]] = {
+            "one caller": lambda: [plain.predict(image) for _ in range(requests)],
+            "batches": lambda: [answer for _ in range(requests // callers) for answer in plain.predict(batch)],
+            "callers together": lambda: list(pool.map(lambda _: together.predict(image), range(requests))),
+            "one caller, micro-batching": lambda: [together.predict(image) for _ in range(requests)],
+        }
+        ways["callers together"]()
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds):
+            names = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+            for name in names:
+                rate, answers = images_per_s(ways[name])
+                rates[name].append(rate)
+                assert all(a.index == expected.index and abs(a.score - expected.score) < 1e-5 for a in answers)
+    return {"callers": callers, "requests": requests, "rounds": rounds, "images_per_s": rates}
+
+
+def ratios(rates: dict[str, list[float]], name: str) -> tuple[float, float, float]:
+    """(median, least, most) of the ratio to one caller of the same round."""
+    values = [ours / one for ours, one in zip(rates[name], rates["one caller"], strict=True)]
+    return statistics.median(values), min(values), max(values)
+
+
+def show(result: dict[str, Any]) -> None:
+    o, t = result["overhead"], result["throughput"]
+    print(f"{result['form']}, {result['threads']} threads, image {result['image']}")
+    print(
+        f"  overhead at batch 1: session {o['bare_ms']:.3f} ms, predict {o['predict_ms']:.3f} ms,"
+        f" difference {o['difference_ms']:+.3f} ms, ratio {o['ratio']:.4f} (medians of {o['pairs']} pairs)"
+    )
+    one = statistics.median(t["images_per_s"]["one caller"])
+    print(f"  one caller: {one:.1f} images/s")
+    words = {"batches": f"batches of {t['callers']}", "callers together": f"{t['callers']} callers, micro-batching"}
+    for name in ("batches", "callers together", "one caller, micro-batching"):
+        median, least, most = ratios(t["images_per_s"], name)
+        print(f"  {words.get(name, name)}: {median:.2f}x ({least:.2f} to {most:.2f} in {t['rounds']} rounds)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--backend", choices=("openvino", "onnxruntime"), action="append")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), action="append")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--callers", type=int, default=4)
+    parser.add_argument("--size", type=int, default=224, help="edge of the image (default: 224)")
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=80, help="of each way in a round (default: 80)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the samples there")
+    arguments = parser.parse_args()
+    image = np.random.default_rng(0).integers(0, 256, (arguments.size, arguments.size, 3), dtype=np.uint8)
+    results = []
+    for backend in arguments.backend or ("openvino", "onnxruntime"):
+        for precision in arguments.precision or ("fp32", "int8"):
+            options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": arguments.threads}
+            with (
+                load(arguments.bundle, device="cpu", **options) as plain,
+                load(arguments.bundle, device="cpu", max_batch=arguments.callers, **options) as together,
+            ):
+                result = {
+                    "form": f"{precision} on {backend}",
+                    "threads": arguments.threads,
+                    "image": f"{arguments.size}x{arguments.size}",
+                    "overhead": overhead(plain, image, arguments.pairs),
+                    "throughput": throughput(
+                        plain, together, image, arguments.callers, arguments.requests, arguments.rounds
+                    ),
+                }
+            show(result)
+            results.append(result)
+    if arguments.json is not None:
+        document = {"machine": machine(), "versions": versions(), "results": results}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
