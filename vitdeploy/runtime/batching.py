@@ -72,7 +72,8 @@ class MicroBatcher:
                 return None
             self._alone = True
         try:
-            return self._run([pixels])[0]
+            logits: Logits = self._run([pixels])[0]
+            return logits
         finally:
             with self._changed:
                 self._alone = False

@@ -34,9 +34,10 @@ def load(
 
     With "auto", the fastest form within the accuracy budget is taken if `vitdeploy bench` measured the bundle on this
     machine. Else the first that works of this list: on a machine with an NVIDIA GPU the bundle's TensorRT engines
-    (INT8, FP16, BF16, FP32); then on the CPU INT8, FP32, FP16 and BF16, each on OpenVINO, then on ONNX Runtime. A form
-    that the benchmark found to fail, or to lose more top-1 than its budget, is passed over wherever it was measured.
-    `Classifier.describe()` says what was taken, why, and what was passed over.
+    (INT8, FP16, BF16, FP32), then FP16 and FP32 on ONNX Runtime's CUDA provider; on the CPU INT8, FP32, FP16 and BF16,
+    each on OpenVINO, then on ONNX Runtime. A form that the benchmark found to fail, or to lose more top-1 than its
+    budget, is passed over wherever it was measured. `Classifier.describe()` says what was taken, why, and what was
+    passed over.
 
     Example:
         with load("bundles/vit") as classifier:
@@ -47,8 +48,7 @@ def load(
         backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto"; by name alone also
             "onnxruntime-tensorrt" and "onnxruntime-openvino", ONNX Runtime's providers of these.
         precision: "int8", "fp16", "bf16", "fp32", or "auto".
-        device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: engines where there is a GPU, else
-            the CPU.
+        device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: either.
         threads: CPU threads of one call; None: the backend's choice.
         performance: OpenVINO's hint: "latency" gives one call all cores, "throughput" lets calls of several threads
             run side by side on fewer cores each. The other backends have no such choice.

@@ -31,14 +31,11 @@ class Row:
 
     sha256: str
     backend: str
+    device: str  # cpu, cuda
     failure: str | None
     loss: float | None
     time_ms: float | None
     batch_size: int
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.backend.startswith("tensorrt") else "cpu"
 
 
 class Measured:
@@ -66,18 +63,18 @@ class Measured:
         threads = report["settings"].get("threads")
         self.settings = "" if threads is None else f" with {threads} thread{'' if threads == 1 else 's'}"
 
-    def failure(self, artifact: Artifact, backend: str) -> str | None:
+    def failure(self, artifact: Artifact, backend: str, device: str) -> str | None:
         """How that file failed on that backend."""
-        return next((row.failure for row in self._own(artifact, backend) if row.failure is not None), None)
+        return next((row.failure for row in self._own(artifact, backend, device) if row.failure is not None), None)
 
-    def loss(self, artifact: Artifact, backend: str) -> float | None:
+    def loss(self, artifact: Artifact, backend: str, device: str) -> float | None:
         """Points of top-1 that the file loses: on that backend, or on any where it was not compared there."""
-        every = [row for row in self._rows if row.sha256 == artifact.sha256]
-        return next((row.loss for row in [*self._own(artifact, backend), *every] if row.loss is not None), None)
+        rows = [*self._own(artifact, backend, device), *(row for row in self._rows if row.sha256 == artifact.sha256)]
+        return next((row.loss for row in rows if row.loss is not None), None)
 
-    def row(self, artifact: Artifact, backend: str) -> Row | None:
+    def row(self, artifact: Artifact, backend: str, device: str) -> Row | None:
         """The measurement with a time on this machine."""
-        return next((row for row in self._own(artifact, backend) if row.time_ms is not None), None)
+        return next((row for row in self._own(artifact, backend, device) if row.time_ms is not None), None)
 
     def saw(self, device: str) -> bool:
         """Whether any form was timed on that device of this machine."""
@@ -90,8 +87,9 @@ class Measured:
             return None
         return choice if (choice.sha256, choice.backend) == (artifact.sha256, backend) else None
 
-    def _own(self, artifact: Artifact, backend: str) -> list[Row]:
-        return [row for row in self._rows if (row.sha256, row.backend) == (artifact.sha256, backend)]
+    def _own(self, artifact: Artifact, backend: str, device: str) -> list[Row]:
+        wanted = artifact.sha256, backend, device
+        return [row for row in self._rows if (row.sha256, row.backend, row.device) == wanted]
 
 
 def _identity(machine: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +112,7 @@ def _row(row: dict[str, Any], here: bool) -> Row:
     return Row(
         sha256=str(row["artifact"]["sha256"]),
         backend=row["backend"],
+        device="cuda" if row["backend"].startswith("tensorrt") else row.get("device", "cpu").partition(":")[0],
         failure=str(row["reason"]) if row["status"] == "failed" else None,
         loss=None if delta is None else -100 * float(delta),
         time_ms=time_ms,

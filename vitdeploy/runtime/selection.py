@@ -7,10 +7,9 @@ benchmark's budget. The order of the others:
 1. the form that `vitdeploy bench` chose on a machine like this one;
 2. the forms that it timed on a machine like this one, the fastest first;
 3. where it timed nothing here, or nothing on the GPU, the stated order: on a machine with an NVIDIA GPU the engines
-   whose runtime is installed (INT8, FP16, BF16, FP32); with `device="cuda"` the ONNX forms on ONNX Runtime's CUDA
-   provider (FP16, FP32); on the CPU the ONNX forms (INT8: the one made for CPUs; FP32, FP16, BF16), each on OpenVINO,
-   then on ONNX Runtime. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost
-   conversions.
+   whose runtime is installed (INT8, FP16, BF16, FP32), then the ONNX forms on ONNX Runtime's CUDA provider (FP16,
+   FP32); on the CPU the ONNX forms (INT8: the one made for CPUs; FP32, FP16, BF16), each on OpenVINO, then on ONNX
+   Runtime. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost conversions.
 
 The other providers of ONNX Runtime, "onnxruntime-tensorrt" and "onnxruntime-openvino", are taken only by name.
 """
@@ -108,11 +107,12 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
 
 def _place(candidate: Candidate, measured: Measured) -> tuple[int, float]:
     """Where a candidate stands; those of one place keep the stated order."""
+    row = measured.row(candidate.artifact, candidate.backend, candidate.device)
+    time_ms = row.time_ms if row is not None else None
     if measured.choice(candidate.artifact, candidate.backend) is not None:
-        return 0, 0.0
-    row = measured.row(candidate.artifact, candidate.backend)
-    if row is not None and row.time_ms is not None:
-        return 2, row.time_ms
+        return 0, time_ms or 0.0
+    if time_ms is not None:
+        return 2, time_ms
     # A benchmark that did not see the GPU says nothing of it.
     return (1 if candidate.device == "cuda" and not measured.saw("cuda") else 3), 0.0
 
@@ -128,11 +128,12 @@ def _ordered(bundle: Bundle, device: str | None) -> Iterable[Candidate]:
             for artifact in bundle.select(kind="engine", precision=precision):
                 flavour = "tensorrt-rtx" if artifact.target.startswith("tensorrt-rtx") else "tensorrt"
                 yield Candidate(flavour, precision, "cuda", artifact)
-    if device == "cuda":
+    if device == "cuda" or (device is None and gpus()):
         for precision in _CUDA_ORDER:
             graph = _graph(bundle, precision)
             if graph is not None:
                 yield Candidate("onnxruntime", precision, "cuda", graph)
+    if device == "cuda":
         return
     for precision in _CPU_ORDER:
         graph = _graph(bundle, precision)
@@ -182,7 +183,7 @@ def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
     choice = measured.choice(candidate.artifact, candidate.backend)
     if choice is not None:
         return f"vitdeploy bench chose it on this machine: {choice.why}"
-    row = measured.row(candidate.artifact, candidate.backend)
+    row = measured.row(candidate.artifact, candidate.backend, candidate.device)
     if row is not None:
         return (
             f"the fastest within {measured.budget:g} points of top-1 in the benchmark of this machine:"
@@ -196,10 +197,10 @@ def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
 
 def _against(candidate: Candidate, measured: Measured, wish: _Wish) -> str | None:
     """Why the benchmark passes a form over; one that was named in full it never does."""
-    failure = measured.failure(candidate.artifact, candidate.backend)
+    failure = measured.failure(candidate.artifact, candidate.backend, candidate.device)
     if failure is not None and "auto" in (wish.backend, wish.precision):
         return f"it failed in the bundle's benchmark: {failure}"
-    loss = measured.loss(candidate.artifact, candidate.backend)
+    loss = measured.loss(candidate.artifact, candidate.backend, candidate.device)
     if loss is None or loss <= measured.budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
         return None
     return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {measured.budget:g}"
