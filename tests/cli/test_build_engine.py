@@ -65,6 +65,7 @@ def test_build_engine_makes_the_forms_from_a_recipe(tiny_bundle_copy: Path, tiny
     assert data["target"] == "onnx"
     assert {artifact["path"] for artifact in data["built"]} == {
         "calibration.json",
+        "half.json",
         "model.int8.onnx",
         "model.int8-cpu.onnx",
     }
@@ -127,7 +128,7 @@ def test_profiles_are_repeated_or_separated_by_commas(tiny_bundle_copy: Path, ar
         (["--fp16", "--batch", "1,2", "--image-size", "8,16,32"], 2, "2 of --batch and 3 of --image-size"),
         (["--fp16", "--batch", "1,"], 2, "is not N or N:N:N"),
         (["--fp16", "--batch", "2,2", "--target", "tensorrt-rtx"], 1, "profile 2 is the same as profile 1"),
-        ([], 2, "add --fp16, --int8 or both"),
+        ([], 2, "add --fp16, --bf16, --int8 or more"),
         (["--fp16", "--batch", "4:2:1"], 2, "minimum <= optimum"),
         (["--fp16", "--batch", "1:2"], 2, "is not N or N:N:N"),
         (["--fp16", "--image-size", "1x2x3"], 2, "is not NxN"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,16 +127,17 @@ def test_a_stopped_build_leaves_the_bundle(
     def fail(*_: object) -> None:
         raise stop  # type: ignore[misc]
 
-    monkeypatch.setattr(builder, "_check_form", fail)
+    monkeypatch.setattr(builder, "check_half", fail)
     with pytest.raises((KeyboardInterrupt, Exception)):
         build(tiny_bundle_copy, ["fp16", "int8"], target="onnx", force=True, recipe=Recipe(str(tiny_images), count=8))
     assert snapshot(tiny_bundle_copy) == before
 
 
-def test_a_form_that_overflows_is_refused(tiny_bundle_copy: Path) -> None:
-    """Scale what is written to the residual stream: LayerNorm hides it from FP32, and FP16 overflows."""
+def test_a_form_that_loses_too_much_is_refused(tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the plan for FP16 keep nothing, and scale what is written to the residual stream: FP16 overflows."""
     import onnx_ir as ir
 
+    from vitdeploy.compiler import half_forms
     from vitdeploy.compiler.graph.values import constant, new_initializer
 
     model = ir.load(tiny_bundle_copy / "model.onnx")
@@ -149,9 +151,13 @@ def test_a_form_that_overflows_is_refused(tiny_bundle_copy: Path) -> None:
         ir.save(model, editor.path_for("model.onnx"))
         editor.add("model.onnx", kind="onnx", precision="fp32")
     before = snapshot(tiny_bundle_copy)
-    with pytest.raises(ModelError, match=r"float16|no finite logits|FP16 loses too much"):
+    real = half_forms.plan_half
+    monkeypatch.setattr(half_forms, "plan_half", lambda *arguments: replace(real(*arguments), kept=()))
+    with pytest.raises(ModelError, match=r"no finite logits|FP16 loses too much"):
         build(tiny_bundle_copy, ["fp16"], target="onnx")
     assert snapshot(tiny_bundle_copy) == before
+    monkeypatch.undo()
+    build(tiny_bundle_copy, ["fp16"], target="onnx")  # with the plan it can be had
 
 
 def test_an_engine_is_built_once(plain: Path) -> None:

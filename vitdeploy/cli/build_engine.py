@@ -24,6 +24,7 @@ __all__ = ["command"]
 @click.argument("bundle", type=click.Path())
 @click.option("--fp32", is_flag=True, help="An engine in FP32.")
 @click.option("--fp16", is_flag=True, help="The FP16 form, and an engine from it.")
+@click.option("--bf16", is_flag=True, help="The BF16 form, and an engine from it.")
 @click.option("--int8", is_flag=True, help="The INT8 form, and an engine from it.")
 @click.option("--calibration", "recipe_file", type=click.Path(), metavar="RECIPE.toml", help="How to calibrate INT8.")
 @click.option(
@@ -88,9 +89,9 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.engine import choose_target
 
-    precisions = [name for name in ("fp32", "fp16", "int8") if options[name]]
+    precisions = [name for name in ("fp32", "fp16", "bf16", "int8") if options[name]]
     if not precisions:
-        raise click.UsageError("No precision was asked for: add --fp16, --int8 or both.")
+        raise click.UsageError("No precision was asked for: add --fp16, --bf16, --int8 or more of them.")
     opened = Bundle.open(bundle)
     chosen = choose_target(target)
     result = build(

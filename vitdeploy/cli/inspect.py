@@ -186,8 +186,18 @@ def _built_with(artifact: Artifact) -> str:
         parts.append(f"built in {made['build_seconds']:.1f} s")
     if "calibration_sha256" in made:
         parts.append(f"calibration {str(made['calibration_sha256'])[:12]}")
+    parts += _kept_in_single(made)
     parts += [f"measured {made['created']}"] if "created" in made else []
     return ", ".join(parts)
+
+
+def _kept_in_single(made: dict[str, Any]) -> list[str]:
+    """What a half-precision form keeps in FP32, and the reason of the first such node."""
+    parts = [f"mean |logit difference| {made['mean_logit_difference']:.2g}"] if "mean_logit_difference" in made else []
+    kept = made.get("kept_fp32")
+    if kept:
+        parts.append(f"{len(kept)} nodes in FP32 ({kept[0]['why']})")
+    return parts
 
 
 def _profiles(profiles: Iterable[dict[str, dict[str, list[int]]]]) -> list[str]:

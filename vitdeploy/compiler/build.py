@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.calibration import Calibration, calibrate, code_fingerprint
 from vitdeploy.compiler.graph.half import to_half
-from vitdeploy.compiler.parity import Check, compare
+from vitdeploy.compiler.graph.save import save
+from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
+from vitdeploy.compiler.half_plan import HalfPlan
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.compiler.structure import check_structure
-from vitdeploy.errors import DatasetError, InputError, ModelError, require
+from vitdeploy.errors import DatasetError, InputError, require
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "BuildResult", "build"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
-HALF_TOLERANCE = 0.05  # FP16 has 11 bits: a sound model stays under 0.01 of the logits' range
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,10 @@ def build(
 
     Args:
         bundle: the bundle, or its folder.
-        precisions: of "fp32" (only an engine), "fp16", "int8".
+        precisions: of "fp32" (only an engine), "fp16", "bf16", "int8".
         target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
-        recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration.
+        recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
+            it can't hold on the same images.
         engine_options: batch and image sizes, workspace ... of the engines.
         force: build again what is up to date.
 
@@ -73,7 +73,7 @@ def build(
     wanted = _check_precisions(precisions)
     chosen = choose_target(target)
     before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
-    if {"fp16", "int8"} & set(wanted):
+    if set(wanted) - {"fp32"}:
         with opened.edit() as editor:
             _Forms(opened, editor, recipe, force).make(wanted)
         opened = opened.reopen()
@@ -93,7 +93,7 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r} is not known", hint=f"one of {', '.join(PRECISIONS)}")
     if not precisions:
-        raise InputError("no precision was asked for", hint="add --fp16, --int8 or both")
+        raise InputError("no precision was asked for", hint="add --fp16, --bf16, --int8 or more of them")
     return tuple(precision for precision in PRECISIONS if precision in precisions)
 
 
@@ -107,17 +107,29 @@ class _Forms:
         self._bundle, self._editor, self._recipe, self._force = bundle, editor, recipe, force
         self._single = single
         self._path = bundle.file(single)
+        self._plan: HalfPlan | None = None
 
     def make(self, precisions: tuple[str, ...]) -> None:
-        if "fp16" in precisions and not self._current("model.fp16.onnx", {}):
-            with progress.task("FP16 graph"):
-                self._write("model.fp16.onnx", "fp16", "any", {})
+        origin = self._plan_half() if {"fp16", "int8"} & set(precisions) else {}
+        for precision, needs in (("fp16", origin), ("bf16", {})):
+            name = f"model.{precision}.onnx"
+            if precision in precisions and not self._current(name, needs):
+                with progress.task(f"{precision.upper()} graph"):
+                    self._write(name, precision, "any", needs)
         if "int8" in precisions:
-            calibration, origin = self._calibration()
+            calibration, made_with = self._calibration()
             for name, target in (("model.int8.onnx", "tensorrt"), ("model.int8-cpu.onnx", "cpu")):
-                if not self._current(name, origin):
+                needs = made_with if target == "cpu" else {**made_with, **origin}
+                if not self._current(name, needs):
                     with progress.task(f"INT8 graph ({target})"):
-                        self._write(name, "int8", target, origin, calibration)
+                        self._write(name, "int8", target, needs, calibration)
+
+    def _plan_half(self) -> dict[str, str]:
+        """Find out what FP16 must keep in FP32; the hash that ties the forms to it."""
+        has_images = self._recipe is not None and self._recipe.dataset is not None
+        images = _calibration_images(self._recipe) if has_images and self._recipe is not None else None
+        self._plan, sha256 = plan_for(self._bundle, self._editor, self._single, images, force=self._force)
+        return {"half_plan_sha256": sha256}
 
     def _current(self, name: str, origin: dict[str, str]) -> bool:
         there = next((a for a in self._bundle.manifest.artifacts if a.path == name), None)
@@ -137,24 +149,32 @@ class _Forms:
         model = ir.load(self._path)
         if calibration is not None:
             quantize(model, calibration, target=target)
+        kept: frozenset[str] = frozenset()
         if target != "cpu":
-            to_half(model)
+            kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
+            to_half(model, kept, dtype=_HALVES.get(precision, "float16"))
         made_with: dict[str, Any] = {"vitdeploy": __version__, **origin}
         if precision == "int8" and target == "tensorrt":
-            structure = check_structure(model)
+            structure = check_structure(model, kept)
             progress.note(f"INT8 graph: {structure}")
             structure.require_sound()
             made_with["structure"] = structure.to_json()
+        if precision in _HALVES:
+            made_with["kept_fp32"] = [asdict(e) for e in self._plan.kept] if kept and self._plan is not None else []
         path = self._editor.path_for(name)
-        ir.save(model, path)
-        check = _check_form(path, self._path, precision)
+        data = save(model, path)
+        if data is not None:
+            self._editor.add(data.name, kind="weights", precision=precision, target=target)
+        if target != "cpu":
+            found = check_half(path, self._path, precision, static_size(self._bundle))
+            made_with |= found.to_json() if precision in _HALVES else {}
         self._editor.add(
             name,
             kind="onnx",
             precision=precision,
             target=target,
             built_from=self._single.sha256,
-            built_with={**made_with, "check": None if check is None else check.to_json()},
+            built_with=made_with,
         )
 
     def _calibration(self) -> tuple[Calibration, dict[str, str]]:
@@ -212,36 +232,6 @@ def _calibration_images(recipe: Recipe) -> ImageDataset:
     if len(images) == 0:
         raise DatasetError(f"{recipe.dataset} has no images in {recipe.split}", hint="name another --calibration-data")
     return images
-
-
-def _check_form(path: Path, single: Path, precision: str) -> Check | None:
-    """Run a new form beside the FP32 one on an image: one that gives no finite logits is never kept.
-
-    INT8 has no tolerance here: what it costs is measured on real images by the benchmark.
-    """
-    from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-
-    logits = []
-    for form in (path, single):
-        with OnnxRuntimeRunner(form) as runner:
-            shape = {spec.name: spec.shape for spec in runner.inputs}["image"]
-            height, width = (dim if isinstance(dim, int) else 96 for dim in shape[1:3])
-            image = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-            logits.append(runner.infer({"image": image})["logits"])
-    if not np.isfinite(logits[0]).all():
-        raise ModelError(
-            f"the {precision} form of this model gives no finite logits: an activation left float16's range",
-            hint="use FP32, or INT8 with an FP32 remainder (--int8 --target onnx), for this model",
-        )
-    if precision != "fp16":
-        return None
-    check = compare("FP16 graph against FP32", logits[0], logits[1], HALF_TOLERANCE)
-    progress.note(str(check))
-    if not check.passed:
-        raise ModelError(
-            f"FP16 loses too much on this model: {check}", hint="use FP32 or INT8 (--int8 --target onnx) for this model"
-        )
-    return check
 
 
 def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:

@@ -14,6 +14,7 @@ TensorRT builds what a strongly typed graph says. What makes INT8 slower than FP
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,8 @@ class Structure:
         )
 
 
-def check_structure(model: ir.Model) -> Structure:
-    """Look at an INT8 graph for TensorRT, with shapes of its values."""
+def check_structure(model: ir.Model, intended: Collection[str] = ()) -> Structure:
+    """Look at an INT8 graph for TensorRT, with shapes of its values; `intended` are nodes that must be in FP32."""
     nodes = model_nodes(model)
     macs = {node: product_macs(node) for node in nodes if node.op_type in _PRODUCTS}
     inside = [node for node in macs if all(_dequantized(value) is not None for value in node.inputs[:2])]
@@ -97,7 +98,7 @@ def check_structure(model: ir.Model) -> Structure:
     return Structure(
         macs=sum(macs.values()),
         macs_int8=sum(macs[node] for node in inside),
-        fp32_islands=tuple(_islands(nodes)),
+        fp32_islands=tuple(_islands([node for node in nodes if node.name not in intended])),
         one_sided_residuals=tuple(node.name or "Add" for node in nodes if _one_sided(node)),
         unfusable=tuple(dict.fromkeys([*unfusable, *_attention(inside)])),
     )
@@ -140,7 +141,7 @@ def _islands(nodes: list[ir.Node]) -> list[str]:
         node
         for node in nodes
         if node.op_type not in ("Cast", "QuantizeLinear", "DequantizeLinear")
-        and any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
+        and any(value.dtype == ir.DataType.FLOAT and not value.is_graph_output() for value in node.outputs)
     ]
     region: dict[ir.Node, ir.Node] = {}  # node -> the first of its region
     for node in single:
