@@ -24,11 +24,13 @@ ALLOWED = {  # wing: what it may import besides itself
     "compiler": GROUND | {"runtime"},
     "bench": GROUND | {"runtime"},
     "graphs": GROUND,
-    "inspection": GROUND | {"graphs"},
+    "engines": GROUND | {"runtime"},
+    "inspection": GROUND | {"engines", "graphs"},
     "doctor": GROUND,
     "explain": GROUND,
     "demo": GROUND | {"runtime", "training", "compiler", "bench"},
-    "cli": GROUND | {"runtime", "training", "compiler", "bench", "demo", "doctor", "explain", "graphs", "inspection"},
+    "cli": GROUND
+    | {"runtime", "training", "compiler", "bench", "demo", "doctor", "engines", "explain", "graphs", "inspection"},
     "__main__": {"cli"},
     "__init__": GROUND | {"runtime"},
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import MANIFEST, Artifact, Bundle, Manifest
+from vitdeploy.engines import SUFFIXES, EngineFacts, read_engine_file
 from vitdeploy.errors import BundleError, InputError, ModelError, VitdeployError
 from vitdeploy.graphs import GraphFacts, read_graph
 from vitdeploy.specs import PreprocessSpec
@@ -89,13 +90,14 @@ class BundleReport:
 @dataclass(frozen=True)
 class FileReport:
     """One file: `state` is its entry in the bundle around it (None outside a bundle), `graph` what an ONNX file holds
-    (None for other kinds)."""
+    and `engine` what is known of an engine (both None for other kinds)."""
 
     path: Path
     size_bytes: int
     bundle: Path | None
     state: FileState | None
     graph: GraphFacts | None
+    engine: EngineFacts | None = None
 
     def require_sound(self) -> None:
         """Raise BundleError if the file is not the one that its bundle describes."""
@@ -106,19 +108,21 @@ class FileReport:
         """JSON-ready data: see `vitdeploy inspect --help`."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "type": "onnx" if self.graph is not None else "file",
+            "type": "onnx" if self.graph is not None else "engine" if self.engine is not None else "file",
             "name": self.path.name,
             "size_bytes": self.size_bytes,
             "artifact": None if self.state is None else self.state.to_json(),
             "graph": None if self.graph is None else self.graph.to_json(),
+            "engine": None if self.engine is None else self.engine.to_json(),
         }
 
 
-def inspect(path: str | os.PathLike[str]) -> BundleReport | FileReport:
+def inspect(path: str | os.PathLike[str], *, trusted: bool = False) -> BundleReport | FileReport:
     """Look at a bundle, at an ONNX file, or at an engine or another file inside a bundle.
 
     Args:
         path: the folder or file.
+        trusted: load an engine that no bundle describes, on a GPU; its file is code that then runs.
 
     Raises:
         BundleError: it is no bundle, or its manifest is damaged or newer. A file that does not match its hash is
@@ -136,7 +140,7 @@ def inspect(path: str | os.PathLike[str]) -> BundleReport | FileReport:
         raise InputError(f"there is nothing at {place}", hint="name a bundle's folder, or a file in it")
     if place.name == MANIFEST and place.is_file():
         place = place.parent
-    return _inspect_folder(place) if place.is_dir() else _inspect_file(place)
+    return _inspect_folder(place) if place.is_dir() else _inspect_file(place, trusted)
 
 
 def _inspect_folder(folder: Path) -> BundleReport:
@@ -156,12 +160,24 @@ def _no_bundle(folder: Path) -> VitdeployError:
     return BundleError(f"{folder} is no bundle: it has no {MANIFEST}", hint=hint)
 
 
-def _inspect_file(path: Path) -> FileReport:
+def _inspect_file(path: Path, trusted: bool) -> FileReport:
     bundle, state = _entry(path)
     graph = read_graph(path) if path.suffix == ".onnx" else None
-    if graph is None and state is None:
+    engine = _engine(path, state, trusted)
+    if graph is None and state is None and engine is None:
         raise _unknown_file(path, bundle)
-    return FileReport(path, path.stat().st_size, None if bundle is None else bundle.path, state, graph)
+    return FileReport(path, path.stat().st_size, None if bundle is None else bundle.path, state, graph, engine)
+
+
+def _engine(path: Path, state: FileState | None, trusted: bool) -> EngineFacts | None:
+    """What is known of an engine; None for another file, and for an engine of unknown origin, which is not loaded."""
+    if state is None:
+        return read_engine_file(path, None) if trusted and path.suffix in SUFFIXES else None
+    if state.artifact.kind != "engine":
+        return None
+    if state.state != "ok":
+        return EngineFacts(None, reason="the file is not the one that the manifest describes, so it is not loaded")
+    return read_engine_file(path, state.artifact)
 
 
 def _entry(path: Path) -> tuple[Bundle | None, FileState | None]:
@@ -177,11 +193,12 @@ def _entry(path: Path) -> tuple[Bundle | None, FileState | None]:
 
 
 def _unknown_file(path: Path, bundle: Bundle | None) -> VitdeployError:
-    if path.suffix in (".engine", ".plan"):
+    if path.suffix in SUFFIXES:
         what = "is not in the manifest of its bundle" if bundle is not None else "lies outside a bundle"
         return InputError(
             f"{path} {what}, and an engine alone does not say what it was built for",
-            hint="inspect it in the bundle it was built in, or build it again: vitdeploy build-engine BUNDLE",
+            hint="inspect it in the bundle it was built in, or build it again: vitdeploy build-engine BUNDLE; if you"
+            " built it yourself, --trusted reads its layers on a GPU, which runs the code in it",
         )
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name == "config.json":
         return ModelError(

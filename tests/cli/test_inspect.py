@@ -60,6 +60,8 @@ def add_engine(path: Path) -> None:
         source_onnx_sha256=source.sha256,
         size_bytes=9,
         layers={},
+        products=20,
+        int8_products=("q", "k"),
         compute_capabilities=("8.6", "12.0+"),
     )
     with bundle.edit() as editor:
@@ -160,12 +162,15 @@ def test_an_engine_speaks_through_its_manifest(
 ) -> None:
     add_engine(tiny_bundle_copy)
     data = data_of(cli, tiny_bundle_copy / ENGINE)
-    assert data["type"] == "file" and data["graph"] is None and data["artifact"]["state"] == "ok"
+    assert data["type"] == "engine" and data["graph"] is None and data["artifact"]["state"] == "ok"
+    assert data["engine"]["asked"] == {"products": 20, "int8_products": ["q", "k"], "layers": {}}
+    assert data["engine"]["found"] is None and data["engine"]["reason"]
     assert data["artifact"]["built_with"]["compute_capabilities"] == ["8.6", "12.0+"]
     text = words_of(cli, tiny_bundle_copy / ENGINE, monkeypatch)
     assert "TensorRT-RTX 1.7.1, for compute capability 8.6, 12.0+" in text
     assert "image 1x1x1x3 to 8x1080x1920x3, fastest at 1x32x32x3" in text
     assert "optimization level 4, built in 3.2 s" in text
+    assert "2 of 20 products on INT8 factors" in text and "not read: " in text
     assert "TensorRT-RTX 1.7.1" in words_of(cli, tiny_bundle_copy, monkeypatch)
 
 

@@ -296,7 +296,7 @@ class Inspector:
 
     def get_engine_information(self, format: LayerInformationFormat) -> str:
         assert format is LayerInformationFormat.JSON
-        return json.dumps({"Layers": [], "Bindings": ["image", "logits"]})
+        return json.dumps({"Layers": self.engine.plan.get("layers", []), "Bindings": ["image", "logits"]})
 
 
 class Engine:

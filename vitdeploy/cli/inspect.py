@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vitdeploy.cli.engine_report import engine_rows, show_layers
 from vitdeploy.cli.terminal import echo_json
 
 if TYPE_CHECKING:
@@ -28,18 +29,23 @@ _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 @click.command("inspect")
 @click.argument("path", metavar="BUNDLE_OR_FILE")
+@click.option("--layers", is_flag=True, help="List every layer of an engine; needs a GPU.")
+@click.option("--trusted", is_flag=True, help="Load an engine that no bundle describes: its file is code, and runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(path: str, as_json: bool) -> None:
+def command(path: str, layers: bool, trusted: bool, as_json: bool) -> None:
     """Say what is in a bundle, an ONNX file, or an engine or another file of a bundle.
 
     Every file is compared with the hash in the manifest; if one is missing or changed the exit code is 1. No GPU is
-    needed, and for a bundle no optional package; to look inside an ONNX file, the package onnx.
+    needed, and for a bundle no optional package; to look inside an ONNX file, the package onnx. On a GPU an engine is
+    also loaded, and TensorRT says what its layers run in: how many products that the graph asks to be INT8 are.
 
     The JSON of a bundle has schema_version, type ("bundle"), name, model, labels, preprocess, preprocess_text, inputs,
     outputs, artifacts (the manifest's entries with state: ok, changed or missing, and stale: why it should be made
     again, or null), sound, calibration (recipe, images), checks, bench and provenance. That of a file has
-    schema_version, type ("onnx" or "file"), name, size_bytes, artifact (its entry) and graph (opsets, inputs, outputs,
-    operators, parameters, weights by type, quantize_nodes, dequantize_nodes, products, int8_products).
+    schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its entry), graph (opsets, inputs,
+    outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes, products, int8_products) and
+    engine (asked: products, int8_products, layers; found: layers, tensors, by_precision, fused; int8: asked, running,
+    elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why nothing was found).
 
     \b
     Example:
@@ -49,13 +55,15 @@ def command(path: str, as_json: bool) -> None:
     """
     from vitdeploy.inspection import BundleReport, inspect
 
-    report = inspect(path)
+    report = inspect(path, trusted=trusted)
     if as_json:
         echo_json(report.to_json())
     elif isinstance(report, BundleReport):
         _show_bundle(Console(highlight=False), report)
     else:
         _show_file(Console(highlight=False), report)
+        if layers and report.engine is not None and report.engine.layers is not None:
+            show_layers(report.engine.layers)
     report.require_sound()
 
 
@@ -102,6 +110,8 @@ def _show_file(console: Console, report: FileReport) -> None:
         facts.append(("State", "not in the bundle's manifest"))
     if report.graph is not None:
         facts += _graph(report.graph)
+    if report.engine is not None:
+        facts += engine_rows(report.engine)
     _show_facts(console, facts)
     if report.state is not None and isinstance(report.state.artifact.built_with.get("check"), dict):
         console.print()
