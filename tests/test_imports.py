@@ -37,7 +37,7 @@ ALLOWED = {  # wing: what it may import besides itself
 HEAVY = {
     *("torch", "torchvision", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "pyarrow"),
     *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"),
-    *("sklearn", "scipy", "pandas", "matplotlib"),
+    *("sklearn", "scipy", "pandas", "matplotlib", "kornia", "tensorboard"),
 }
 LIGHT = ("click", "numpy", "PIL", "rich")  # what a plain `pip install vitdeploy` brings
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from vitdeploy.cli.finetune import command
-from vitdeploy.training import AUGMENTATIONS, FinetuneConfig, create_vit
+from vitdeploy.training import AUGMENTATIONS, PRECISIONS, FinetuneConfig, create_vit
 
 SHORT = ("--dataset", "digits", "--max-steps", 4, "--limit-train", 100, "--limit-test", 30)
 
@@ -64,12 +64,14 @@ def test_options_and_settings_agree() -> None:
     """The command has an option for each setting, with the same default."""
     defaults = {name: field.default for name, field in FinetuneConfig.__dataclass_fields__.items()}
     given = command.make_context("finetune", ["m", "--dataset", "d", "--output", "o"]).params
-    given.pop("as_json")
+    for name in ("as_json", "dry_run"):
+        given.pop(name)
     assert set(given) == set(defaults)
     for name in set(defaults) - {"model", "dataset", "output"}:
         assert given[name] == defaults[name], name
-    augment = next(parameter for parameter in command.params if parameter.name == "augment")
-    assert isinstance(augment.type, click.Choice) and tuple(augment.type.choices) == AUGMENTATIONS
+    for name, choices in (("augment", AUGMENTATIONS), ("precision", PRECISIONS)):
+        option = next(parameter for parameter in command.params if parameter.name == name)
+        assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == choices
 
 
 def test_errors(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.training.conftest import DIGITS, weights_of
 from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.datasets import load_dataset
 from vitdeploy.errors import DatasetError, InputError, ModelError, OutputExistsError
-from vitdeploy.training import FinetuneConfig, FinetuneResult, create_vit, finetune
-
-DIGITS = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised ViT of 16 px: 5 tokens, so that a step takes milliseconds."""
-    folder = tmp_path_factory.mktemp("scratch") / "vit"
-    return create_vit(folder, labels=DIGITS, image_size=16, patch_size=8, hidden_size=48, layers=2, heads=4)
+from vitdeploy.training import FinetuneConfig, FinetuneResult, finetune
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +55,6 @@ def trained(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return output, finetune(config)
 
 
-def weights_of(folder: Path) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
-    return load_file(folder / "model.safetensors")
-
-
 def test_accuracy_rises_and_is_what_the_saved_checkpoint_gives(trained: tuple[Path, FinetuneResult]) -> None:
     import torch
 
@@ -104,9 +85,13 @@ def test_best_weights_are_kept(trained: tuple[Path, FinetuneResult]) -> None:
 def test_everything_is_saved(trained: tuple[Path, FinetuneResult]) -> None:
     output, result = trained
     assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
         "all_results.json",
         "config.json",
+        "confusion_matrix.json",
+        "confusion_matrix.svg",
         "finetune.json",
+        "finetune.toml",
         "model.safetensors",
         "preprocessor_config.json",
         "test_results.json",
@@ -335,63 +320,6 @@ def test_damaged_weights(scratch: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="can't be read"):
         finetune(settings(copy, tmp_path / "out"))
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-LONG_RUN = """
-import resource, sys
-from vitdeploy.cli.app import run
-limit = int(sys.argv[1])
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.exit(run(sys.argv[2:]))
-"""
-
-
-def start(limit: int, *arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", LONG_RUN, str(limit), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def test_ctrl_c_leaves_what_was_there(scratch: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    finetune(settings(scratch, output))
-    before = snapshot(output)
-    process = start(
-        0, "finetune", scratch, "--dataset", "digits", "--output", output, "--overwrite", "--epochs", 10_000
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".out.partial-*/checkpoint-*")):  # in the middle of training
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Interrupted" in errors and "Traceback" not in errors
-    assert snapshot(output) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_full_disk_leaves_what_was_there(scratch: Path, tmp_path: Path) -> None:
-    """No file may grow beyond 100 kB: the weights can't be written."""
-    output = tmp_path / "out"
-    finetune(settings(scratch, output))
-    before = snapshot(output)
-    assert len(before["model.safetensors"]) > 100_000
-    arguments = ["--dataset", "digits", "--output", output, "--overwrite", "--max-steps", 5, "--limit-train", 100]
-    process = start(100_000, "finetune", scratch, *arguments)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "no space left" in errors and "Traceback" not in errors, errors
-    assert snapshot(output) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.full

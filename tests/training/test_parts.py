@@ -146,16 +146,17 @@ def test_augmentations_do_what_they_say() -> None:
 
     image = torch.arange(16.0).repeat(1, 3, 16, 1)  # (1, 3, 16, 16), each column has its number
     many = image.expand(64, 3, 16, 16)
-    assert Augmenter("none", 0)(many) is many
-    shifted = Augmenter("shift", 0)(many)
+    draws = [(0, index) for index in range(64)]
+    assert Augmenter("none", 0)(many, draws) is many
+    shifted = Augmenter("shift", 0)(many, draws)
     offsets = shifted[:, 0, 0, 8] - 8
     assert sorted(set(offsets.tolist())) == [-2, -1, 0, 1, 2]  # an eighth of 16, both ways, each image on its own
     assert bool((shifted.diff(dim=-1) >= 0).all())  # never mirrored, edges repeated
-    flipped = Augmenter("flip-shift", 0)(many)
+    flipped = Augmenter("flip-shift", 0)(many, draws)
     mirrored = (flipped[:, 0, 0, 4] > flipped[:, 0, 0, 12]).float().mean()
     assert 0.25 < mirrored < 0.75  # half of 64: further off is beyond four deviations
     upright = image.transpose(-1, -2).expand(64, 3, 16, 16)
-    assert bool((Augmenter("flip-shift", 0)(upright).diff(dim=-2) >= 0).all())  # never upside down
+    assert bool((Augmenter("flip-shift", 0)(upright, draws).diff(dim=-2) >= 0).all())  # never upside down
 
 
 def test_plan() -> None:

@@ -9,8 +9,19 @@ parquet files and Hub ids need `datasets`.
 
 from __future__ import annotations
 
+from vitdeploy.datasets.check import BadImage, find_bad_images, without_images
 from vitdeploy.datasets.core import ImageDataset, ImageSource
 from vitdeploy.datasets.load import KNOWN_DATASETS, load_dataset
 from vitdeploy.datasets.sampling import stratified_sample, stratified_split
 
-__all__ = ["KNOWN_DATASETS", "ImageDataset", "ImageSource", "load_dataset", "stratified_sample", "stratified_split"]
+__all__ = [
+    "KNOWN_DATASETS",
+    "BadImage",
+    "ImageDataset",
+    "ImageSource",
+    "find_bad_images",
+    "load_dataset",
+    "stratified_sample",
+    "stratified_split",
+    "without_images",
+]

@@ -1,20 +1,35 @@
-"""What a fine-tuning run is asked to do, and what it gives back."""
+"""What a fine-tuning run is asked to do. Defaults and their sources: docs/finetune.md."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import InputError
 from vitdeploy.training.distill import KINDS
 
-__all__ = ["AUGMENTATIONS", "Curve", "FinetuneConfig", "FinetuneResult", "SamplePrediction"]
+__all__ = ["AUGMENTATIONS", "PRECISIONS", "FinetuneConfig"]
 
 AUGMENTATIONS = ("none", "shift", "flip-shift")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_EPOCHS, _PROBE_EPOCHS = 3.0, 30.0
+_LEARNING_RATE, _PROBE_LEARNING_RATE = 5e-5, 1e-3
+_NOT_WITH_PROBE = (
+    "distill",
+    "augment",
+    "randaugment",
+    "mixup",
+    "cutmix",
+    "drop_path",
+    "freeze",
+    "gradient_checkpointing",
+)
+# What may differ when a run is taken up again: where and how fast it runs, not what it computes.
+_FREE = frozenset(["output", "overwrite", "resume", "threads", "workers", "tensorboard"])
 
 
 @dataclass(frozen=True)
@@ -25,22 +40,41 @@ class FinetuneConfig:
         model: Hub id or local folder: a classifier, or a backbone without a head.
         dataset: as `vitdeploy.datasets.load_dataset` takes it; it must have `train` and `test`.
         output: folder to write.
-        overwrite: replace an `output` that an earlier run wrote.
-        epochs: passes over the training images; may be a fraction.
+        overwrite: replace an `output` that an earlier run wrote, and drop an interrupted run of it.
+        resume: go on from the last checkpoint of an interrupted run with the same settings, if there is one.
+        epochs: passes over the training images, may be a fraction; None: 3, or 30 for a linear probe.
         max_steps: stop after this many optimizer steps; wins over `epochs`.
-        batch_size: images per step.
-        learning_rate: AdamW's peak; it rises over `warmup_ratio` of the steps and falls to 0 along a cosine.
-        weight_decay: AdamW's, not applied to biases and norms.
+        batch_size: images of one forward and backward pass in each process.
+        accumulate: batches whose gradients are averaged for one optimizer step.
+        learning_rate: AdamW's peak at the head; it rises over `warmup_ratio` of the steps and falls to 0 along a
+            cosine. None: 5e-5, or 1e-3 for a linear probe.
+        layer_decay: each layer learns at this share of the rate of the layer above it; 1: all at the same.
         warmup_ratio: 0..1.
-        label_smoothing: 0..1, how much of the target is spread over the other classes.
+        weight_decay: AdamW's, not applied to biases, norms, class tokens and position embeddings.
+        clip_grad_norm: gradients are scaled down to this norm; 0: they are not.
+        label_smoothing: 0..1, how much of the target is spread over all classes.
         augment: none; shift (up to an eighth of the side, edges repeated); flip-shift (and mirrored half the time,
             for images that mean the same when mirrored: not for digits or text).
+        randaugment: magnitude of RandAugment's two random operations an image, 1..29; 0: none.
+        mixup: alpha of mixup's Beta(alpha, alpha); 0: none. With `cutmix` each batch gets one of the two.
+        cutmix: the same for CutMix.
+        drop_path: stochastic depth: how often the last layer's residual branches are left out, the others in
+            proportion to their depth.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0: none.
+        freeze: leave the embeddings and this many first layers as they are.
+        linear_probe: train a new head only, on features that are computed once.
         image_size: pixels a side, other than the checkpoint's; its position embeddings are resized.
+        precision: auto (bf16 or fp16 on a GPU, whichever it can, fp32 on a CPU), fp32, bf16, fp16.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        compile: run the model through torch.compile.
+        patience: stop after this many evaluations without a better one; None: never.
+        save_every: steps between checkpoints to resume from; None: at every evaluation, where it is saved anyway.
         limit_train: use a stratified sample of this many training images (validation included).
         limit_test: the same for the test images.
         validation: images carved out of train to choose the best weights by; None: a tenth, at most 1,000.
             0: none, and the last weights are kept.
         image_column, label_column: where they can't be found.
+        skip_bad: decode every image once before training, list those that can't be, and go on without them.
         revision: branch, tag or commit of a Hub model.
         distill: a teacher to learn from as well, Hub id or local folder of a classifier that knows the classes.
         distill_kind: soft (its probabilities), hard (its decisions), or auto: hard for a student with DeiT's
@@ -51,26 +85,45 @@ class FinetuneConfig:
         threads: CPU threads of PyTorch; None: one a core. A model whose steps take a few milliseconds is faster with
             1, above all beside other programs: threads that wait for each other at every operation cost more than
             they give.
+        workers: processes that decode and augment; None: none on a CPU, one a core and at most 8 beside a GPU.
+        tensorboard: write event files for TensorBoard too.
     """
 
     model: str | os.PathLike[str]
     dataset: str | os.PathLike[str]
     output: str | os.PathLike[str]
     overwrite: bool = False
-    epochs: float = 3.0
+    resume: bool = False
+    epochs: float | None = None
     max_steps: int | None = None
     batch_size: int = 32
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
+    accumulate: int = 1
+    learning_rate: float | None = None
+    layer_decay: float = 0.85
     warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    clip_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     augment: str = "none"
+    randaugment: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float = 0.0
+    ema: float = 0.0
+    freeze: int = 0
+    linear_probe: bool = False
     image_size: int | None = None
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    patience: int | None = None
+    save_every: int | None = None
     limit_train: int | None = None
     limit_test: int | None = None
     validation: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    skip_bad: bool = False
     revision: str | None = None
     distill: str | os.PathLike[str] | None = None
     distill_kind: str = "auto"
@@ -78,32 +131,52 @@ class FinetuneConfig:
     distill_weight: float = 0.5
     seed: int = 0
     threads: int | None = None
+    workers: int | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _positive("epochs", self.epochs)
-        _positive("batch_size", self.batch_size)
-        _positive("learning_rate", self.learning_rate)
-        for name in ("max_steps", "image_size", "limit_train", "limit_test", "threads"):
-            if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
-        for name in ("warmup_ratio", "label_smoothing"):
+        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "max_steps", "image_size", "limit_train"):
+            _positive(name, getattr(self, name))
+        for name in ("limit_test", "threads", "patience", "save_every", "distill_temperature"):
+            _positive(name, getattr(self, name))
+        for name in ("warmup_ratio", "label_smoothing", "drop_path", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be 0 or more, not {self.weight_decay}")
-        if self.validation is not None and self.validation < 0:
-            raise InputError(f"validation must be 0 or more images, not {self.validation}")
-        _positive("distill_temperature", self.distill_temperature)
+        for name in ("weight_decay", "clip_grad_norm", "mixup", "cutmix", "freeze", "validation", "workers"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} must be 0 or more, not {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
         if not 0 <= self.distill_weight <= 1:
             raise InputError(f"distill_weight must be from 0 to 1, not {self.distill_weight}")
-        if self.distill_kind not in KINDS:
-            raise InputError(
-                f"there is no distillation {self.distill_kind!r}", hint=f"choose one of {', '.join(KINDS)}"
-            )
-        if self.augment not in AUGMENTATIONS:
-            raise InputError(
-                f"there is no augmentation {self.augment!r}", hint=f"choose one of {', '.join(AUGMENTATIONS)}"
-            )
+        if not 0 <= self.randaugment <= 29:
+            raise InputError(f"randaugment must be 0 (off) to 29, not {self.randaugment}", hint="9 is usual")
+        _one_of("augmentation", self.augment, AUGMENTATIONS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("distillation", self.distill_kind, KINDS)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.patience is not None and self.validation == 0:
+            raise InputError("patience needs validation images", hint="leave --validation out, or --patience")
+        if self.linear_probe:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            wrong = [name for name in _NOT_WITH_PROBE if getattr(self, name) != defaults[name]]
+            if wrong:
+                raise InputError(
+                    f"a linear probe trains on features that are computed once, so {wrong[0]} can't be used",
+                    hint=f"leave --{wrong[0].replace('_', '-')} out, or --linear-probe",
+                )
+
+    def resolved(self) -> FinetuneConfig:
+        """The same run with every default that depends on other settings filled in."""
+        probe = self.linear_probe
+        return dataclasses.replace(
+            self,
+            epochs=self.epochs or (_PROBE_EPOCHS if probe else _EPOCHS),
+            learning_rate=self.learning_rate or (_PROBE_LEARNING_RATE if probe else _LEARNING_RATE),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All settings; of paths only the last part, since a checkpoint travels."""
@@ -113,69 +186,19 @@ class FinetuneConfig:
                 continue
             path = Path(data[name])
             data[name] = path.name if path.is_absolute() or path.exists() else str(data[name])
-        del data["overwrite"]
+        del data["overwrite"], data["resume"]
         return data
 
+    def fixed(self) -> dict[str, Any]:
+        """The settings that must be the same when the run is taken up again."""
+        return {name: value for name, value in self.to_json().items() if name not in _FREE}
 
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} must be more than 0, not {value}")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """How training went. Points have `step`, `epoch` and: `loss`, `learning_rate` (train; the loss is the mean since
-    the point before), or `loss`, `accuracy` (validation). `best_step` is the step whose weights were kept.
-    """
-
-    train: tuple[dict[str, float], ...]
-    validation: tuple[dict[str, float], ...]
-    best_step: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"train": list(self.train), "validation": list(self.validation), "best_step": self.best_step}
-
-
-@dataclass(frozen=True)
-class SamplePrediction:
-    """What the model says of one test image. `score` is the softmax probability, 0..1."""
-
-    index: int
-    label: str
-    predicted: str
-    score: float
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A finished run. `metrics` are those of all_results.json; accuracies go from 0 to 1.
-
-    `test_accuracy` comes from one pass over the test split after everything was decided.
-    """
-
-    output: Path
-    labels: tuple[str, ...]
-    test_accuracy: float
-    validation_accuracy: float | None
-    steps: int
-    seconds: float
-    sample: SamplePrediction
-    curve: Curve
-    metrics: dict[str, float] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "labels": list(self.labels),
-            "test_accuracy": self.test_accuracy,
-            "validation_accuracy": self.validation_accuracy,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "sample": dataclasses.asdict(self.sample),
-            "metrics": self.metrics,
-            "data": self.data,
-            "notes": list(self.notes),
-            "curve": self.curve.to_json(),
-        }
+def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"there is no {what} {value!r}", hint=f"choose one of {', '.join(choices)}")

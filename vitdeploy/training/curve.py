@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from vitdeploy.training.config import Curve
+from vitdeploy.training.result import Curve
 
 __all__ = ["curve_from_log", "draw_curve"]
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitdeploy.datasets import ImageDataset
 from vitdeploy.errors import require
+from vitdeploy.training.augment import Augmenter, Mixer
 
-__all__ = ["Augmenter", "Batcher", "Rows"]
+__all__ = ["Batcher", "EpochSampler", "Row", "Rows"]
 
 _CACHE_LIMIT_BYTES = 256 << 20
-_SHIFT_FRACTION = 8  # up to an eighth of the side, as 4 of 32 pixels is usual for CIFAR-10
+
+
+class Row(NamedTuple):
+    """Image `index` of a dataset, in pass `epoch` over it."""
+
+    dataset: ImageDataset
+    index: int
+    epoch: int = 0
 
 
 class Rows:
@@ -24,39 +33,74 @@ class Rows:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> tuple[ImageDataset, int]:
-        return self._dataset, int(index)
+    def __getitem__(self, key: int | tuple[int, int]) -> Row:
+        """Row `index`, or with its epoch as an EpochSampler gives it."""
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        return Row(self._dataset, int(index), int(epoch))
+
+
+class EpochSampler:
+    """Every image once an epoch, in an order that only the seed and the epoch decide.
+
+    A run that is taken up in the middle of an epoch, or spread over processes, thus meets the same images in the same
+    order, with the same augmentation: epoch and position are all that a random draw depends on.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
+        return iter([(int(index), epoch) for index in order])
 
 
 class Batcher:
-    """The collate function: rows -> {pixel_values (batch, 3, height, width) float32, labels (batch,) int64}.
+    """The collate function: rows -> {pixel_values (batch, 3, height, width) float32, labels}.
 
-    Processed images of the training set are kept when all of them fit into 256 MiB, so that later epochs neither
-    decode nor resize. Only training images are augmented.
+    Labels are (batch,) int64, or (batch, classes) float32 where images were mixed. Processed images of the training
+    set are kept when all of them fit into 256 MiB (and no worker process would keep its own), so that later epochs
+    neither decode nor resize; a larger set is decoded again each time. Only training images are augmented.
     """
 
-    def __init__(self, processor: Any, train: ImageDataset, augmenter: Augmenter) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        train: ImageDataset,
+        augmenter: Augmenter,
+        mixer: Mixer | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
         self._torch = require("torch", extra="build")
         self._processor = processor
         self._train = train
-        self._augmenter = augmenter
+        self._augmenter, self._mixer = augmenter, mixer
         self._cache: dict[int, Any] = {}
-        self._fits: bool | None = None  # known after the first image
+        self._fits: bool | None = None if keep else False  # known after the first image
 
-    def __call__(self, rows: list[tuple[ImageDataset, int]]) -> dict[str, Any]:
-        dataset = rows[0][0]
-        indices = [index for _, index in rows]
-        is_train = dataset is self._train
-        pixels = self._cached(indices) if is_train else self.process(dataset, indices)
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        dataset = rows[0].dataset
+        indices = [row.index for row in rows]
         labels = self._torch.as_tensor(dataset.label_ids[np.array(indices)])
-        return {"pixel_values": self._augmenter(pixels) if is_train else pixels, "labels": labels}
+        if dataset is not self._train:
+            return {"pixel_values": self.process(dataset, indices), "labels": labels}
+        draws = [(row.epoch, row.index) for row in rows]
+        pixels = self._augmenter(self._cached(indices), draws)
+        if self._mixer is not None:
+            pixels, labels = self._mixer(pixels, labels, draws[0])
+        return {"pixel_values": pixels, "labels": labels}
 
-    def process(self, dataset: ImageDataset, indices: list[int]) -> Any:
+    def process(self, dataset: ImageDataset, indices: Sequence[int]) -> Any:
         """Images through the processor: (batch, 3, height, width) float32."""
         images = [dataset.image(index) for index in indices]
         return self._processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
-    def _cached(self, indices: list[int]) -> Any:
+    def _cached(self, indices: Sequence[int]) -> Any:
         if self._fits is None:
             one = self.process(self._train, indices[:1])
             self._fits = one.numel() * one.element_size() * len(self._train) <= _CACHE_LIMIT_BYTES
@@ -66,33 +110,3 @@ class Batcher:
         if new:
             self._cache.update(zip(new, self.process(self._train, new), strict=True))
         return self._torch.stack([self._cache[index] for index in indices])
-
-
-class Augmenter:
-    """Random changes that keep an image's meaning, on (batch, 3, height, width); another draw for each image."""
-
-    def __init__(self, kind: str, seed: int) -> None:
-        self._torch = require("torch", extra="build")
-        self._flip, self._shift = kind == "flip-shift", kind in ("shift", "flip-shift")
-        self._generator = self._torch.Generator().manual_seed(seed)
-
-    def __call__(self, pixels: Any) -> Any:
-        """A changed copy (or `pixels` itself where nothing is asked for)."""
-        torch = self._torch
-        count, _, height, width = pixels.shape
-        if self._flip:
-            mirrored = torch.rand(count, 1, 1, 1, generator=self._generator) < 0.5
-            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        if self._shift:
-            rows = self._moved(count, height)  # (batch, height)
-            columns = self._moved(count, width)  # (batch, width)
-            image = torch.arange(count)
-            pixels = pixels.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]]
-            pixels = pixels.permute(0, 3, 1, 2).contiguous()  # (batch, 3, height, width)
-        return pixels
-
-    def _moved(self, count: int, side: int) -> Any:
-        """Which row (or column) each one is taken from after a shift: (batch, side), edges repeated."""
-        most = side // _SHIFT_FRACTION
-        offsets = self._torch.randint(-most, most + 1, (count, 1), generator=self._generator)
-        return (self._torch.arange(side)[None, :] + offsets).clamp(0, side - 1)

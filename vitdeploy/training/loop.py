@@ -1,10 +1,12 @@
-"""The Hugging Face Trainer, set up: arguments, metric, progress, best weights."""
+"""A run's length, its Trainer, and the passes over validation and test images."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,38 +14,97 @@ import numpy as np
 from vitdeploy import progress
 from vitdeploy.datasets import ImageDataset
 from vitdeploy.errors import InputError, require
+from vitdeploy.machine import usable_cores
+from vitdeploy.storage import read_json
 from vitdeploy.training.config import FinetuneConfig
-from vitdeploy.training.data import Augmenter, Batcher, Rows
-from vitdeploy.training.models import Trainable
-from vitdeploy.training.objective import CrossEntropy, Objective
+from vitdeploy.training.data import EpochSampler, Rows
+from vitdeploy.training.objective import Objective
+from vitdeploy.training.processes import Processes
+from vitdeploy.training.regularise import MovingAverage
+from vitdeploy.training.trainer import evaluations_since_best, load_weights, run_callback, trainer_class
+from vitdeploy.training.workspace import Workspace
 
-__all__ = ["CHOICE", "Plan", "build_trainer", "evaluate", "make_plan", "score", "train"]
+__all__ = [
+    "CHOICE",
+    "Plan",
+    "build_trainer",
+    "evaluate",
+    "keep_best",
+    "make_plan",
+    "resolve_precision",
+    "resolve_workers",
+    "score",
+    "test",
+    "train",
+]
 
 CHOICE = "choice"
+_EVAL_CHOICE = f"eval_{CHOICE}"
 _MIN_EVALUATIONS = 5
 _LOSS_POINTS = 50
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many steps there are, and after how many of them loss and validation accuracy are taken."""
+    """How many optimizer steps there are, and after how many of them what is done.
+
+    `log_every` divides the other two, so that a mean of losses never spans a checkpoint: the curve of a run that is
+    taken up again is the one it would have had.
+    """
 
     steps: int
+    per_epoch: int
     warmup_steps: int
     log_every: int
     evaluate_every: int
+    save_every: int
 
 
-def make_plan(config: FinetuneConfig, train_images: int) -> Plan:
+def make_plan(config: FinetuneConfig, train_images: int, processes: int = 1) -> Plan:
     """Validation comes once an epoch, but at least five times a run."""
-    per_epoch = math.ceil(train_images / config.batch_size)
+    config = config.resolved()
+    assert config.epochs is not None
+    batches = math.ceil(math.ceil(train_images / config.batch_size) / processes)  # of one process in one epoch
+    per_epoch = math.ceil(batches / config.accumulate)
     steps = config.max_steps or max(1, round(config.epochs * per_epoch))
+    evaluate_every = max(1, min(per_epoch, steps // _MIN_EVALUATIONS))
+    save_every = config.save_every or evaluate_every
+    common = math.gcd(evaluate_every, save_every)
+    wanted = max(1, steps // _LOSS_POINTS)
     return Plan(
         steps=steps,
+        per_epoch=per_epoch,
         warmup_steps=min(round(config.warmup_ratio * steps), steps - 1),
-        log_every=max(1, steps // _LOSS_POINTS),
-        evaluate_every=max(1, min(per_epoch, steps // _MIN_EVALUATIONS)),
+        log_every=max(divisor for divisor in range(1, min(common, wanted) + 1) if common % divisor == 0),
+        evaluate_every=evaluate_every,
+        save_every=save_every,
     )
+
+
+def resolve_precision(precision: str) -> str:
+    """What `auto` means on this machine.
+
+    Raises:
+        InputError: this machine can't train in that precision.
+    """
+    cuda = require("torch", extra="build").cuda
+    if precision == "auto":
+        if not cuda.is_available():
+            return "fp32"
+        return "bf16" if cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if precision == "fp16" and not cuda.is_available():
+        raise InputError("fp16 training needs a GPU", hint="use --precision bf16 or fp32 on a CPU")
+    return precision
+
+
+def resolve_workers(workers: int | None) -> int:
+    """How many processes prepare images."""
+    if workers is not None:
+        return workers
+    if not require("torch", extra="build").cuda.is_available():
+        return 0
+    return min(_MOST_WORKERS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def score(prediction: Any) -> dict[str, float]:
@@ -64,108 +125,157 @@ def score(prediction: Any) -> dict[str, float]:
 def build_trainer(
     config: FinetuneConfig,
     plan: Plan,
-    model: Trainable,
+    module: Any,
+    collate: Any,
     train_set: ImageDataset,
     validation_set: ImageDataset | None,
-    folder: Path,
-    objective: Objective | None = None,
+    work: Workspace,
+    processes: Processes,
+    objective: Objective,
+    processor: Any = None,
 ) -> Any:
-    """A Trainer that writes to `folder` and says nothing on its own; `objective`: None is the config's own."""
+    """A Trainer that writes its checkpoints to `work` and says nothing on its own."""
     transformers = require("transformers", extra="build")
     torch = require("torch", extra="build")
     require("accelerate", extra="build")
+    config = config.resolved()
     validated = validation_set is not None
+    precision = resolve_precision(config.precision)
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(work.path),
         max_steps=plan.steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_steps,
         weight_decay=config.weight_decay,
+        max_grad_norm=config.clip_grad_norm,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        torch_compile=config.compile,
+        use_cpu=on_cpu,
         logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # it would hide a loss that is not a number
         eval_strategy="steps" if validated else "no",
         eval_steps=plan.evaluate_every if validated else None,
-        eval_on_start=validated,
-        save_strategy="best" if validated else "no",
-        save_total_limit=1,
-        save_only_model=True,
+        eval_on_start=validated and work.start is None,
+        save_strategy="steps",
+        save_steps=plan.save_every,
         metric_for_best_model=CHOICE if validated else None,
         greater_is_better=True if validated else None,
         seed=config.seed,
-        data_seed=config.seed,
         remove_unused_columns=False,  # the rows are no dictionaries
-        label_names=["labels"],  # DeiT with its distillation token takes none, so the Trainer would look for none
+        label_names=["labels"],  # a probe and DeiT with its distillation token take none: none would be looked for
+        dataloader_num_workers=0 if config.linear_probe else resolve_workers(config.workers),
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to=[],
     )
-    batcher = Batcher(model.processor, train_set, Augmenter(config.augment, config.seed))
-    trainer = _trainer_class()(
-        objective or CrossEntropy(config.label_smoothing),
-        model=model.module,
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel is never wanted: several GPUs are torchrun's
+    trainer = trainer_class()(
+        config=config,
+        objective=objective,
+        sampler=EpochSampler(len(train_set), config.seed),
+        average=MovingAverage(module, config.ema) if config.ema else None,
+        work=work,
+        processes=processes,
+        model=module,
         args=arguments,
-        data_collator=batcher,
+        data_collator=collate,
         train_dataset=Rows(train_set),
         eval_dataset=Rows(validation_set) if validation_set is not None else None,
-        processing_class=model.processor,
+        processing_class=processor,
         compute_metrics=score,
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
     return trainer
 
 
-def _trainer_class() -> Any:
-    transformers = require("transformers", extra="build")
-
-    class ObjectiveTrainer(transformers.Trainer):  # type: ignore[misc, name-defined]
-        """The Trainer with its loss taken from an Objective."""
-
-        def __init__(self, objective: Objective, **options: Any) -> None:
-            super().__init__(**options)
-            self.objective = objective
-            self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer averages batches
-
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            loss, output = self.objective(model, inputs)
-            return (loss, output) if return_outputs else loss
-
-    return ObjectiveTrainer
-
-
 def train(trainer: Any, plan: Plan) -> dict[str, float]:
-    """Train to the end, load the best weights, and return the Trainer's metrics of the training.
-
-    The Trainer's own load_best_model_at_end is not used: up to transformers 5.23 at least it reads the saved names of
-    weights without the renaming that from_pretrained does, and silently leaves most of a ViT as it was last.
+    """Train to the end, from the workspace's checkpoint if it has one; the Trainer's metrics of this session.
 
     Raises:
         InputError: the loss became infinite or not a number.
     """
+    start = trainer.work.start
+    if start is not None and _is_finished(trainer, plan, start):
+        return {}
     with progress.task("Training", total=plan.steps, unit="steps") as step:
         callback = _progress_callback(step)
         trainer.add_callback(callback)
-        metrics: dict[str, float] = trainer.train().metrics
+        metrics: dict[str, float] = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
         trainer.remove_callback(callback)
-    best = trainer.state.best_model_checkpoint
-    if best is not None:
-        module = trainer.model
-        module.load_state_dict(type(module).from_pretrained(best).state_dict())
     return metrics
+
+
+def _is_finished(trainer: Any, plan: Plan, start: Any) -> bool:
+    """Whether the checkpoint is the last of its run; then the Trainer gets its state."""
+    transformers = require("transformers", extra="build")
+    history = read_json(start / "trainer_state.json")
+    patience = trainer.config.patience
+    stopped = patience is not None and evaluations_since_best(history["log_history"], _EVAL_CHOICE) >= patience
+    if history["global_step"] < plan.steps and not stopped:
+        return False
+    trainer.state = transformers.TrainerState.load_from_json(str(start / "trainer_state.json"))
+    return True
+
+
+def keep_best(trainer: Any) -> int:
+    """Give the trainer's model the weights that are kept, the best or the last, averaged if asked for; their step."""
+    torch = require("torch", extra="build")
+    state, processes = trainer.state, trainer.processes
+    step = int(state.best_global_step or state.global_step)
+    module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    folder = trainer.work.checkpoint(step)
+    if processes.is_main:
+        load_weights(module, folder)
+        if trainer.average is not None:
+            trainer.average.load(folder)
+    if trainer.average is not None:
+        trainer.average.settle()
+        trainer.average = None
+    if processes.count > 1:
+        for value in module.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+    return step
 
 
 def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]:
     """Loss and accuracy of the trainer's model on `dataset`, as `name`_accuracy and so on."""
-    with progress.task(f"Evaluating on {dataset}", total=len(dataset), unit="images") as step:
-        callback = _progress_callback(step, batch=trainer.args.eval_batch_size, images=len(dataset))
-        trainer.add_callback(callback)
+    with _evaluating(trainer, dataset):
         metrics: dict[str, float] = trainer.evaluate(Rows(dataset), metric_key_prefix=name)
-        trainer.remove_callback(callback)
+    return _without_choice(metrics)
+
+
+def test(trainer: Any, dataset: ImageDataset) -> tuple[dict[str, float], Any]:
+    """The metrics of the test split, as test_accuracy and so on, and its logits (count, classes)."""
+    with _evaluating(trainer, dataset):
+        output = trainer.predict(Rows(dataset), metric_key_prefix="test")
+    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    metrics = {**output.metrics, "test_samples": len(dataset)}
+    metrics = _without_choice(metrics)
+    trainer.log(dict(metrics))
+    return metrics, np.asarray(logits, np.float32)
+
+
+def _without_choice(metrics: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if not key.endswith(CHOICE)}
+
+
+@contextmanager
+def _evaluating(trainer: Any, dataset: ImageDataset) -> Iterator[None]:
+    """Progress over a dataset's images inside the block."""
+    with progress.task(f"Evaluating on {dataset}", total=len(dataset), unit="images") as step:
+        batch = trainer.args.eval_batch_size * trainer.processes.count
+        callback = _progress_callback(step, batch=batch, images=len(dataset))
+        trainer.add_callback(callback)
+        yield
+        trainer.remove_callback(callback)
 
 
 def _progress_callback(step: progress.Step, *, batch: int = 0, images: int | None = None) -> Any:
@@ -187,11 +297,6 @@ def _progress_callback(step: progress.Step, *, batch: int = 0, images: int | Non
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
             if "loss" in logs:
-                if not math.isfinite(float(logs["loss"])):
-                    raise InputError(
-                        f"the training loss became {logs['loss']} after {state.global_step} steps",
-                        hint="use a smaller --learning-rate or a longer --warmup-ratio",
-                    )
                 self.loss = f", loss {float(logs['loss']):.3f}"
             if "eval_accuracy" in logs:
                 self.validation = f", validation {logs['eval_accuracy']:.1%}"

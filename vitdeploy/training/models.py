@@ -12,6 +12,7 @@ from typing import Any
 from vitdeploy import hub
 from vitdeploy.checkpoints import CheckpointFolder, load_processor, reading_weights
 from vitdeploy.errors import InputError, ModelError, require
+from vitdeploy.training.regularise import takes_drop_path_rate
 
 __all__ = ["Trainable", "load_trainable"]
 
@@ -26,9 +27,16 @@ class Trainable:
 
 
 def load_trainable(
-    folder: CheckpointFolder, labels: tuple[str, ...], *, image_size: int | None, seed: int
+    folder: CheckpointFolder,
+    labels: tuple[str, ...],
+    *,
+    image_size: int | None,
+    seed: int,
+    drop_path: float = 0.0,
 ) -> Trainable:
     """Load the weights; give them a new head unless theirs is trained for these very classes.
+
+    `drop_path` is given to models that have stochastic depth of their own.
 
     Raises:
         ModelError: damaged, incomplete, or no model that can be fine-tuned here (or at that image size).
@@ -36,6 +44,8 @@ def load_trainable(
     torch = require("torch", extra="build")
     notes: list[str] = []
     config = _config(folder, labels)
+    if drop_path and takes_drop_path_rate(config):
+        config.drop_path_rate = drop_path
     module, report = _load(folder, config)
     head = _head(module)
     missing = {key for key in report["missing_keys"] if not key.startswith(_prefix(module))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,22 +10,88 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitdeploy import hub, progress
-from vitdeploy.checkpoints import open_folder
-from vitdeploy.datasets import ImageDataset, load_dataset, stratified_sample, stratified_split
-from vitdeploy.errors import DatasetError, require
-from vitdeploy.storage import staged_folder
-from vitdeploy.training.config import Curve, FinetuneConfig, FinetuneResult, SamplePrediction
-from vitdeploy.training.curve import curve_from_log, draw_curve
+from vitdeploy.checkpoints import CheckpointFolder, open_folder
+from vitdeploy.errors import require
+from vitdeploy.storage import check_output, staged_folder
+from vitdeploy.training import parameters
+from vitdeploy.training.artifacts import SETTINGS_FILE, save_metrics, save_report
+from vitdeploy.training.augment import Augmenter, Mixer, RandAugmenter
+from vitdeploy.training.config import FinetuneConfig
+from vitdeploy.training.confusion import count_confusion
+from vitdeploy.training.curve import curve_from_log
+from vitdeploy.training.data import Batcher
 from vitdeploy.training.distill import load_distillation
-from vitdeploy.training.loop import build_trainer, evaluate, make_plan, train
+from vitdeploy.training.loop import Plan, build_trainer, evaluate, keep_best, make_plan, resolve_workers, test, train
 from vitdeploy.training.models import Trainable, load_trainable
-from vitdeploy.training.objective import Objective
+from vitdeploy.training.objective import CrossEntropy, Objective
+from vitdeploy.training.probe import FeatureBatcher, fold_probe, make_probe
+from vitdeploy.training.processes import Processes, joined
+from vitdeploy.training.regularise import add_stochastic_depth, takes_drop_path_rate
+from vitdeploy.training.result import FinetuneResult, SamplePrediction
+from vitdeploy.training.splits import Splits, load_splits
+from vitdeploy.training.watch import watching
+from vitdeploy.training.workspace import Workspace, workspace
 
-__all__ = ["finetune"]
+__all__ = ["Prepared", "device", "finetune", "make_batcher", "own_randomness", "prepare", "threads"]
 
-_SETTINGS = "finetune.json"
-_MOST_VALIDATION_IMAGES = 1000
+_WHAT = "folder of vitdeploy finetune"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: its settings with nothing left open, model, data and length."""
+
+    config: FinetuneConfig
+    folder: CheckpointFolder
+    model: Trainable
+    splits: Splits
+    plan: Plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.splits.notes, *self.model.notes)
+
+
+def prepare(config: FinetuneConfig, processes: Processes) -> Prepared:
+    """Everything that can be refused before a run starts.
+
+    Raises:
+        OutputExistsError, DatasetError, ModelError, InputError.
+    """
+    config = config.resolved()
+    check_output(Path(config.output), overwrite=config.overwrite, ours=_is_ours, what=_WHAT)
+    folder = open_folder(config.model, revision=config.revision)
+    splits = load_splits(config)
+    model = load_trainable(
+        folder, splits.train.labels, image_size=config.image_size, seed=config.seed, drop_path=config.drop_path
+    )
+    if config.drop_path and not takes_drop_path_rate(model.module.config):
+        add_stochastic_depth(model.module, config.drop_path)
+    if config.freeze:
+        parameters.freeze(model.module, config.freeze)
+    if config.gradient_checkpointing:
+        module = model.module
+        getattr(module, "activation_checkpointing_enable", module.gradient_checkpointing_enable)(
+            {"use_reentrant": False}
+        )
+    return Prepared(config, folder, model, splits, make_plan(config, len(splits.train), processes.count))
+
+
+def make_batcher(run: Prepared) -> Batcher:
+    """The collate function of a run."""
+    config, processor = run.config, run.model.processor
+    randaugment = None
+    if config.randaugment:
+        settings = processor.to_dict()
+        randaugment = RandAugmenter(config.randaugment, config.seed, settings["image_mean"], settings["image_std"])
+    mixer = None
+    if config.mixup or config.cutmix:
+        mixer = Mixer(config.mixup, config.cutmix, len(run.splits.train.labels), config.seed)
+    augmenter = Augmenter(config.augment, config.seed, randaugment)
+    return Batcher(processor, run.splits.train, augmenter, mixer, keep=resolve_workers(config.workers) == 0)
 
 
 def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> FinetuneResult:
@@ -35,113 +100,121 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
     `objective` replaces the loss (None: what the config says: a teacher's, or cross-entropy).
 
     The folder holds the model (config.json, model.safetensors), preprocessor_config.json, metrics (all_results.json
-    and one file a split), trainer_state.json, training_curve.json and .svg, and the settings in finetune.json. The
-    best weights by accuracy on a validation part of train are kept; test is looked at once, at the end.
+    and one file a split), trainer_state.json, the settings (finetune.json, finetune.toml), training_curve and
+    confusion_matrix (.json and .svg), and a model card (README.md). The best weights by accuracy on a validation part
+    of train are kept; test is looked at once, at the end. Under `torchrun` or `accelerate launch` every process calls
+    this and gets the same result; the first one writes.
 
     Raises:
         OutputExistsError, DatasetError, ModelError, InputError: before any training.
-        VitdeployError: the disk is full. Whatever was at `config.output` is unchanged by any failure.
+        VitdeployError: the disk is full. Whatever was at `config.output` is unchanged by any failure, and a run that
+            had written a checkpoint can be taken up again with `resume`.
     """
     started = time.perf_counter()
-    output = Path(config.output)
-    with staged_folder(
-        output, overwrite=config.overwrite, ours=_is_ours, what="folder of vitdeploy finetune"
-    ) as staging:
-        folder = open_folder(config.model, revision=config.revision)
-        data = _load_data(config)
-        model = load_trainable(folder, data.train.labels, image_size=config.image_size, seed=config.seed)
-        for note in (*data.notes, *model.notes):
-            progress.note(note)
-        plan = make_plan(config, len(data.train))
-        with hub.quiet_libraries(), _own_randomness(), _threads(config.threads):
-            objective = objective or load_distillation(config, model, data.train.labels)
-            trainer = build_trainer(config, plan, model, data.train, data.validation, staging, objective)
-            train_metrics = train(trainer, plan)
-            best_step = trainer.state.best_global_step if data.validation is not None else None
-            validation_metrics = {} if data.validation is None else evaluate(trainer, data.validation, "validation")
-            test_metrics = evaluate(trainer, data.test, "test")
-            curve = curve_from_log(trainer.state.log_history, best_step)
-            sample = _predict_one(trainer, data.test)
-            _save(trainer, model, {"train": train_metrics, "validation": validation_metrics, "test": test_metrics})
-        result = FinetuneResult(
-            output=output,
-            labels=data.train.labels,
-            test_accuracy=test_metrics["test_accuracy"],
-            validation_accuracy=validation_metrics.get("validation_accuracy"),
-            steps=plan.steps,
-            seconds=time.perf_counter() - started,
-            sample=sample,
-            curve=curve,
-            metrics={**train_metrics, **validation_metrics, **test_metrics},
-            data=data.describe(),
-            notes=(*data.notes, *model.notes),
-        )
-        _save_report(staging, config, result)
+    with joined() as processes:
+        run = prepare(config, processes)
+        loss = objective or load_distillation(run.config, run.model, run.splits.train.labels)
+        settings = {**run.config.fixed(), "processes": processes.count, "data": run.splits.digest()}
+        with workspace(
+            Path(config.output), settings, processes, overwrite=config.overwrite, resume=config.resume
+        ) as work:
+            for note in run.notes:
+                progress.note(note)
+            with hub.quiet_libraries(), own_randomness(), threads(config.threads):
+                loss = loss or CrossEntropy(config.label_smoothing)
+                trainer, result, metrics = _train_and_test(run, loss, work, processes)
+                if processes.is_main:
+                    result = _publish(run, trainer, result, metrics, work, started)
+            processes.wait()
     return result
 
 
+def _train_and_test(
+    run: Prepared, objective: Objective, work: Workspace, processes: Processes
+) -> tuple[Any, FinetuneResult, dict[str, dict[str, float]]]:
+    splits, module = run.splits, run.model.module
+    collate: Any = make_batcher(run)
+    if run.config.linear_probe:
+        where = device()
+        collate = FeatureBatcher(module, collate, processes, batch_size=run.config.batch_size, device=where)
+        module = make_probe(run.model.module, collate.features(splits.train))
+    trainer = build_trainer(
+        run.config, run.plan, module, collate, splits.train, splits.validation, work, processes, objective
+    )
+    watched = run.config.tensorboard and processes.is_main
+    with watching(trainer, work.tensorboard if watched else None):
+        metrics = {"train": train(trainer, run.plan)}
+        kept = keep_best(trainer)
+        metrics["validation"] = {} if splits.validation is None else evaluate(trainer, splits.validation, "validation")
+        metrics["test"], logits = test(trainer, splits.test)
+    if run.config.linear_probe:
+        fold_probe(module, run.model.module)
+    curve = curve_from_log(trainer.state.log_history, kept if splits.validation is not None else None)
+    predicted = logits.argmax(-1)
+    result = FinetuneResult(
+        output=Path(run.config.output),
+        labels=splits.train.labels,
+        test_accuracy=metrics["test"]["test_accuracy"],
+        validation_accuracy=metrics["validation"].get("validation_accuracy"),
+        steps=trainer.state.global_step,
+        seconds=0.0,
+        sample=_first_prediction(run, logits[0]),
+        curve=curve,
+        confusion=count_confusion(splits.test.label_ids, predicted, len(splits.test.labels)),
+        metrics={**metrics["train"], **metrics["validation"], **metrics["test"]},
+        data=splits.describe(),
+        notes=run.notes,
+        skipped=splits.skipped,
+        resumed_from=work.resumed_from,
+    )
+    return trainer, result, metrics
+
+
+def _publish(
+    run: Prepared,
+    trainer: Any,
+    result: FinetuneResult,
+    metrics: dict[str, dict[str, float]],
+    work: Workspace,
+    started: float,
+) -> FinetuneResult:
+    """Write the output folder, whole or not at all, then remove the run's own."""
+    output = Path(run.config.output)
+    result = replace(result, seconds=time.perf_counter() - started)
+    with staged_folder(output, overwrite=run.config.overwrite, ours=_is_ours, what=_WHAT) as staging:
+        run.model.module.save_pretrained(staging)
+        run.model.processor.save_pretrained(staging)
+        save_metrics(trainer, staging, metrics)
+        save_report(staging, run.config, result, model_is_local=run.folder.is_local)
+        if work.tensorboard.is_dir():
+            shutil.copytree(work.tensorboard, staging / "tensorboard")
+    work.discard()
+    return result
+
+
+def _first_prediction(run: Prepared, logits: Any) -> SamplePrediction:
+    """What the model says of the first test image, from its logits (classes,)."""
+    test_set = run.splits.test
+    scores = np.exp(logits - logits.max())
+    best = int(logits.argmax())
+    label = test_set.labels[int(test_set.label_ids[0])]
+    return SamplePrediction(0, label, test_set.labels[best], float(scores[best] / scores.sum()))
+
+
 def _is_ours(folder: Path) -> bool:
-    return (folder / _SETTINGS).is_file() and (folder / "config.json").is_file()
+    return (folder / SETTINGS_FILE).is_file() and (folder / "config.json").is_file()
 
 
-@dataclass(frozen=True)
-class _Data:
-    train: ImageDataset
-    validation: ImageDataset | None
-    test: ImageDataset
-    notes: tuple[str, ...]
-
-    def describe(self) -> dict[str, Any]:
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split.describe() for name, split in splits.items() if split is not None}
-
-
-def _load_data(config: FinetuneConfig) -> _Data:
-    def load(split: str, limit: int | None) -> ImageDataset:
-        return load_dataset(
-            config.dataset,
-            split,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            limit=limit,
-            seed=config.seed,
-        )
-
-    whole, test = load("train", None), load("test", config.limit_test)
-    if whole.labels != test.labels:
-        raise DatasetError(
-            f"train and test of {whole.name} have different classes", hint="give both splits the same class names"
-        )
-    if len(whole.labels) < 2:
-        raise DatasetError(
-            f"{whole.name} has one class only ({whole.labels[0]})", hint="use a dataset with two or more"
-        )
-    empty = [label for label, count in whole.class_counts().items() if not count]
-    if empty:
-        raise DatasetError(
-            f"{whole} has no image of {', '.join(empty[:5])}", hint="add images of it, or remove the class"
-        )
-    if config.limit_train is not None:
-        whole = stratified_sample(whole, config.limit_train, seed=config.seed)
-    count = min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES) if config.validation is None else config.validation
-    if count >= len(whole):
-        raise DatasetError(
-            f"{count} validation images leave none of the {len(whole)} of {whole} to train on",
-            hint="use a smaller --validation or a larger --limit-train",
-        )
-    if count == 0:
-        return _Data(whole, None, test, ("No validation images: the last weights are kept.",))
-    validation, train_set = stratified_split(whole, [count], seed=config.seed)
-    note = f"{count} of the {len(whole)} training images are set aside to choose the best weights by."
-    return _Data(train_set, replace(validation, split="validation"), test, (note,))
+def device() -> Any:
+    """Where this process trains."""
+    torch = require("torch", extra="build")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """Leave the caller's random states as they were: the Trainer seeds all of them."""
     import random
-
-    import numpy as np
 
     torch = require("torch", extra="build")
     states = random.getstate(), np.random.get_state()
@@ -154,7 +227,7 @@ def _own_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
     """Give PyTorch `count` threads inside the block."""
     torch = require("torch", extra="build")
     before = torch.get_num_threads()
@@ -163,42 +236,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _predict_one(trainer: Any, test: ImageDataset) -> SamplePrediction:
-    """What the model says of the first test image."""
-    torch = require("torch", extra="build")
-    module = trainer.model.eval()
-    batch = trainer.data_collator([(test, 0)])
-    with torch.inference_mode():
-        logits = module(pixel_values=batch["pixel_values"].to(module.device)).logits[0]
-    scores = torch.softmax(logits.float(), dim=-1)
-    best = int(scores.argmax())
-    return SamplePrediction(0, test.labels[int(test.label_ids[0])], test.labels[best], float(scores[best]))
-
-
-def _save(trainer: Any, model: Trainable, metrics: dict[str, dict[str, float]]) -> None:
-    folder = Path(trainer.args.output_dir)
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    trainer.model.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    for split, values in metrics.items():
-        if values:
-            trainer.save_metrics(split, values)
-    trainer.state.best_model_checkpoint = None  # it lay in the staging folder; best_global_step says which it was
-    trainer.save_state()
-
-
-def _save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult) -> None:
-    curve: Curve = result.curve
-    versions = {name: require(name, extra="build").__version__ for name in ("torch", "transformers")}
-    settings = {"settings": config.to_json(), "versions": versions, "data": result.data, "notes": list(result.notes)}
-    title = f"{result.data['test']['name']}: test accuracy {result.test_accuracy:.2%} after {result.steps} steps"
-    files = {
-        _SETTINGS: json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
-        "training_curve.json": json.dumps(curve.to_json(), indent=2) + "\n",
-        "training_curve.svg": draw_curve(curve, title),
-    }
-    for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")

@@ -1,0 +1,60 @@
+"""What a finished run leaves beside the model: settings, metrics, curves, confusion matrix, model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.errors import require
+from vitdeploy.training.card import model_card
+from vitdeploy.training.config import FinetuneConfig
+from vitdeploy.training.confusion import draw_confusion
+from vitdeploy.training.curve import draw_curve
+from vitdeploy.training.result import FinetuneResult
+from vitdeploy.training.settings import to_toml
+
+__all__ = ["SETTINGS_FILE", "save_metrics", "save_report"]
+
+SETTINGS_FILE = "finetune.json"
+
+
+def save_metrics(trainer: Any, folder: Path, metrics: dict[str, dict[str, float]]) -> None:
+    """The Trainer's own files: its state, one file of metrics a split, and all of them in one."""
+    trainer.args.output_dir = str(folder)
+    for split, values in metrics.items():
+        if values:
+            trainer.save_metrics(split, values)
+    trainer.state.best_model_checkpoint = None  # it lay in the run's folder; best_global_step says which it was
+    trainer.save_state()
+
+
+def save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult, *, model_is_local: bool) -> None:
+    """Everything that people read."""
+    versions = {name: require(name, extra="build").__version__ for name in ("torch", "transformers")}
+    settings = {
+        "settings": config.to_json(),
+        "versions": versions,
+        "data": result.data,
+        "notes": list(result.notes),
+        "skipped": result.skipped,
+        "resumed_from": list(result.resumed_from),
+    }
+    test = result.data["test"]["name"]
+    title = f"{test}: test accuracy {result.test_accuracy:.2%} after {result.steps} steps"
+    confusion = {"labels": list(result.labels), "rows_are": "label", "counts": [list(row) for row in result.confusion]}
+    files = {
+        SETTINGS_FILE: _json(settings),
+        "finetune.toml": to_toml(config.to_json(), "vitdeploy finetune --config finetune.toml"),
+        "training_curve.json": _json(result.curve.to_json()),
+        "training_curve.svg": draw_curve(result.curve, title),
+        "confusion_matrix.json": json.dumps(confusion, ensure_ascii=False) + "\n",
+        "confusion_matrix.svg": draw_confusion(result.confusion, result.labels, f"{test}: test images"),
+        "README.md": model_card(config, result, model_is_local=model_is_local),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

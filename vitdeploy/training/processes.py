@@ -1,0 +1,78 @@
+"""The processes that `torchrun` or `accelerate launch` started: which one this is, and waiting for the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from vitdeploy import progress
+from vitdeploy.errors import require
+
+__all__ = ["Processes", "is_main_process", "joined"]
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints; without a launcher there is only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """`rank` 0 writes; there are `count` processes in all."""
+
+    rank: int
+    count: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            require("torch.distributed", extra="build").barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in order of rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        require("torch.distributed", extra="build").all_gather_object(values, value)
+        return values
+
+
+class _Silent:
+    def task(self, description: str, total: float | None, unit: str) -> Any:
+        return nullcontext(self)
+
+    def note(self, message: str) -> None:
+        pass
+
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+    def update(self, **what: Any) -> None:
+        pass
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the other processes inside the block; only the main one reports progress."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes(0, 1)
+        return
+    torch = require("torch", extra="build")
+    accelerate = require("accelerate", extra="build")
+    distributed = require("torch.distributed", extra="build")
+    ours = not distributed.is_initialized()
+    accelerate.PartialState(cpu=not torch.cuda.is_available())
+    here = Processes(distributed.get_rank(), distributed.get_world_size())
+    with nullcontext() if here.is_main else progress.use(_Silent()):
+        yield here
+    if ours:
+        here.wait()
+        distributed.destroy_process_group()
