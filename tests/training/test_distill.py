@@ -167,7 +167,17 @@ def test_a_deit_student_with_its_distillation_token(teacher: Path, tmp_path: Pat
     DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "deit")
     (tmp_path / "deit" / "preprocessor_config.json").write_text((teacher / "preprocessor_config.json").read_text())
     output = tmp_path / "out"
-    finetune(settings(tmp_path / "deit", output, distill=teacher, max_steps=80, limit_train=600, learning_rate=3e-3))
+    finetune(
+        settings(
+            tmp_path / "deit",
+            output,
+            distill=teacher,
+            max_steps=80,
+            limit_train=600,
+            learning_rate=3e-3,
+            layer_decay=1.0,
+        )
+    )
     made = load_checkpoint(output)
     assert type(made.module) is DeiTForImageClassificationWithTeacher
     taught = load_checkpoint(teacher).module
