@@ -24,7 +24,7 @@ _PROVIDERS = {  # name: (ONNX Runtime's name, the package that brings it)
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
 }
-_ERRORS_ONLY = 3
+_NOTHING_BUT_FATAL = 4  # of its log on standard error: errors are raised
 _NO_MEMORY = ("allocate", "bad_alloc", "out of memory")
 _DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
 
@@ -70,7 +70,7 @@ class OnnxRuntimeRunner(RunnerBase):
         if not self._path.is_file():
             raise ModelError(f"there is no ONNX file at {self._path}", hint="check the path")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _NOTHING_BUT_FATAL
         options.inter_op_num_threads = 1
         if self._threads is not None:
             options.intra_op_num_threads = self._threads

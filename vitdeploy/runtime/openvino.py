@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["OpenVinoRunner"]
 
 _DTYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32"}
 _DTYPES |= {"i64": "int64", "boolean": "bool"}
+_NO_MEMORY = ("alloc", "memory")
 
 
 class OpenVinoRunner(RunnerBase):
@@ -58,14 +60,29 @@ class OpenVinoRunner(RunnerBase):
         self._threads = threads
         self._performance = performance
         self._inference_precision = inference_precision
-        self._compiled: Any = None
-        self._idle: deque[Any] = deque()  # infer requests: one per concurrent caller
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._compiled: Any = None  # None while loaded: to be compiled again
+        self._file = (0, 0, 0)
+        self._idle: deque[Any] = deque()  # infer requests that no call uses
+        self._turns = threading.Semaphore()  # calls that may still begin: each request has memory of its own
         self._names: list[str] = []
 
     def _open(self, stack: ExitStack) -> None:
-        openvino = require("openvino", extra="cpu")
+        require("openvino", extra="cpu")
         if not self._path.is_file():
             raise ModelError(f"there is no ONNX file at {self._path}", hint="check the path")
+        self._file = self._identity()
+        stack.callback(self._release)
+        compiled, self._inputs, self._outputs = self._compile()
+        self._compiled, self._loaded = compiled, True
+        self._names = [spec.name for spec in self._outputs]
+        self._turns = threading.Semaphore(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))))
+
+    def _compile(self) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The compiled graph, its inputs and its outputs."""
+        import openvino
+
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": self._performance.upper(),
             "INFERENCE_PRECISION_HINT": self._inference_precision,
@@ -75,38 +92,67 @@ class OpenVinoRunner(RunnerBase):
         try:
             core = openvino.Core()
             model = core.read_model(self._path)
-            self._inputs = tuple(_spec(port) for port in model.inputs)
-            self._outputs = tuple(_spec(port) for port in model.outputs)
+            inputs, outputs = tuple(map(_spec, model.inputs)), tuple(map(_spec, model.outputs))
             _keep_branch_results(model)
-            compiled = core.compile_model(model, "CPU", options)
+            return core.compile_model(model, "CPU", options), inputs, outputs
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO {openvino.__version__} can't load {self._path}: {_reason(error)}",
                 hint="the file may be damaged or need a newer openvino; export it again, or upgrade",
             ) from error
-        stack.callback(self._release)
-        self._compiled = compiled
-        self._idle.append(compiled.create_infer_request())
-        self._names = [spec.name for spec in self._outputs]
+
+    def _identity(self) -> tuple[int, int, int]:
+        status = self._path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _release(self) -> None:
-        self._compiled = None
-        self._idle.clear()
+        with self._lock:
+            self._loaded = False
+            self._compiled = None
+            self._idle.clear()
+
+    def _request(self) -> tuple[Any, Any]:
+        """The compiled graph and an infer request that no other call uses."""
+        with self._lock:
+            if not self._loaded:  # closed by another thread since it was checked
+                raise RunnerClosedError("this OpenVinoRunner is closed", hint="load the bundle again")
+            if self._compiled is None:
+                if not self._path.is_file() or self._identity() != self._file:
+                    raise ModelError(
+                        f"{self._path} has changed since it was loaded, and it has to be read again after memory ran out",
+                        hint="load the bundle again",
+                    )
+                self._compiled, _, _ = self._compile()
+            if self._idle:
+                return self._compiled, self._idle.pop()
+            return self._compiled, self._compiled.create_infer_request()
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        compiled = self._compiled
-        if compiled is None:  # closed by another thread since it was checked
-            raise RunnerClosedError("this OpenVinoRunner is closed", hint="load the bundle again")
+        with self._turns:
+            compiled, request = self._request()
+            try:
+                result = self._infer(request, feeds)
+            except OutOfMemoryError:
+                # OpenVINO 2026.4 keeps asking for what it did not get, whatever the next input: begin anew then.
+                with self._lock:
+                    if self._compiled is compiled:
+                        self._compiled = None
+                        self._idle.clear()
+                raise
+            with self._lock:
+                if self._compiled is compiled:
+                    self._idle.append(request)
+            return result
+
+    def _infer(self, request: Any, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         try:
-            request = self._idle.pop()
-        except IndexError:
-            request = compiled.create_infer_request()
-        try:
-            values = request.infer(feeds, share_inputs=True, share_outputs=True)
-            result = {name: np.array(values[index]) for index, name in enumerate(self._names)}
-        except RuntimeError as error:
+            # Not `infer`: when memory runs out that one returns as if all were well, with the answer of the last call.
+            request.start_async(feeds, share_inputs=True)
+            request.wait()
+            return {name: np.array(request.get_output_tensor(index).data) for index, name in enumerate(self._names)}
+        except (RuntimeError, MemoryError) as error:
             shapes = ", ".join(str(array.shape) for array in feeds.values())
-            if "alloc" in str(error).lower() or "memory" in str(error).lower():
+            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
                 raise OutOfMemoryError(
                     f"not enough memory for an input of shape {shapes}", hint="use a smaller batch or image"
                 ) from error
@@ -114,9 +160,6 @@ class OpenVinoRunner(RunnerBase):
                 f"OpenVINO failed on an input of shape {shapes}: {_reason(error)}",
                 hint="try another backend; if it works there, report this one",
             ) from error
-        if self._compiled is compiled:
-            self._idle.append(request)
-        return result
 
 
 def _keep_branch_results(model: Any) -> None:
@@ -136,7 +179,7 @@ def _spec(port: Any) -> TensorSpec:
     return TensorSpec(port.any_name, _DTYPES.get(kind, kind), shape)
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The last line says what went wrong; those before it where in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:300]
