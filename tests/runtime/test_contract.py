@@ -17,22 +17,39 @@ from vitdeploy.machine import gpus, has_module
 from vitdeploy.runtime.base import Runner
 
 ENGINE_HERE = bool(gpus()) and has_module("tensorrt")
-BACKENDS = ("onnxruntime", "openvino", "pytorch", *(("tensorrt",) if ENGINE_HERE else ()))
+
+
+def providers() -> tuple[str, ...]:
+    """The further providers of the ONNX Runtime that is installed: of onnxruntime-gpu, of onnxruntime-openvino."""
+    available = __import__("onnxruntime").get_available_providers() if has_module("onnxruntime") else []
+    names = {"openvino": "OpenVINOExecutionProvider"}
+    if gpus():
+        names |= {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+    return tuple(f"onnxruntime-{name}" for name, provider in names.items() if provider in available)
+
+
+BACKENDS = (
+    *("onnxruntime", "openvino", "openvino-throughput", "pytorch"),
+    *providers(),
+    *(("tensorrt",) if ENGINE_HERE else ()),
+)
 # The order of float32 sums may change with the batch: a few units in the last of 24 bits of logits near 1. TensorRT
 # takes other kernels for other batches, and may multiply in TF32, of 11 bits.
-FLOAT32 = 1e-2 if ENGINE_HERE else 2e-5
+FLOAT32 = 1e-2 if ENGINE_HERE or gpus() else 2e-5
 
 
 def make(backend: str, model: str | Path) -> Runner:
-    if backend == "onnxruntime":
+    name, _, variant = backend.partition("-")
+    if name == "onnxruntime":
         from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(model, threads=1)
-    if backend == "openvino":
+        device = "cuda" if variant in ("cuda", "tensorrt") else "cpu"
+        return OnnxRuntimeRunner(model, threads=1, device=device, provider=variant or None)
+    if name == "openvino":
         from vitdeploy.runtime.openvino import OpenVinoRunner
 
-        return OpenVinoRunner(model, threads=1)
-    if backend == "tensorrt":
+        return OpenVinoRunner(model, threads=1, performance=variant or "latency")
+    if name == "tensorrt":
         from vitdeploy.runtime.tensorrt import TensorRTRunner
 
         return TensorRTRunner(model)
@@ -93,7 +110,7 @@ def test_constructor_does_no_io(backend: str) -> None:
 
 
 def test_what_it_takes_and_gives(runner: Runner, backend: str) -> None:
-    assert runner.backend == backend
+    assert runner.backend == backend.partition("-")[0]
     with runner:
         (image,), (scores,) = runner.inputs, runner.outputs
         assert (image.name, image.dtype, len(image.shape), image.shape[3]) == ("image", "uint8", 4, 3)
@@ -289,7 +306,7 @@ def test_backends_agree(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """At the size the model was made for nothing is resized, and only the order of sums differs."""
     pixels = images(4, 32, 32)
     answers = []
-    for backend in BACKENDS[:3]:
+    for backend in BACKENDS[: BACKENDS.index("pytorch") + 1]:
         with make(backend, tiny_checkpoint if backend == "pytorch" else tiny_bundle / "model.onnx") as runner:
             answers.append(logits(runner, pixels))
             wrong = logits(runner, pixels[..., ::-1])  # channels swapped

@@ -119,7 +119,7 @@ class OpenVinoRunner(RunnerBase):
             if self._compiled is None:
                 if not self._path.is_file() or self._identity() != self._file:
                     raise ModelError(
-                        f"{self._path} has changed since it was loaded, and it has to be read again after memory ran out",
+                        f"{self._path} has changed since it was loaded; memory ran out, and it has to be read again",
                         hint="load the bundle again",
                     )
                 self._compiled, _, _ = self._compile()
