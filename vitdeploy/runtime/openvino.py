@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, RunnerClosedError, require
+from vitdeploy.runtime.admission import Places
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
@@ -65,7 +66,7 @@ class OpenVinoRunner(RunnerBase):
         self._compiled: Any = None  # None while loaded: to be compiled again
         self._file = (0, 0, 0)
         self._idle: deque[Any] = deque()  # infer requests that no call uses
-        self._turns = threading.Semaphore()  # calls that may still begin: each request has memory of its own
+        self._turns = Places(1, refuse=False)  # in turn: a call that repeats itself must not keep others out
         self._names: list[str] = []
 
     def _open(self, stack: ExitStack) -> None:
@@ -77,7 +78,8 @@ class OpenVinoRunner(RunnerBase):
         compiled, self._inputs, self._outputs = self._compile()
         self._compiled, self._loaded = compiled, True
         self._names = [spec.name for spec in self._outputs]
-        self._turns = threading.Semaphore(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))))
+        # So many calls run at a time: more would not be faster, and each takes memory of its own.
+        self._turns = Places(max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))), refuse=False)
 
     def _compile(self) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """The compiled graph, its inputs and its outputs."""
@@ -128,21 +130,27 @@ class OpenVinoRunner(RunnerBase):
             return self._compiled, self._compiled.create_infer_request()
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        with self._turns:
-            compiled, request = self._request()
-            try:
-                result = self._infer(request, feeds)
-            except OutOfMemoryError:
-                # OpenVINO 2026.4 keeps asking for what it did not get, whatever the next input: begin anew then.
-                with self._lock:
-                    if self._compiled is compiled:
-                        self._compiled = None
-                        self._idle.clear()
-                raise
+        self._turns.take(None)
+        try:
+            return self._run_now(feeds)
+        finally:
+            self._turns.give()
+
+    def _run_now(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        compiled, request = self._request()
+        try:
+            result = self._infer(request, feeds)
+        except OutOfMemoryError:
+            # OpenVINO 2026.4 keeps asking for what it did not get, whatever the next input: begin anew then.
             with self._lock:
                 if self._compiled is compiled:
-                    self._idle.append(request)
-            return result
+                    self._compiled = None
+                    self._idle.clear()
+            raise
+        with self._lock:
+            if self._compiled is compiled:
+                self._idle.append(request)
+        return result
 
     def _infer(self, request: Any, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         try:
