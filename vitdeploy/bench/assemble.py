@@ -19,7 +19,7 @@ from vitdeploy.bench.report import BenchReport, ClosedLoad, Latency, OpenLoad, R
 from vitdeploy.bench.statistics import percentiles, speedup
 from vitdeploy.bench.verdict import choice, front, headline, named, outside, wish_of
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "judged"]
 
 _BUSY = 0.15  # share of the machine that other programs may use before the times count as noisy
 _CLOCK = 0.10  # by how much the processor's clock may fall
@@ -31,12 +31,6 @@ def assemble(judge: Judge, images: Any, truth: npt.NDArray[np.int64], facts: dic
     batch = judge.points[0].batch_size if judge.points else 1
     rows = tuple(
         _row(finding, reference, truth, batch, interrupted=facts["partial"]) for finding in judge.findings.values()
-    )
-    wish = wish_of(facts["settings"])
-    best_ones = front(rows)
-    rows = tuple(
-        replace(row, on_front=row.key in best_ones, outside=outside(row, wish) if row.status == "ok" else ())
-        for row in rows
     )
     verdicts: dict[str, Verdicts] = {}
     for row in rows:
@@ -52,6 +46,18 @@ def assemble(judge: Judge, images: Any, truth: npt.NDArray[np.int64], facts: dic
         disagreements=shown,
         disagreement_count=count,
     )
+    return judged(report)
+
+
+def judged(report: BenchReport) -> BenchReport:
+    """The report with its verdicts: the front, what breaks a limit, the recommendation."""
+    wish = wish_of(report.settings)
+    best_ones = front(report.rows)
+    rows = tuple(
+        replace(row, on_front=row.key in best_ones, outside=outside(row, wish) if row.status == "ok" else ())
+        for row in report.rows
+    )
+    report = replace(report, rows=rows)
     best = choice(rows, wish)
     return replace(report, recommendation={"key": None if best is None else best.key, "sentence": headline(report)})
 

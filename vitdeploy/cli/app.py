@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("vitdeploy.cli.export", "Export a checkpoint to a bundle, with preprocessing in the graph."),
     "build-engine": ("vitdeploy.cli.build_engine", "Add FP16 and INT8 forms and TensorRT engines to a bundle."),
     "bench": ("vitdeploy.cli.bench", "Compare every form's latency and accuracy with PyTorch."),
+    "compare": ("vitdeploy.cli.compare", "Say what changed between two benchmarks; fail a build on it."),
     "predict": ("vitdeploy.cli.predict", "Classify images with a bundle."),
     "explain": ("vitdeploy.cli.explain", "Draw attention, positions and patches of a model for an image."),
     "inspect": ("vitdeploy.cli.inspect", "Say what is in a bundle, graph or engine."),
@@ -58,7 +59,7 @@ def app(debug: bool, quiet: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 `compare --fail-if`, 130 interrupted."""
     argv = sys.argv[1:] if arguments is None else arguments
     sys.exit(run(argv))
 

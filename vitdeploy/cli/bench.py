@@ -136,6 +136,12 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seed", type=int, default=0, show_default=True, help="Orders the rounds, draws the --limit images.")
 @click.option("--latency/--no-latency", default=True, help="Measure times.")
 @click.option("--accuracy/--no-accuracy", default=True, help="Compare answers.")
+@click.option(
+    "--accuracy-from",
+    metavar="REPORT.json",
+    type=click.Path(exists=True, path_type=Path),
+    help="Take accuracy from this report where nothing that decides an answer differs.",
+)
 @click.option("--memory/--no-memory", default=True, help="Memory and cold start, each form in a fresh process.")
 @click.option("--phases/--no-phases", default=True, help="Split latency: decode, preprocess, model, post.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - for standard output.")
@@ -160,6 +166,7 @@ def command(
     csv_file: Path | None,
     save: bool,
     pictures: bool,
+    accuracy_from: Path | None,
     **options: Any,
 ) -> int:
     """Compare every form of BUNDLE that can run here: what it costs, what it keeps, which to ship.
@@ -174,14 +181,18 @@ def command(
     vitdeploy bench bundles/vit --dataset photos/ --callers 1,4 --rate 20 --max-latency-ms 50 --prefer throughput
     vitdeploy bench bundles/vit --dataset digits --backend openvino --no-accuracy --json -
     """
-    from vitdeploy.bench import BenchSettings, bench
+    from vitdeploy.bench import BenchReport, BenchSettings, bench
+    from vitdeploy.bench.reuse import with_accuracy
     from vitdeploy.bundle import Bundle
     from vitdeploy.datasets import load_dataset
 
-    settings = BenchSettings(**options)
+    earlier = None if accuracy_from is None else BenchReport.read(accuracy_from)
+    settings = BenchSettings(**{**options, "accuracy": options["accuracy"] and earlier is None})
     opened = Bundle.open(bundle)
     data = load_dataset(dataset, split, image_column=image_column, label_column=label_column)
     report = bench(opened, data, settings, baseline=baseline, command=_shown(context))
+    if earlier is not None:
+        report = with_accuracy(report, earlier)
     if not pictures:
         report = report.without_pictures()
     _write(report, json_file, {"html": html_file, "markdown": markdown_file, "csv": csv_file})

@@ -22,13 +22,13 @@ def changes_section(report: BenchReport) -> str:
     if not rows or base is None or base.accuracy is None:
         return ""
     lines = [_changes_line(row) for row in rows]
-    heads = ("right → wrong", "wrong → right", "wrong → wrong", "confidence", "calibration error", "top-5")
+    heads = ("agreement", "right → wrong", "wrong → right", "wrong → wrong", "confidence", "calibration error", "top-5")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     lead = (
-        f"Answers that differ from {escape(str(report.baseline.get('name')))}'s on the same "
-        f"{base.accuracy.count:,} images, and how sure of them each form is: the mean probability of its best class, "
-        "and its expected calibration error, with the baseline's "
-        f"({percent(base.accuracy.calibration_error)})."
+        f"How often each form has the same best class as {escape(str(report.baseline.get('name')))} on the same "
+        f"{base.accuracy.count:,} images, what became of the other answers, and how sure of them it is: the "
+        "mean probability of its best class, and its expected calibration error (the baseline's is "
+        f"{percent(base.accuracy.calibration_error)})."
     )
     card = (
         f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
@@ -43,6 +43,7 @@ def _changes_line(row: Row) -> str:
     changes = accuracy.changes
     shift = 100 * (changes.confidence - changes.baseline_confidence)
     cells = (
+        "–" if accuracy.agreement is None else percent(accuracy.agreement),
         f'<span class="{"bad" if changes.lost else ""}">{changes.lost:,}</span>',
         f'<span class="{"good" if changes.won else ""}">{changes.won:,}</span>',
         f"{changes.moved:,}",

@@ -73,7 +73,7 @@ th {
   text-align: right; vertical-align: bottom; white-space: nowrap;
 }
 td {
-  padding: 9px 12px; border-top: 1px solid var(--line); text-align: right; vertical-align: top; line-height:
+  padding: 9px 10px; border-top: 1px solid var(--line); text-align: right; vertical-align: top; line-height:
   1.35; white-space: nowrap;
 }
 th.name, td.name { padding-left: 18px; text-align: left; }
@@ -151,7 +151,8 @@ i.dot { display: inline-block; width: 9px; height: 9px; margin-right: 5px; borde
 .flow li span { overflow-wrap: anywhere; }
 .flow li i { height: 10px; border-radius: 3px; background: var(--int8); opacity: .55; }
 .flow li em { font-style: normal; text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
-td.layer { max-width: 46vw; } td.layer b { white-space: normal !important; overflow-wrap: anywhere; font-size: 13.5px; }
+td.name.layer { position: static; min-width: 190px; }
+td.name.layer b { white-space: normal; overflow-wrap: anywhere; font-size: 13.5px; }
 .confusion td { min-width: 40px; padding: 7px 8px; font-size: 13.5px; }
 .confusion td.none { color: var(--faint); }
 .confusion th.up { height: 92px; padding: 8px 4px; vertical-align: bottom; }
@@ -192,6 +193,7 @@ td.layer { max-width: 46vw; } td.layer b { white-space: normal !important; overf
   h2 { margin-top: 40px; }
   tr.best td.name b::after { display: block; width: max-content; margin: 3px 0 1px; }
   .numbers { grid-template-columns: 1fr 1fr; }
+  .number:last-child:nth-child(odd) { grid-column: span 2; }
   .number { padding: 13px 14px 12px; } .number b { font-size: 23px; }
   td { padding: 8px 10px; } th { padding: 10px 10px 6px; }
 }

@@ -20,7 +20,7 @@ def every_form(report: BenchReport) -> str:
     on_gpu = any(latency.device for row in report.rows for latency in row.latencies)
     heads = [name for name, shown in several.items() if shown]
     heads += ["p50 ms", "p95", "p99", *(["GPU p50"] if on_gpu else []), "images/s", "speed-up"]
-    heads += ["top-1", "change", "agreement", "size", "memory", "start"]
+    heads += ["top-1", "change", "size", "memory", "start"]
     lines = []
     for row in report.rows:
         if row.status != "ok":
@@ -93,6 +93,4 @@ def _kept(row: Row) -> dict[str, str]:
     if accuracy.delta is not None and accuracy.delta_ci95 is not None:
         low, high = accuracy.delta_ci95
         values["change"] = f"{points(accuracy.delta)}<small>{points(low)} to {points(high)}</small>"
-    if accuracy.agreement is not None:
-        values["agreement"] = percent(accuracy.agreement)
     return values
