@@ -101,15 +101,19 @@ def test_a_graph_that_differs_stops_the_export(
 
     def broken(model: object, **options: bool) -> object:
         result = real(model, **options)  # type: ignore[arg-type]
-        node = next(node for node in model.graph if node.op_type == "LayerNormalization")  # type: ignore[attr-defined]
+        name = "vit.layers.1.layernorm_before/LayerNormalization"
+        node = next(node for node in model.graph if node.name == name)  # type: ignore[attr-defined]
         weight = constant(node.inputs[1])
         assert weight is not None
         node.replace_input_with(1, new_initializer(model.graph, "broken", weight * 1.01))  # type: ignore[attr-defined]
         return result
 
     monkeypatch.setattr(exporter, "clean", broken)
-    with pytest.raises(ModelError, match="differs from PyTorch: ✗ FP32 graph against PyTorch"):
+    with pytest.raises(ModelError, match="differs from PyTorch: ✗ FP32 graph against PyTorch") as caught:
         export(tiny_checkpoint, tmp_path / "bundle")
+    assert "the first node that differs is vit.layers.1.layernorm_before/LayerNormalization, by 0.005" in str(
+        caught.value
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__, progress
 from vitdeploy.bundle import Bundle, Manifest
-from vitdeploy.compiler.export_checks import check_outputs, check_preprocessing
+from vitdeploy.compiler.export_checks import check_outputs, check_preprocessing, first_difference_of
 from vitdeploy.compiler.graph.clean import clean, tidy
 from vitdeploy.compiler.graph.compose import put_in_front
 from vitdeploy.compiler.graph.save import save
@@ -87,6 +87,9 @@ def export(
         del checkpoint  # its weights are not needed again, and a large model has no room for them
         with progress.task("Checking against PyTorch"):
             checks = check_outputs(graph, pixels, reference, scratch)
+            if not all(entry.passed for entry in checks):
+                again = load_checkpoint(os.fspath(model), revision=revision)
+                _accept(checks, first_difference_of(again, graph, pixels[0], scratch))
             _accept(checks)
     whole = put_in_front(front, graph)
     tidy(whole)
@@ -119,14 +122,14 @@ def _output_names(outputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in OUTPUTS if name == "logits" or name in outputs)
 
 
-def _accept(checks: list[Check]) -> None:
-    """Print what was compared, and stop at the first that differs."""
+def _accept(checks: list[Check], blame: str | None = None) -> None:
+    """Print what was compared, and stop at the first that differs; `blame` is the node at fault, in words."""
     for check in checks:
         progress.note(str(check))
     for check in checks:
         if not check.passed:
             raise ModelError(
-                f"the exported graph differs from PyTorch: {check}",
+                f"the exported graph differs from PyTorch: {check}{f'; {blame}' if blame else ''}",
                 hint="please report the model's config.json; nothing was written",
             )
 

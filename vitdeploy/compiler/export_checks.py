@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.compiler.blame import first_difference
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.parity import Check, compare, compare_levels
 from vitdeploy.compiler.samples import check_batches, drawn_image
-from vitdeploy.compiler.tracing import Reference
+from vitdeploy.compiler.tracing import Reference, run_pytorch
 from vitdeploy.specs import PreprocessSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["TOLERANCE", "check_outputs", "check_preprocessing"]
+    from vitdeploy.checkpoints import Checkpoint
+
+__all__ = ["TOLERANCE", "check_outputs", "check_preprocessing", "first_difference_of"]
 
 TOLERANCE = 1e-4
 _NAMES = {
@@ -74,6 +77,13 @@ def check_outputs(graph: ir.Model, pixels: list[np.ndarray], reference: Referenc
         )
         for name, arrays in reference.values.items()
     ]
+
+
+def first_difference_of(checkpoint: Checkpoint, graph: ir.Model, pixels: np.ndarray, scratch: Path) -> str | None:
+    """The node at fault where a check failed, in words."""
+    return first_difference(
+        checkpoint.module, graph, pixels, scratch, TOLERANCE, lambda: run_pytorch(checkpoint, [pixels], ("logits",))
+    )
 
 
 def run_graph(graph: ir.Model, pixels: list[np.ndarray], scratch: Path) -> dict[str, list[np.ndarray]]:

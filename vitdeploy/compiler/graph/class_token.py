@@ -94,7 +94,7 @@ def _pad_and_add(
         node.outputs[0].type, node.outputs[0].shape = out.type, out.shape
     graph.insert_before(replaced, [pad, add])
     if out.is_graph_output():
-        add.outputs[0].name, out.name = out.name, None
+        add.outputs[0].name, out.name = out.name, f"{out.name}_before"
     ir.convenience.replace_all_uses_with(out, add.outputs[0], replace_graph_outputs=True)
     return add
 

@@ -1,0 +1,288 @@
+"""The exported graph against the raw one: speed on CPUs, TensorRT-RTX engines, the time of an export.
+
+    python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--rounds 10] [--json FILE]
+
+The model is a ViT-B/16 at 224 of random weights (`--model small`: ViT-S/16). The graphs, all of the same weights, from
+pixel values to logits:
+
+    raw            torch.onnx.export of the model as transformers loads it
+    optimised      raw after onnxruntime.transformers.optimizer (model_type "vit", its default level)
+    cleaned        what `vitdeploy export` writes behind its preprocessing
+    merged         the same with --merge-qkv
+    patch product  cleaned, its patch embedding a MatMul over cut patches instead of a convolution
+
+`--prepare` writes them to FOLDER once. `--speed` runs all of them in one process, taking turns in an order that is
+shuffled every round, in ONNX Runtime and OpenVINO, at batch 1 and 8; the ratio is of the minima to raw's. `--time`
+exports in turns with the bare torch.onnx.export and with `vitdeploy export`, everything included. `--engines` needs
+tensorrt-rtx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GRAPHS = ("raw", "optimised", "cleaned", "merged", "patch product")
+SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}
+
+
+def write_checkpoint(folder: Path, size: str) -> None:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    hidden, layers, heads = SIZES[size]
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * hidden,
+        num_labels=1000,
+    )  # fmt: skip
+    module = ViTForImageClassification(config)
+    with torch.no_grad():  # biases of zero are folded away, and no trained model has them
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    module.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def export_raw(checkpoint: Path, path: Path) -> None:
+    import torch
+    from transformers import ViTForImageClassification
+
+    with quiet():
+        module = ViTForImageClassification.from_pretrained(checkpoint).eval()
+        program = bare_export(module, torch)
+        program.save(path)
+
+
+def bare_export(module: Any, torch: Any) -> Any:
+    return torch.onnx.export(
+        module, (torch.zeros(2, 3, 224, 224),), dynamo=True, opset_version=20, input_names=["pixel_values"],
+        output_names=["logits"], dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+    )  # fmt: skip
+
+
+def prepare(work: Path, size: str) -> None:
+    """Write every graph to the folder."""
+    import onnx_ir as ir
+    from onnxruntime.transformers import optimizer
+
+    from vitdeploy.checkpoints import load_checkpoint
+    from vitdeploy.compiler.graph.clean import clean
+    from vitdeploy.compiler.tracing import trace
+
+    write_checkpoint(work / "checkpoint", size)
+    export_raw(work / "checkpoint", path_of(work, "raw"))
+    hidden, _, heads = SIZES[size]
+    logging.getLogger("onnxruntime").setLevel(logging.ERROR)
+    optimised = optimizer.optimize_model(
+        str(path_of(work, "raw")), model_type="vit", num_heads=heads, hidden_size=hidden
+    )
+    optimised.save_model_to_file(str(path_of(work, "optimised")))
+    checkpoint = load_checkpoint(work / "checkpoint")
+    for name, merged in (("cleaned", False), ("merged", True)):
+        graph = trace(checkpoint, (224, 224), ("logits",), {})
+        clean(graph, merged_qkv=merged)
+        ir.save(graph, path_of(work, name))
+    graph = ir.load(path_of(work, "cleaned"))
+    patches_by_product(graph)
+    ir.save(graph, path_of(work, "patch product"))
+
+
+def path_of(work: Path, name: str) -> Path:
+    return work / f"{name.replace(' ', '-')}.onnx"
+
+
+def patches_by_product(model: Any) -> None:
+    """Conv(stride = kernel), Reshape, Transpose -> cut into patches, one MatMul."""
+    import onnx_ir as ir
+
+    from vitdeploy.compiler.graph.values import constant, new_initializer, only_consumer
+
+    graph = model.graph
+    conv = next(node for node in graph if node.op_type == "Conv")
+    last = only_consumer(only_consumer(conv.outputs[0]).outputs[0])  # type: ignore[union-attr]
+    weight, bias = constant(conv.inputs[1]), constant(conv.inputs[2])
+    assert weight is not None and bias is not None and last is not None and last.op_type == "Transpose"
+    hidden, channels, patch, _ = weight.shape
+    side = 224 // patch
+    cut = new_initializer(graph, "cut", np.array([-1, channels, side, patch, side, patch], dtype=np.int64))
+    rows = new_initializer(graph, "rows", np.array([-1, side * side, channels * patch * patch], dtype=np.int64))
+    a = ir.node("Reshape", [conv.inputs[0], cut])
+    b = ir.node("Transpose", a.outputs, attributes={"perm": [0, 2, 4, 1, 3, 5]})
+    c = ir.node("Reshape", [b.outputs[0], rows])
+    d = ir.node("MatMul", [c.outputs[0], new_initializer(graph, "patch.weight", weight.reshape(hidden, -1).T)])
+    e = ir.node("Add", [d.outputs[0], new_initializer(graph, "patch.bias", bias)])
+    graph.insert_before(conv, [a, b, c, d, e])
+    ir.convenience.replace_all_uses_with(last.outputs[0], e.outputs[0])
+    e.outputs[0].shape, e.outputs[0].type = last.outputs[0].shape, last.outputs[0].type
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(model)
+
+
+def calls(work: Path, names: tuple[str, ...], backend: str, threads: int) -> dict[str, Callable[[np.ndarray], Any]]:
+    """One call a graph: pixel values -> logits."""
+    made: dict[str, Callable[[np.ndarray], Any]] = {}
+    for name in names:
+        path = path_of(work, name)
+        if backend == "onnxruntime":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.log_severity_level = threads, 3
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            made[name] = lambda pixels, session=session: session.run(None, {"pixel_values": pixels})[0]  # type: ignore[misc]
+        else:
+            import openvino
+
+            config = {
+                "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
+            }  # fmt: skip
+            core = openvino.Core()
+            request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
+            made[name] = lambda pixels, request=request: next(iter(request.infer([pixels]).values()))  # type: ignore[misc]
+    return made
+
+
+def speed(work: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
+    found = []
+    for backend in ("onnxruntime", "openvino"):
+        names = tuple(name for name in GRAPHS if backend == "onnxruntime" or name != "optimised")  # its own operators
+        run = calls(work, names, backend, threads)
+        for batch in (1, 8):
+            pixels = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
+            exact = run["raw"](pixels)
+            for name in names:  # also the warm-up
+                assert np.abs(run[name](pixels) - exact).max() < 1e-3 * np.ptp(exact), name
+            times: dict[str, list[float]] = {name: [] for name in names}
+            for _ in range(rounds if batch == 1 else max(3, rounds // 3)):
+                for name in random.sample(names, len(names)):
+                    started = time.perf_counter()
+                    run[name](pixels)
+                    times[name].append(1000 * (time.perf_counter() - started))
+            for name in names:
+                best, median = min(times[name]), float(np.median(times[name]))
+                ratio = best / min(times["raw"])
+                found.append(
+                    {"backend": backend, "batch": batch, "graph": name, "min_ms": best, "median_ms": median,
+                     "ratio_to_raw": ratio}
+                )  # fmt: skip
+                print(f"{backend:12} batch {batch}  {name:14} min {best:8.1f} ms  median {median:8.1f} ms  {ratio:.3f}")
+        del run
+    return found
+
+
+def engines(work: Path) -> list[dict[str, Any]]:
+    """Build time and size of TensorRT-RTX engines, FP32 and FP16 weights as the graph says, batch 1 to 8."""
+    import onnx_ir as ir
+    import tensorrt_rtx as trt
+
+    from vitdeploy.compiler.graph.half import to_half
+
+    found = []
+    for precision in ("fp32", "fp16"):
+        for name in ("raw", "cleaned", "merged"):
+            path = path_of(work, name)
+            if precision == "fp16":
+                model = ir.load(path)
+                to_half(model)
+                path = work / "half.onnx"
+                ir.save(model, path)
+            logger = trt.Logger(trt.Logger.ERROR)
+            builder = trt.Builder(logger)
+            network = builder.create_network(0)
+            parser = trt.OnnxParser(network, logger)
+            assert parser.parse_from_file(str(path)), parser.get_error(0)
+            config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+            profile.set_shape("pixel_values", (1, 3, 224, 224), (1, 3, 224, 224), (8, 3, 224, 224))
+            config.add_optimization_profile(profile)
+            started = time.perf_counter()
+            engine = builder.build_serialized_network(network, config)
+            seconds = time.perf_counter() - started
+            found.append(
+                {"graph": name, "precision": precision, "build_s": seconds, "megabytes": engine.nbytes / 1e6,
+                 "layers": network.num_layers}
+            )  # fmt: skip
+            print(f"TensorRT-RTX {precision} {name:8} built in {seconds:5.1f} s, {engine.nbytes / 1e6:6.1f} MB,"
+                  f" {network.num_layers} layers of the network")  # fmt: skip
+    return found
+
+
+def export_time(work: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of the bare exporter on a loaded module, of the same with loading, of the whole `vitdeploy export`."""
+    import torch
+    from transformers import ViTForImageClassification
+
+    from vitdeploy.compiler.export import export
+
+    samples: dict[str, list[float]] = {"bare": [], "bare and saved, with loading": [], "vitdeploy export": []}
+    for _ in range(rounds):
+        started = time.perf_counter()
+        with quiet():
+            module = ViTForImageClassification.from_pretrained(work / "checkpoint").eval()
+            before = time.perf_counter()
+            program = bare_export(module, torch)
+            samples["bare"].append(time.perf_counter() - before)
+            program.save(work / "bare.onnx")
+        samples["bare and saved, with loading"].append(time.perf_counter() - started)
+        del module, program
+        shutil.rmtree(work / "bundle", ignore_errors=True)
+        started = time.perf_counter()
+        export(work / "checkpoint", work / "bundle")
+        samples["vitdeploy export"].append(time.perf_counter() - started)
+    found: dict[str, Any] = {name: min(values) for name, values in samples.items()}
+    found["ratio"] = found["vitdeploy export"] / found["bare"]
+    print(", ".join(f"{name} {value:.1f} s" for name, value in found.items() if name != "ratio"), end="")
+    print(f"; ratio to bare {found['ratio']:.2f}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", choices=sorted(SIZES), default="base")
+    for name in ("prepare", "speed", "engines", "time"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"model": arguments.model, "threads": arguments.threads}
+    if arguments.prepare:
+        prepare(arguments.work, arguments.model)
+    if arguments.speed:
+        found["speed"] = speed(arguments.work, arguments.threads, arguments.rounds)
+    if arguments.engines:
+        found["engines"] = engines(arguments.work)
+    if arguments.time:
+        found["export"] = export_time(arguments.work, max(1, arguments.rounds // 5))
+    if arguments.json:
+        before = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
+        arguments.json.write_text(json.dumps({**before, **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
