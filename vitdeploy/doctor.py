@@ -43,13 +43,7 @@ _INT8 = {
     "i8mm": "ARM I8MM",
     "asimddp": "ARM dot product",
 }
-_NEEDS_GPU = ("build_tensorrt", "run_tensorrt", "run_tensorrt_rtx")
 _RTX_SINCE = 7.5  # compute capability: Turing
-_NO_GPU = {
-    "build_tensorrt": "run build-engine on the machine that shall run the engine, or build for TensorRT-RTX here",
-    "run_tensorrt": "copy the bundle to a machine with an NVIDIA GPU",
-    "run_tensorrt_rtx": "copy the bundle to a machine with an NVIDIA GPU from Turing on",
-}
 
 
 @dataclass(frozen=True)
@@ -148,17 +142,13 @@ def _capability(key: str, name: str, needs: tuple[str, ...], ranges: dict[str, s
 
 def _obstacle(key: str) -> tuple[str, str] | None:
     """What about the machine itself, whatever is installed, forbids it; and the next step."""
-    if key.endswith("tensorrt_rtx") and platform.machine() not in ("x86_64", "AMD64"):
-        return f"TensorRT-RTX exists for x86-64 only, this is {platform.machine()}", "use TensorRT on the device"
-    if key not in _NEEDS_GPU:
+    if not key.endswith(("tensorrt", "tensorrt_rtx")):
         return None
+    run, flavour = key.startswith("run"), "tensorrt-rtx" if key.endswith("rtx") else "tensorrt"
+    obstacle = machine.engine_obstacle(flavour, run=run)
+    if obstacle is not None:
+        return obstacle
     gpus = machine.gpus()
-    if not gpus:
-        problem = machine.problem_with_gpu()
-        if problem is not None:
-            reason, _, step = problem.partition(": ")
-            return reason, step
-        return "no NVIDIA GPU here", _NO_GPU[key]
     if key == "run_tensorrt_rtx" and all(float(gpu.compute_capability) < _RTX_SINCE for gpu in gpus):
         return f"{gpus[0].name} is older than Turing (compute capability 7.5)", "use TensorRT or the CPU forms"
     return None

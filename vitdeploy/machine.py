@@ -22,6 +22,7 @@ __all__ = [
     "Gpu",
     "cpu_flags",
     "cpu_name",
+    "engine_obstacle",
     "gpus",
     "has_module",
     "identity",
@@ -47,6 +48,7 @@ NOTABLE_FLAGS = (
 )
 _CUDA_MAJOR, _CUDA_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _CUDA_INTEGRATED = 18
+_X86 = ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,31 @@ def problem_with_gpu(bus: Path = Path("/sys/bus/pci/devices")) -> str | None:
     return (
         "an NVIDIA GPU and its driver are here, but not offered to this process: check CUDA_VISIBLE_DEVICES, start the"
         " container with --gpus all, or restart after an update of the driver"
+    )
+
+
+def engine_obstacle(flavour: str, *, run: bool) -> tuple[str, str] | None:
+    """What about the machine itself, whatever is installed, forbids to build (or `run`) engines of "tensorrt" or
+    "tensorrt-rtx", and the next step; None if nothing does.
+
+    TensorRT builds on the GPU that the engine is for; TensorRT-RTX exists for x86-64 only, and builds without one.
+    """
+    if flavour == "tensorrt-rtx" and platform.machine() not in _X86:
+        return (
+            f"TensorRT-RTX exists for x86-64 only, and this machine is {platform.machine()}",
+            "use --target tensorrt on the device, or --target onnx",
+        )
+    if (flavour == "tensorrt-rtx" and not run) or gpus():
+        return None
+    problem = problem_with_gpu()
+    if problem is not None:
+        reason, _, step = problem.partition(": ")
+        return reason, step
+    if run:
+        return "there is no NVIDIA GPU here", "copy the bundle to a machine with an NVIDIA GPU"
+    return (
+        "TensorRT builds on the GPU that the engine is for, and there is no NVIDIA GPU here",
+        "run build-engine on the target machine, or use --target tensorrt-rtx or --target onnx here",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitdeploy import machine, progress
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, choose_target, target, why_not
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, choose_target, why_not
 from vitdeploy.compiler.engine.watch import BuildLog, Phases, explain_error
 from vitdeploy.errors import EngineError, InputError, ModelError, VitdeployError
+from vitdeploy.graphs import read_graph
 from vitdeploy.specs import ShapeRange
 
 needs_rtx = pytest.mark.skipif(
@@ -94,14 +97,25 @@ def square(size: int, **more: Any) -> EngineOptions:
 # --- Building ---
 
 
+FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx"}
+
+
+@pytest.fixture(scope="module")
+def forms(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with a BF16 form as well. Read-only."""
+    from vitdeploy.compiler.build import build
+
+    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("forms") / "bundle"))
+    build(path, ["bf16"], target="onnx")
+    return path
+
+
 @needs_rtx
-@pytest.mark.parametrize(
-    ("form", "precision"), [("model.onnx", "fp32"), ("model.fp16.onnx", "fp16"), ("model.int8.onnx", "int8")]
-)
+@pytest.mark.parametrize(("precision", "form"), FORMS.items())
 def test_builds_every_form_without_a_gpu(
-    tiny_bundle: Path, tmp_path: Path, options: EngineOptions, recorder: Recorder, form: str, precision: str
+    forms: Path, tmp_path: Path, options: EngineOptions, recorder: Recorder, form: str, precision: str
 ) -> None:
-    source, output = tiny_bundle / form, tmp_path / "engines" / "some.engine"
+    source, output = forms / form, tmp_path / "engines" / "some.engine"
     info = build_engine(source, output, options)
     data = info.to_json()
     assert data["precision"] == precision
@@ -110,11 +124,48 @@ def test_builds_every_form_without_a_gpu(
     assert data["profiles"] == [{"image": {"min": [1, 1, 1, 3], "opt": [1, 32, 32, 3], "max": [8, 1080, 1920, 3]}}]
     assert data["source_onnx_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert (data["layers"].get("quantize", 0) > 0) == (precision == "int8")
-    assert (data["layers"].get("float16", 0) > 0) == (precision != "fp32")
+    assert (data["layers"].get("float16", 0) > 0) == (precision in ("fp16", "int8"))
+    assert (data["layers"].get("bfloat16", 0) > 0) == (precision == "bf16")
+    graph = read_graph(source)
+    assert (data["products"], len(data["int8_products"])) == (graph.products, graph.int8_products)
     assert json.loads(json.dumps(data)) == data
     assert output.stat().st_size == info.size_bytes > 10_000
     assert sorted(path.name for path in output.parent.iterdir()) == ["some.engine", "some.log"]
     assert "[INFO]" in output.with_suffix(".log").read_text()
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", FORMS)
+def test_builds_every_form_for_one_size_and_named_gpus(forms: Path, tmp_path: Path, precision: str) -> None:
+    one = EngineOptions(
+        profiles=(Profile(fixed(2), fixed(32), fixed(32)),), compute_capabilities=("8.0", "8.6", "8.9", "12.0")
+    )
+    info = build_engine(forms / FORMS[precision], tmp_path / "e", one)
+    assert info.precision == precision and info.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
+    assert info.profiles[0]["image"]["max"] == [2, 32, 32, 3]
+
+
+@needs_rtx
+def test_builds_every_form_of_a_graph_of_a_fixed_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from vitdeploy.compiler.build import build
+    from vitdeploy.compiler.export import export
+    from vitdeploy.compiler.recipe import Recipe
+
+    for number, label in enumerate(("zero", "one") * 4):
+        (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / label / f"{number}.png")
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", input_size=(40, 24))
+    recipe = Recipe(dataset=str(tmp_path / "images"), count=8)
+    result = build(bundle, list(FORMS), target="tensorrt-rtx", recipe=recipe)
+    engines = {artifact.precision: artifact.built_with for artifact in result.bundle.select(kind="engine")}
+    assert set(engines) == set(FORMS)
+    for precision, made in engines.items():
+        assert made["precision"] == precision and made["profiles"][0]["image"]["max"][1:] == [40, 24, 3]
+    again = build(result.bundle, list(FORMS), target="tensorrt-rtx")
+    assert again.built == () and {a.precision for a in again.kept if a.kind == "engine"} == set(FORMS)
 
 
 @needs_rtx
@@ -179,20 +230,23 @@ def test_an_engine_is_written_whole_or_not_at_all(
     assert {path.name for path in tmp_path.iterdir()} == {"x.engine", "x.log"}
 
 
-@pytest.mark.full
 @needs_rtx
-def test_sizes_on_a_real_model(test_data: Path, tmp_path: Path) -> None:
-    """FP16 halves the weights, INT8 quarters them; the rest is TensorRT's own code, some 20 MB of the engine."""
+def test_every_form_of_a_real_model_and_their_sizes(test_data: Path, tmp_path: Path) -> None:
+    """FP16 halves the weights and INT8 quarters them; the rest is the source text of fused kernels, which the device
+    compiles: 6 to 11 MB where the sizes are fixed, 16 to 20 MB with the usual ranges (docs/results/engine-sizes.md)."""
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.export import export
     from vitdeploy.compiler.recipe import Recipe
 
     bundle = export(test_data / "models" / "vit-small-patch14-112-cifar10", tmp_path / "bundle")
-    recipe = Recipe(dataset=str(test_data / "cifar10"), count=16)
-    bundle = build(bundle, ["fp32", "fp16", "int8"], target="tensorrt-rtx", recipe=recipe).bundle
+    recipe = Recipe(dataset=str(test_data / "cifar10"), count=4, smoothing=False)
+    one = EngineOptions(profiles=(Profile(fixed(1), fixed(112), fixed(112)),))
+    bundle = build(bundle, list(FORMS), target="tensorrt-rtx", recipe=recipe, engine_options=one).bundle
     sizes = {artifact.precision: artifact.size_bytes for artifact in bundle.select(kind="engine")}
-    assert sizes["fp16"] <= 0.56 * sizes["fp32"]
-    assert sizes["int8"] <= 0.40 * sizes["fp32"]
+    assert set(sizes) == set(FORMS)
+    assert sizes["fp16"] <= 0.55 * sizes["fp32"] and sizes["int8"] <= 0.35 * sizes["fp32"], sizes
+    build_engine(bundle.path / FORMS["int8"], tmp_path / "usual", EngineOptions().for_manifest(bundle.manifest))
+    assert (tmp_path / "usual").stat().st_size > sizes["int8"]
 
 
 @needs_rtx
@@ -219,8 +273,16 @@ def test_several_profiles_in_one_engine(tiny_bundle: Path, tmp_path: Path, optio
 @pytest.mark.parametrize(
     ("nodes", "reason", "hint"),
     [
-        ("f = Cast<to=1>(image) y = Det(f)", "(op Det): TensorRT has no such operator", "--target onnx"),
-        ("f = Cast<to=1>(image) y = Foo(f)", "(op Foo): TensorRT has no such operator", "--target onnx"),
+        (
+            "f = Cast<to=1>(image) y = Det(f)",
+            "(op Det) of the layer vit.layers.3.mlp: TensorRT has no such operator",
+            "--target onnx",
+        ),
+        (
+            "f = Cast<to=1>(image) y = Foo(f)",
+            "(op Foo) of the layer vit.layers.3.mlp: TensorRT has no such operator",
+            "--target onnx",
+        ),
         ("y = Transpose<perm=[0,1,2,3]>(image)", "first input has type UInt8", "cast the image before"),
     ],
 )
@@ -229,7 +291,8 @@ def test_parser_errors_name_node_and_operator(tmp_path: Path, nodes: str, reason
     with pytest.raises(ModelError) as raised:
         build_engine(path, tmp_path / "e", square(8))
     assert "odd.onnx" in raised.value.message
-    assert "node vit.layers.3.mlp/Weird" in raised.value.message
+    assert "node vit.layers.3.mlp/Weird (op " in raised.value.message
+    assert "of the layer vit.layers.3.mlp: " in raised.value.message
     assert reason in raised.value.message
     assert hint in str(raised.value.hint)
     assert "checkMacros" not in raised.value.message
@@ -255,6 +318,51 @@ def test_a_truncated_graph(tiny_bundle: Path, tmp_path: Path, options: EngineOpt
     with pytest.raises(ModelError, match=r"cut\.onnx.*(damaged|cut off)"):
         build_engine(path, tmp_path / "e", options)
     assert not (tmp_path / "e").exists()
+
+
+BROKEN = """
+    import json, random, sys
+    from pathlib import Path
+    from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
+    from vitdeploy.errors import VitdeployError
+    from vitdeploy.specs import ShapeRange
+
+    whole, folder, seed = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), int(sys.argv[3])
+    size = ShapeRange(32, 32, 32)
+    options = EngineOptions(profiles=(Profile(ShapeRange(1, 1, 1), size, size),))
+    chance, counts = random.Random(seed), {}
+    for number in range(int(sys.argv[4])):
+        content = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 40))):  # bits that flip, in the graph or in its weights
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        if number % 3 == 0:  # a block of zeros, as after a crash
+            start = chance.randrange(len(content))
+            content[start : start + 4096] = bytes(len(content[start : start + 4096]))
+        (folder / "broken.onnx").write_bytes(content)
+        try:
+            build_engine(folder / "broken.onnx", folder / "e", options)
+            kind = "built"
+        except VitdeployError as error:
+            assert error.hint, error.message
+            kind = type(error).__name__
+        print(number, kind, flush=True)
+"""
+
+
+@needs_rtx
+def test_a_corrupted_graph_never_ends_the_process(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Flipped bits give an error with a hint, or an engine where they hit weights; TensorRT itself never crashes."""
+    arguments = [tiny_bundle / "model.fp16.onnx", tmp_path, "0", "12"]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BROKEN), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
+    kinds = [line.split()[1] for line in done.stdout.splitlines()]
+    assert len(kinds) == 12 and set(kinds) <= {"built", "ModelError", "EngineError", "InputError"}
+    assert "ModelError" in kinds
 
 
 def test_a_missing_graph(tmp_path: Path, options: EngineOptions) -> None:
@@ -429,7 +537,7 @@ def test_choose_target_by_what_is_here(monkeypatch: pytest.MonkeyPatch, recorder
     def here(modules: set[str], gpus: tuple[machine.Gpu, ...], processor: str) -> str:
         monkeypatch.setattr(machine, "has_module", lambda name: name in modules)
         monkeypatch.setattr(machine, "gpus", lambda: gpus)
-        monkeypatch.setattr(target.platform, "machine", lambda: processor)
+        monkeypatch.setattr("platform.machine", lambda: processor)
         return choose_target("auto")
 
     assert here({"tensorrt", "tensorrt_rtx"}, (gpu,), "x86_64") == "tensorrt"

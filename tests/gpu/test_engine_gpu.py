@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from vitdeploy import machine
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, why_not
-from vitdeploy.errors import EngineError, InputError
+from vitdeploy.engines import read_engine_file
+from vitdeploy.errors import BundleError, EngineError, InputError, ModelError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import ShapeRange
@@ -31,8 +33,10 @@ pytestmark = [
 
 # Largest difference from ONNX Runtime on the same graph, as a share of the logits' range. FP32 products use TF32 (10
 # bits of mantissa), as FP16 does; INT8 results round to other integers where sums differ in the last bit.
-TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "int8": 0.06}
-FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.15, "int8": 0.06}
+FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx"}
+# What an engine's answers are compared with: ONNX Runtime on the same graph, which on a CPU has few kernels for BF16.
+REFERENCES = {**FORMS, "bf16": FORMS["fp32"]}
 SIZES = ((1, 32, 32), (3, 32, 32), (2, 48, 100), (1, 17, 250), (8, 64, 64))  # (batch, height, width)
 
 
@@ -54,12 +58,20 @@ def options(tiny_bundle: Path, flavour: str) -> EngineOptions:
 
 
 @pytest.fixture(scope="module")
-def engines(tiny_bundle: Path, options: EngineOptions, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def forms(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with a BF16 form as well. Read-only."""
+    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("forms") / "bundle"))
+    build(path, ["bf16"], target="onnx")
+    return path
+
+
+@pytest.fixture(scope="module")
+def engines(forms: Path, options: EngineOptions, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An engine of each precision."""
     folder = tmp_path_factory.mktemp(options.flavour)
     paths = {precision: folder / f"{precision}.engine" for precision in FORMS}
     for precision, path in paths.items():
-        info = build_engine(tiny_bundle / FORMS[precision], path, options)
+        info = build_engine(forms / FORMS[precision], path, options)
         assert info.precision == precision
         if options.flavour == "tensorrt":
             assert info.to_json()["compute_capability"] == machine.gpus()[0].compute_capability
@@ -77,7 +89,7 @@ def test_an_engine_answers_as_its_graph(
 ) -> None:
     image = pixels(*size)
     with (
-        OnnxRuntimeRunner(tiny_bundle / FORMS[precision]) as reference,
+        OnnxRuntimeRunner(tiny_bundle / REFERENCES[precision]) as reference,
         TensorRTRunner(engines[precision], flavour=flavour, trusted=True) as runner,
     ):
         expected = reference.infer({"image": image})["logits"]
@@ -87,6 +99,125 @@ def test_an_engine_answers_as_its_graph(
     assert found.shape == expected.shape and found.dtype == np.float32
     assert float(np.abs(found - expected).max()) <= TOLERANCES[precision] * span
     assert float(np.abs(swapped - expected).max()) > TOLERANCES[precision] * span  # the colours matter
+
+
+def test_a_shape_that_comes_again_runs_as_a_cuda_graph(engines: dict[str, Path], flavour: str) -> None:
+    """The answers are those without graphs, whatever shapes come between; TensorRT-RTX captures by itself."""
+    order = [(1, 32, 32)] * 4 + [(3, 48, 40)] * 3 + [(1, 32, 32), (8, 256, 256), (1, 32, 32), (3, 48, 40)]
+    with TensorRTRunner(engines["fp16"], flavour=flavour, trusted=True, cuda_graphs=False) as plain:
+        expected = [plain.infer({"image": pixels(*size)})["logits"] for size in order]
+    with TensorRTRunner(engines["fp16"], flavour=flavour, trusted=True) as runner:
+        found = [runner.infer({"image": pixels(*size)})["logits"] for size in order[:7]]
+        assert runner._lanes is not None
+        (lane,) = runner._lanes._free
+        assert lane.graph_count == (0 if flavour == "tensorrt-rtx" else 2)
+        found += [runner.infer({"image": pixels(*size)})["logits"] for size in order[7:]]
+        other = np.random.default_rng(99).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+        assert runner.device_ms is not None and runner.device_ms > 0
+        changed = [runner.infer({"image": other})["logits"] for _ in range(4)]
+    span = float(np.ptp(np.concatenate(expected)))
+    for one, another in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, another, rtol=0, atol=1e-3 * span)  # the same kernels
+    for again in changed:
+        np.testing.assert_allclose(again, changed[0], rtol=0, atol=1e-3 * span)
+        assert np.abs(again - expected[0]).max() > 1e-3 * span  # a graph reads the image of this call
+
+
+def test_several_profiles(forms: Path, flavour: str, tmp_path: Path) -> None:
+    def size(*values: int) -> ShapeRange:
+        return ShapeRange(*(values * 3 if len(values) == 1 else values))
+
+    profiles = (Profile(size(1), size(48), size(64)), Profile(size(1, 4, 8), size(8, 32, 64), size(8, 32, 64)))
+    path = tmp_path / "two.engine"
+    info = build_engine(forms / FORMS["fp16"], path, EngineOptions(flavour=flavour, profiles=profiles))
+    assert len(info.profiles) == 2
+    with (
+        OnnxRuntimeRunner(forms / FORMS["fp16"]) as reference,
+        TensorRTRunner(path, flavour=flavour, trusted=True) as runner,
+    ):
+        assert runner.engine.profile_for({"image": (1, 48, 64, 3)}) == 0
+        assert runner.engine.profile_for({"image": (8, 32, 32, 3)}) == 1
+        for shape in [(1, 48, 64), (8, 32, 32), (1, 48, 64), (3, 8, 64)]:
+            expected = reference.infer({"image": pixels(*shape)})["logits"]
+            found = runner.infer({"image": pixels(*shape)})["logits"]
+            assert np.abs(found - expected).max() <= TOLERANCES["fp16"] * float(np.ptp(expected))
+        with pytest.raises(InputError, match="batch of 1 to 8"):
+            runner.infer({"image": pixels(11, 64, 64)})
+
+
+def test_an_engine_without_weights_is_refitted_when_it_is_loaded(
+    tiny_bundle_copy: Path, options: EngineOptions, flavour: str
+) -> None:
+    if flavour != "tensorrt":
+        pytest.skip("vitdeploy strips no TensorRT-RTX engines")
+    whole = build(tiny_bundle_copy, ["fp16"], target=flavour, engine_options=options).bundle
+    engine = whole.find(kind="engine", precision="fp16")
+    assert engine is not None
+    with TensorRTRunner(whole.file(engine), flavour) as runner:
+        expected = runner.infer({"image": pixels(2, 32, 32)})["logits"]
+    light = build(
+        tiny_bundle_copy, ["fp16"], target=flavour, engine_options=replace(options, strip_weights=True)
+    ).bundle
+    stripped = light.find(kind="engine", precision="fp16")
+    assert stripped is not None and stripped.size_bytes < engine.size_bytes
+    assert stripped.built_with["flags"]["strip_weights"] is True
+    with TensorRTRunner(light.file(stripped), flavour) as runner:
+        found = runner.infer({"image": pixels(2, 32, 32)})["logits"]
+    assert np.abs(found - expected).max() <= TOLERANCES["fp16"] * float(np.ptp(expected))
+    graph = light.find(kind="onnx", precision="fp16")
+    assert graph is not None
+    (light.path / graph.path).write_bytes(b"another graph")
+    with pytest.raises(BundleError, match="SHA-256"), TensorRTRunner(light.path / stripped.path, flavour):
+        pass
+
+
+def test_an_output_whose_size_only_the_run_knows(flavour: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["":20]>\n'
+        "g (uint8[batch,height,width,3] image) => (int64[4,found] y) { f = Cast<to=1>(image) y = NonZero(f) }"
+    )
+    onnx.save(model, tmp_path / "nonzero.onnx")
+    side = ShapeRange(4, 8, 16)
+    options = EngineOptions(flavour=flavour, profiles=(Profile(ShapeRange(1, 1, 2), side, side),))
+    try:
+        build_engine(tmp_path / "nonzero.onnx", tmp_path / "e", options)
+    except (EngineError, ModelError) as error:
+        pytest.skip(f"this TensorRT builds no NonZero: {error.message}")
+    image = np.where(pixels(2, 8, 8) > 128, pixels(2, 8, 8), 0).astype(np.uint8)
+    with TensorRTRunner(tmp_path / "e", flavour=flavour, trusted=True) as runner:
+        for content in (image, image[:1], image, image):
+            found = runner.infer({"image": np.ascontiguousarray(content)})["y"]
+            np.testing.assert_array_equal(found, np.stack(np.nonzero(content)))
+
+
+def test_layers_of_an_engine(engines: dict[str, Path], forms: Path, options: EngineOptions, flavour: str) -> None:
+    """Every layer, and for INT8 an account of every product that the graph asks for."""
+    bundle = Bundle.open(shutil.copytree(forms, engines["int8"].parent / f"bundle-{flavour}"))
+    made = build(bundle, ["int8"], target=flavour, engine_options=options).bundle
+    artifact = made.find(kind="engine", precision="int8")
+    assert artifact is not None
+    facts = read_engine_file(made.file(artifact), artifact)
+    assert facts.layers is not None, facts.reason
+    assert len(facts.layers.layers) > 0 and set(facts.layers.tensors) in ({"image", "logits"}, set())
+    assert facts.memory is not None and len(facts.memory["scratch_bytes"]) == 1
+    print(flavour, facts.layers.by_precision, facts.int8)
+    if flavour == "tensorrt":
+        assert facts.layers.detailed and facts.int8 is not None
+        assert facts.int8.asked == len(artifact.built_with["int8_products"]) > 0
+        assert facts.int8.running + len(facts.int8.elsewhere) + len(facts.int8.unknown) == facts.int8.asked
+
+
+def test_an_engine_of_another_version_is_refused(tiny_bundle_copy: Path, options: EngineOptions, flavour: str) -> None:
+    made = build(tiny_bundle_copy, ["fp16"], target=flavour, engine_options=options).bundle
+    artifact = made.find(kind="engine", precision="fp16")
+    assert artifact is not None
+    text = (made.path / "manifest.json").read_text()
+    version = artifact.built_with["tensorrt"]["version"]
+    (made.path / "manifest.json").write_text(text.replace(f'"version": "{version}"', '"version": "9.1.0"'))
+    with pytest.raises(EngineError, match=r"built by .* 9\.1\.0") as caught:
+        TensorRTRunner(made.path / artifact.path, flavour).__enter__()
+    assert "vitdeploy build-engine" in str(caught.value.hint)
 
 
 def test_sizes_outside_the_profile_are_refused(engines: dict[str, Path], flavour: str) -> None:

@@ -95,8 +95,8 @@ def test_threads(bundle: Path, runtime_flavour: str) -> None:
         serial = [runner.infer({"image": batch})["logits"] for batch in batches]
         with ThreadPoolExecutor(4) as pool:
             parallel = list(pool.map(lambda batch: runner.infer({"image": batch})["logits"], batches))
-    for one, other in zip(serial, parallel, strict=True):
-        np.testing.assert_array_equal(one, other)  # one engine, one shape, one context: the same kernels
+    for one, other in zip(serial, parallel, strict=True):  # the same kernels, in contexts of two lanes
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * float(np.ptp(np.concatenate(serial))))
 
 
 def test_opening_and_closing_gives_the_memory_back(bundle: Path, runtime_flavour: str) -> None:

@@ -21,7 +21,7 @@ from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, Status
 from vitdeploy import load, machine
 from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, RunnerClosedError
-from vitdeploy.runtime import engine, engine_fit, lane, tensorrt
+from vitdeploy.runtime import engine, engine_fit, lane, selection, tensorrt
 from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import PreprocessSpec, ShapeRange, TensorSpec
 
@@ -348,8 +348,27 @@ def test_an_engine_of_unknown_origin(here: Here, tmp_path: Path) -> None:
 def test_an_engine_that_was_exchanged(here: Here, tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "b")
     path.write_bytes(plan(classes=5))
-    with pytest.raises(EngineError, match="SHA-256"), TensorRTRunner(path):
+    with pytest.raises(BundleError, match="SHA-256"), TensorRTRunner(path):
         pass
+    assert here.released()
+
+
+def test_load_reads_an_engine_once_and_stops_at_an_exchanged_one(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (selection, tensorrt):
+        monkeypatch.setattr(module, "gpus", lambda: (GPU,))
+    monkeypatch.setattr(selection, "has_module", lambda name: True)
+    monkeypatch.setattr(selection, "version", lambda name: None)
+    path = write_bundle(tmp_path / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr("vitdeploy.bundle.sha256", None)  # the bytes that are loaded are hashed, and the file not again
+        with load(tmp_path / "b") as classifier:
+            assert classifier.backend == "tensorrt"
+            np.testing.assert_array_equal(classifier.logits(images(3)), model(images(3), 4))
+    path.write_bytes(plan(classes=5))
+    with pytest.raises(BundleError, match="SHA-256"):
+        load(tmp_path / "b")
     assert here.released()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import Artifact, Bundle
-from vitdeploy.errors import EngineError
+from vitdeploy.errors import BundleError, EngineError
 from vitdeploy.machine import Gpu
 
 __all__ = ["Described", "check_fit", "check_version", "described", "read_engine", "weights_of"]
@@ -53,11 +53,11 @@ def read_engine(path: Path, artifact: Artifact | None) -> bytes:
     """An engine's bytes, after those very bytes were compared with the manifest (None: with nothing).
 
     Raises:
-        EngineError: they are not what the manifest describes.
+        BundleError: they are not what the manifest describes.
     """
     data = path.read_bytes()
     if artifact is not None and hashlib.sha256(data).hexdigest() != artifact.sha256:
-        raise EngineError(
+        raise BundleError(
             f"{path} is not the engine that the manifest describes (its SHA-256 differs)",
             hint="copy the bundle again or rebuild the engine; do not load a file that was tampered with",
         )

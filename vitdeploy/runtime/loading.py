@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import DependencyError, EngineError, InputError, VitdeployError
+from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, VitdeployError
 from vitdeploy.images import MAX_PIXELS
 from vitdeploy.runtime.base import Runner
 from vitdeploy.runtime.classifier import Classifier, Serving
@@ -84,6 +84,8 @@ def load(
         with ExitStack() as stack:
             try:
                 stack.enter_context(runner)
+            except BundleError:  # a file that is not what the manifest describes: no other form hides that
+                raise
             except VitdeployError as error:  # it does not work here: the next one may
                 passed.append(replace(candidate, reason=error.message))
                 last = error
@@ -95,8 +97,9 @@ def load(
 
 
 def _runner(bundle: Bundle, candidate: Candidate, threads: int | None, performance: str) -> Runner:
-    """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search."""
-    path = bundle.file(candidate.artifact)
+    """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search. An engine's
+    runner compares the very bytes that it loads."""
+    path = bundle.file(candidate.artifact, verify=candidate.artifact.kind != "engine")
     if candidate.backend == "openvino":
         from vitdeploy.runtime.openvino import OpenVinoRunner
 

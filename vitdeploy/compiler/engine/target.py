@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 from vitdeploy import machine, progress
 from vitdeploy.compiler.engine.options import FLAVOURS
 from vitdeploy.errors import EngineError, InputError
@@ -11,7 +9,7 @@ from vitdeploy.errors import EngineError, InputError
 __all__ = ["choose_target", "why_not"]
 
 TARGETS = ("auto", *FLAVOURS, "onnx")
-_X86 = ("x86_64", "AMD64")
+_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
 def why_not(flavour: str) -> tuple[str, str] | None:
@@ -19,24 +17,10 @@ def why_not(flavour: str) -> tuple[str, str] | None:
 
     Building for TensorRT needs the GPU that the engine is for; TensorRT-RTX builds on any x86-64 machine.
     """
-    installed = machine.has_module(FLAVOURS[flavour])
-    if flavour == "tensorrt":
-        if not machine.gpus():
-            return (
-                "TensorRT builds on the GPU that the engine is for, and there is no NVIDIA GPU here",
-                "run build-engine on the target machine, or use --target tensorrt-rtx or --target onnx here",
-            )
-        if not installed:
-            return "the package tensorrt is not installed", "pip install 'vitdeploy[gpu]'"
-        return None
-    if platform.machine() not in _X86:
-        return (
-            f"TensorRT-RTX exists for x86-64 only, and this machine is {platform.machine()}",
-            "use --target tensorrt on the device, or --target onnx",
-        )
-    if not installed:
-        return "the package tensorrt-rtx is not installed", "pip install 'vitdeploy[rtx]'"
-    return None
+    obstacle = machine.engine_obstacle(flavour, run=False)
+    if obstacle is None and not machine.has_module(FLAVOURS[flavour]):
+        return f"the package {flavour} is not installed", f"pip install 'vitdeploy[{_EXTRAS[flavour]}]'"
+    return obstacle
 
 
 def choose_target(target: str = "auto") -> str:

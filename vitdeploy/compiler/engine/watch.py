@@ -228,6 +228,8 @@ def explain_parser_errors(parser: Any) -> tuple[str, str | None]:
 def _parser_error(error: Any) -> str:
     node, operator = _look(error, "node_name"), _look(error, "node_operator")
     where = f"node {node or '#' + str(error.node())}" + (f" (op {operator})" if operator else "")
+    layer = str(node or "").rpartition("/")[0]  # our graphs name a node after the module that it comes from
+    where += f" of the layer {layer}" if layer else ""
     reason = _PLACE.sub("", str(error.desc()).split("[checkMacros")[0]).strip()
     if _is_plugin_missing(reason) or reason in ("", "false"):
         reason = "TensorRT has no such operator"

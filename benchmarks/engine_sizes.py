@@ -1,0 +1,99 @@
+"""How large TensorRT-RTX engines are, and what is in them: weights, and the source text of fused kernels.
+
+    python benchmarks/engine_sizes.py bundles/vit [--markdown docs/results/engine-sizes.md]
+
+The bundle needs its FP32, FP16 and INT8 forms (`vitdeploy build-engine BUNDLE --fp16 --int8 --target onnx`). Each form
+is built with the usual ranges and for images of one size, ahead of time, without a GPU. "Text" counts the 4 KiB blocks
+that are nothing but printable characters: TensorRT-RTX writes fused kernels as CUDA C++, each with the same long
+preamble, and the device compiles them. Sizes do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
+from vitdeploy.machine import version
+from vitdeploy.specs import ShapeRange
+
+FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+PRINTABLE = re.compile(rb"[\x09\x0a\x0d\x20-\x7e]*")
+BLOCK = 4096
+
+
+def one(batch: int, size: int) -> Profile:
+    """Images of one size, in batches of one size."""
+    return Profile(*(ShapeRange(n, n, n) for n in (batch, size, size)))
+
+
+PROFILES: dict[str, tuple[Profile, tuple[str, ...]]] = {
+    "1 image of 112x112": (one(1, 112), ()),
+    "1 image of 112x112, for 8.6 only": (one(1, 112), ("8.6",)),
+    "1 image of 224x224": (one(1, 224), ()),
+    "1 to 8 images of 112x112": (Profile(ShapeRange(1, 1, 8), *(ShapeRange(112, 112, 112),) * 2), ()),
+    "the usual: 1 to 8 images, 1x1 to 1080x1920": (Profile(), ()),
+}
+
+
+def text_bytes(content: bytes) -> int:
+    """How much of a file is text, in whole blocks."""
+    blocks = (content[start : start + BLOCK] for start in range(0, len(content), BLOCK))
+    return sum(len(block) for block in blocks if PRINTABLE.fullmatch(block))
+
+
+def rows(bundle: Bundle) -> Iterator[dict[str, Any]]:
+    for name, (profile, capabilities) in PROFILES.items():
+        sizes: dict[str, int] = {}
+        for precision, form in FORMS.items():
+            options = EngineOptions(profiles=(profile,), compute_capabilities=capabilities)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "engine"
+                info = build_engine(bundle.path / form, path, options.for_manifest(bundle.manifest))
+                text = text_bytes(path.read_bytes())
+            sizes[precision] = info.size_bytes
+            yield {
+                "profile": name,
+                "precision": precision,
+                "onnx_bytes": (bundle.path / form).stat().st_size,
+                "engine_bytes": info.size_bytes,
+                "text_bytes": text,
+                "of_fp32": info.size_bytes / sizes["fp32"],
+            }
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    lines = [
+        "| ranges | precision | engine, MB | of FP32 | text in it, MB | ONNX, MB |",
+        "| --- | --- | --: | --: | --: | --: |",
+    ]
+    for row in found:
+        mb = [f"{row[key] / 1e6:.1f}" for key in ("engine_bytes", "text_bytes", "onnx_bytes")]
+        cells = [row["profile"], row["precision"], mb[0], f"{row['of_fp32']:.3f}", *mb[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    found = []
+    for row in rows(bundle):
+        found.append(row)
+        print(json.dumps(row), flush=True)
+    if arguments.markdown:
+        head = f"TensorRT-RTX {version('tensorrt-rtx')}, {bundle.manifest.model.get('name')}.\n\n"
+        arguments.markdown.write_text("# Sizes of engines\n\n" + head + markdown(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
