@@ -4,16 +4,16 @@ TensorRT runs them in INT8 only if Q, K, V and the softmax's output are all quan
 heads, as its fused kernel wants. What can be moved between Q and K at no cost, per channel j of a head:
 
     S = sum_j Q_j K_j = sum_j (Q_j / b_j) (b_j K_j)         b goes into the projections: Wq / b, bq / b, Wk b, bk b
+    softmax(Q (K - c)^T) = softmax(Q K^T)                   since Q c^T is the same for all keys; bk - c
 
-O's mean error goes through the output projection into its bias.
+V is centred with the output projection's input (see `layers`), which keeps the rounding of P from being multiplied by
+what all tokens have in common. O's mean error goes through the output projection into its bias.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from vitdeploy.compiler.graph.half import model_nodes
 from vitdeploy.compiler.graph.values import constant, only_consumer, producer
@@ -118,8 +118,3 @@ def _output_projection(mixing: ir.Node) -> ir.Node | None:
     if node is None or node.op_type != "MatMul" or constant(node.inputs[1]) is None or bias_of(node) is None:
         return None
     return node
-
-
-def per_head(vector: np.ndarray, heads: int) -> np.ndarray:
-    """A vector over the channels of a projection as (heads, head_dim)."""
-    return vector.reshape(heads, len(vector) // heads)

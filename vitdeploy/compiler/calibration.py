@@ -66,13 +66,15 @@ def code_fingerprint() -> str:
 class GroupCalibration:
     """What was found for one group of layers.
 
-    `scale` is Sx, `shift` is k, `smoothing` s per channel or None, `bias` the correction of each layer per output
-    channel, and `sqnr_db` the signal-to-noise ratio of the group's output on the sample, 10 log10(|Y|^2 / |Y - Y'|^2).
+    `scale` is Sx, `shift` is k, `centre` and `smoothing` are z and s per channel or None (see `solve`), `bias` is the
+    correction of each layer per output channel, and `sqnr_db` the signal-to-noise ratio of the group's output on the
+    sample, 10 log10(|Y|^2 / |Y - Y'|^2).
     """
 
     name: str
     scale: float
     shift: int
+    centre: np.ndarray | None
     smoothing: np.ndarray | None
     bias: dict[str, np.ndarray]
     sqnr_db: float
@@ -87,7 +89,8 @@ class GroupCalibration:
             "alpha": self.alpha,
             "clip": self.clip,
             "sqnr_db": round(self.sqnr_db, 2),
-            "smoothing": None if self.smoothing is None else _pack(self.smoothing),
+            "centre": _pack(self.centre),
+            "smoothing": _pack(self.smoothing),
             "bias": {name: _pack(values) for name, values in self.bias.items()},
         }
 
@@ -97,8 +100,9 @@ class GroupCalibration:
             name=data["name"],
             scale=data["scale"],
             shift=data["shift"],
-            smoothing=None if data["smoothing"] is None else _unpack(data["smoothing"]),
-            bias={name: _unpack(values) for name, values in data["bias"].items()},
+            centre=_unpack(data.get("centre")),
+            smoothing=_unpack(data["smoothing"]),
+            bias={name: found for name, text in data["bias"].items() if (found := _unpack(text)) is not None},
             sqnr_db=data["sqnr_db"],
             alpha=data["alpha"],
             clip=data["clip"],
@@ -109,8 +113,8 @@ class GroupCalibration:
 class AttentionCalibration:
     """What was found for one layer's attention products: four scales, and two vectors over the channels.
 
-    `balance` is what Q is divided by and K multiplied with, None: nothing. `bias` is O's mean error, which goes through
-    the output projection into its bias, None: nothing.
+    `balance` is what Q is divided by and K multiplied with, `centre` what is taken off K; `bias` is O's mean error,
+    which goes through the output projection into its bias. None: nothing.
     """
 
     name: str
@@ -119,21 +123,23 @@ class AttentionCalibration:
     value: float
     probability: float
     balance: np.ndarray | None
+    centre: np.ndarray | None
     bias: np.ndarray | None
     sqnr_db: float
 
     def to_json(self) -> dict[str, Any]:
         return {
             **vars(self),
-            "balance": None if self.balance is None else _pack(self.balance),
-            "bias": None if self.bias is None else _pack(self.bias),
+            **{name: _pack(getattr(self, name)) for name in _VECTORS},
             "sqnr_db": round(self.sqnr_db, 2),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AttentionCalibration:
-        vectors = {name: None if data[name] is None else _unpack(data[name]) for name in ("balance", "bias")}
-        return cls(**{**data, **vectors})
+        return cls(**{**data, **{name: _unpack(data[name]) for name in _VECTORS}})
+
+
+_VECTORS = ("balance", "centre", "bias")
 
 
 @dataclass(frozen=True)
@@ -215,13 +221,12 @@ class Calibration:
         return calibration
 
 
-def _pack(values: np.ndarray) -> str:
-    return base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
+def _pack(values: np.ndarray | None) -> str | None:
+    return None if values is None else base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
 
 
-def _unpack(text: str) -> np.ndarray:
-    values: np.ndarray = np.frombuffer(base64.b64decode(text), dtype="<f4").copy()
-    return values
+def _unpack(text: str | None) -> np.ndarray | None:
+    return None if text is None else np.frombuffer(base64.b64decode(text), dtype="<f4").copy()
 
 
 def calibrate(
@@ -260,17 +265,17 @@ def calibrate(
     if not group_samples[0].images:
         raise InputError("there are no calibration images", hint="name a folder of images with --calibration-data")
     solved, solved_attention = [], []
-    smoothings = {}
+    by_source = {}
     with progress.task("Solving layers", total=len(groups) + len(attention), unit="groups") as step:
         for sample in group_samples:
             solution = solve_group(sample.group, sample, recipe)
             if sample.group.source is not None:
-                smoothings[sample.group.source.node] = solution.smoothing
+                by_source[sample.group.source.node] = solution
             solved.append(GroupCalibration(sample.group.name, **vars(solution)))
             step.advance()
         for kept in attention_samples:
             source = kept.products.value_source
-            found = solve_attention(kept, recipe, None if source is None else smoothings.get(source.node))
+            found = solve_attention(kept, recipe, None if source is None else by_source.get(source.node))
             solved_attention.append(AttentionCalibration(kept.products.name, **vars(found)))
             step.advance()
     return Calibration(model_sha256, recipe, described, tuple(solved), tuple(solved_attention), code=code_fingerprint())

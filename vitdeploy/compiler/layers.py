@@ -3,10 +3,11 @@
 Q, K and V read one tensor, so they share one range and one smoothing vector. A group also knows what its channels can
 be rescaled into at no cost, as smoothing needs:
 
-    LayerNorm        y = n * gamma + beta               y / s = n * (gamma / s) + beta / s
-    attention value  o = softmax(.) (x Wv + bv)         o / s = softmax(.) (x (Wv / s) + bv / s)
+    LayerNorm        y = n * gamma + beta               (y - z) / s = n * (gamma / s) + (beta - z) / s
+    attention value  o = softmax(.) (x Wv + bv)         (o - z) / s = softmax(.) (x (Wv / s) + (bv - z) / s)
 
-The second holds since attention mixes tokens, never channels. Nothing can be moved through GELU.
+The second holds since attention mixes tokens with weights that add up to one, and never channels. Nothing can be moved
+through GELU.
 
 A patch embedding is a convolution whose windows do not overlap, so it is the same product on rows of pixels, one row a
 patch; a classifier reads one row a picture.
@@ -63,6 +64,12 @@ class LayerGroup:
         return (
             self.kind == "linear" and self.source is None and all(bias_of(node) is not None for node in self.products)
         )
+
+    @property
+    def can_centre(self) -> bool:
+        """Whether a constant may be taken off each channel of the activation, for the products' biases to add again."""
+        has_shift = self.source is not None and self.source.shift is not None
+        return has_shift and all(bias_of(node) is not None for node in self.products)
 
     def weights(self) -> list[np.ndarray]:
         """The weights as matrices (channels in, channels out), one a layer."""

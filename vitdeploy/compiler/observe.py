@@ -1,8 +1,8 @@
 """What calibration sees of the activations, in memory that does not grow with the number of images.
 
-Of each group: the largest magnitude per channel over all rows of all images, and a fixed number of rows. The rows are
+Of each group: the extent of every channel over all rows of all images, and a fixed number of rows. The rows are
 a fixed number a picture: the first token, which is the class token of a ViT and makes the logits, and a seeded choice
-of the others. Of attention: the largest magnitudes, and Q, K and V of a fixed number of heads.
+of the others. Of attention: the same extents, and Q, K and V of a fixed number of heads.
 """
 
 from __future__ import annotations
@@ -46,10 +46,21 @@ def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.nda
         yield [array[0] for array in session.run(names, {"image": image[np.newaxis]})]
 
 
-def _largest(rows: np.ndarray) -> np.ndarray:
-    """The largest magnitude per channel of (rows, channels)."""
-    largest: np.ndarray = np.maximum(rows.max(axis=0), -rows.min(axis=0))
-    return largest
+class Extent:
+    """The lowest and the highest value per channel, over all rows of all pictures."""
+
+    def __init__(self) -> None:
+        self.low = np.float32(np.inf)
+        self.high = np.float32(-np.inf)
+
+    def add(self, rows: np.ndarray, axis: int = 0) -> None:
+        self.low = np.minimum(self.low, rows.min(axis=axis))
+        self.high = np.maximum(self.high, rows.max(axis=axis))
+
+    def largest(self, centre: np.ndarray | float = 0.0) -> np.ndarray:
+        """The largest distance per channel from a centre."""
+        distance: np.ndarray = np.maximum(self.high - centre, centre - self.low)
+        return distance
 
 
 class GroupSample:
@@ -63,8 +74,7 @@ class GroupSample:
 
     def __init__(self, group: LayerGroup, count: int, generator: np.random.Generator) -> None:
         self.images = 0
-        self.largest = np.zeros(0, dtype=np.float32)
-        self.lowest = 0.0
+        self.extent = Extent()
         self.group, self._generator = group, generator
         self._rows: list[np.ndarray] = []
         self._per_image = max(2, -(-ROWS // max(count, 1)))
@@ -73,9 +83,7 @@ class GroupSample:
     def add(self, activation: np.ndarray) -> None:
         """One picture's activation, without its batch axis."""
         rows = self.group.rows(activation)
-        largest = _largest(rows)
-        self.largest = np.maximum(self.largest, largest) if self.images else largest
-        self.lowest = min(self.lowest, float(rows.min()))
+        self.extent.add(rows)
         if self.images % self._keep_every == 0:
             others = self._generator.choice(len(rows) - 1, min(self._per_image, len(rows)) - 1, replace=False) + 1
             self._rows.append(rows[np.concatenate([[0], others])])
@@ -89,13 +97,13 @@ class GroupSample:
 class AttentionSample:
     """Q, K, V (heads kept, tokens, head_dim) of one layer, `head` (heads kept,) says which head each is of.
 
-    `largest` holds, for Q, K and V, the largest magnitudes per channel (heads, head_dim) over all pictures.
+    `extents` holds, for Q, K and V, what was seen per channel (heads, head_dim) over all pictures.
     """
 
     def __init__(self, products: AttentionProducts, count: int, generator: np.random.Generator) -> None:
         self.products = products
         self.images = 0
-        self.largest: list[np.ndarray] = []
+        self.extents = (Extent(), Extent(), Extent())
         self._generator, self._count = generator, count
         self._kept: list[tuple[np.ndarray, ...]] = []
         self._heads: list[np.ndarray] = []
@@ -103,10 +111,8 @@ class AttentionSample:
     def add(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> None:
         """One picture's Q (heads, tokens, head_dim), K^T (heads, head_dim, tokens) and V, without their batch axis."""
         arrays = (query, key.transpose(0, 2, 1), value)
-        largest = [np.stack([_largest(head) for head in array]) for array in arrays]
-        self.largest = (
-            [np.maximum(a, b) for a, b in zip(self.largest, largest, strict=True)] if self.images else largest
-        )
+        for extent, array in zip(self.extents, arrays, strict=True):
+            extent.add(array, axis=1)
         heads = len(query)
         per_image = min(heads, max(1, -(-HEADS // max(self._count, 1))))
         if self.images % max(1, -(-self._count * per_image // HEADS)) == 0:

@@ -66,6 +66,8 @@ def quantize(model: ir.Model, calibration: Calibration, *, target: str) -> PassR
     graph, out = model.graph, set(calibration.left_out)
     divided: dict[ir.Node, np.ndarray] = {}
     for solved in calibration.groups:
+        _centre(graph, groups[solved.name], solved)
+    for solved in calibration.groups:
         source = groups[solved.name].source
         if solved.smoothing is not None and source is not None:
             _divide_source(graph, source, solved.smoothing)
@@ -93,6 +95,19 @@ def _replace_constant(graph: ir.Graph, place: tuple[ir.Node, int], array: np.nda
         del graph.initializers[old.name or ""]
 
 
+def _centre(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration) -> None:
+    """Take z off the activation and give what the products make of it to their biases."""
+    if solved.centre is None:
+        return
+    assert group.source is not None and group.source.shift is not None, "only what can be shifted is centred"
+    node, index = group.source.shift
+    for product in group.products:
+        _correct_bias(graph, product, solved.centre @ matrix_of(product))
+    shift = constant(node.inputs[index])
+    assert shift is not None
+    _replace_constant(graph, (node, index), shift - solved.centre)
+
+
 def _divide_source(graph: ir.Graph, source: Source, by: np.ndarray) -> None:
     for place in (source.scale, source.shift):
         if place is not None:
@@ -102,7 +117,9 @@ def _divide_source(graph: ir.Graph, source: Source, by: np.ndarray) -> None:
 
 
 def _balance(graph: ir.Graph, products: AttentionProducts, solved: AttentionCalibration) -> dict[ir.Node, np.ndarray]:
-    """Divide Q and multiply K; what the outputs of their projections were divided by."""
+    """Centre K, divide Q and multiply K; returns what the outputs of their projections were divided by."""
+    if solved.centre is not None and products.key_source is not None:
+        _correct_bias(graph, products.key_source.node, -solved.centre)
     if solved.balance is None or products.query_source is None or products.key_source is None:
         return {}
     divided = {products.query_source: solved.balance, products.key_source: 1 / solved.balance}

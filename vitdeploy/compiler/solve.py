@@ -2,21 +2,25 @@
 
 For layers that read the activation X (rows: tokens, columns: channels) with weights W, INT8 computes
 
-    Y' = (Sx Sw) (clip(round(X / s / Sx) - k) + k) round(s W / Sw)    Sx, k one number, Sw one a column, s one a channel
+    Y' = (Sx Sw) (clip(round((X - z) / s / Sx) - k) + k) round(s W / Sw) + z W
 
-with 8-bit integers. s, Sx and k are chosen to make the squared error of Y' against Y = X W small, on real rows, not on
-ranges alone: outliers of X carry information, and whether cutting one hurts is decided by W.
+with 8-bit integers; Sx, k are one number, Sw one a column, s, z one a channel. They are chosen to make the squared
+error of Y' against Y = X W small, on real rows, not on ranges alone: outliers of X carry information, and whether
+cutting one hurts is decided by W.
 
-    s     = max|X_j|^a / max|W_j|^(1-a) per channel j (SmoothQuant, Xiao et al. 2023), a searched per layer, a = 0: off
-    Sx    = c max|X / s| / 127, the share c searched per layer
+    z     = the mean of X_j, the middle of what it was seen to be (Outlier Suppression+, Wei et al. 2023), or off
+    s     = max|X_j - z_j|^a / max|W_j|^(1-a) per channel j (SmoothQuant, Xiao et al. 2023), a = 0: off
+    Sx    = c max|(X - z) / s| / 127
     k     = a whole number of steps by which X is shifted, so that a one-sided X (behind GELU) uses all 256 levels:
             X - k Sx is symmetric, and k Sx times the column sums of W goes into the bias
     bias  + mean(Y - Y'), the part of the error that is constant over rows (Nagel et al. 2019)
+
+z and a are searched per layer, then c. z and s cost nothing at run time: they go into what makes X (see `layers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,20 +28,22 @@ import numpy as np
 from vitdeploy.compiler.arithmetic import LEVELS, activation_scale, fake_quantize, weight_scales
 from vitdeploy.compiler.layers import LayerGroup, layer_name
 from vitdeploy.compiler.observe import GroupSample
-from vitdeploy.compiler.ranges import clip_shares
+from vitdeploy.compiler.ranges import CLIPS, clip_shares
 from vitdeploy.compiler.recipe import Recipe
 
 __all__ = ["GroupSolution", "decibels", "smoothing_vector", "solve_group"]
 
 ALPHAS = (0.0, 0.4, 0.55, 0.7, 0.85)
+_MIDDLE = (0.85,)  # the range at which z and a are compared
 
 
 @dataclass(frozen=True)
 class GroupSolution:
-    """Sx, k, s (None: off), the bias correction of each layer, and the signal-to-noise ratio of the output in dB."""
+    """Sx, k, z and s (None: off), the bias correction of each layer, and the output's signal-to-noise ratio in dB."""
 
     scale: float
     shift: int
+    centre: np.ndarray | None
     smoothing: np.ndarray | None
     bias: dict[str, np.ndarray]
     sqnr_db: float
@@ -47,12 +53,13 @@ class GroupSolution:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One choice of s, Sx and k, and the error Y - Y' (rows, outputs) that it leaves."""
+    """One choice of z, s, Sx and k, and the error Y - Y' (rows, outputs) that it leaves."""
 
     alpha: float
     clip: float
     scale: float
     shift: int
+    centre: np.ndarray | None
     smoothing: np.ndarray | None
     difference: np.ndarray
 
@@ -62,11 +69,11 @@ class _Trial:
 
 
 def solve_group(group: LayerGroup, sample: GroupSample, recipe: Recipe) -> GroupSolution:
-    """Choose s, Sx and k of one group by the error of its output on the sample's rows."""
+    """Choose z, s, Sx and k of one group by the error of its output on the sample's rows."""
     weights, rows = group.weights(), sample.rows
     weight = np.concatenate(weights, axis=1)
     exact = rows @ weight
-    trial = min(_trials(group, sample, rows, weight, exact, recipe), key=lambda trial: trial.error)
+    trial = _Search(group, sample, weight, exact, recipe).run()
     error, bias = trial.error, {}
     if recipe.bias_correction:
         mean = trial.difference.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -75,7 +82,7 @@ def solve_group(group: LayerGroup, sample: GroupSample, recipe: Recipe) -> Group
         bias = {layer_name(node): part for node, part in zip(group.products, parts, strict=True)}
         error -= float(np.square(mean, dtype=np.float64).mean())
     sqnr = decibels(float(np.square(exact, dtype=np.float64).mean()), error)
-    return GroupSolution(trial.scale, trial.shift, trial.smoothing, bias, sqnr, trial.alpha, trial.clip)
+    return GroupSolution(trial.scale, trial.shift, trial.centre, trial.smoothing, bias, sqnr, trial.alpha, trial.clip)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -99,22 +106,58 @@ def balance(first: np.ndarray, second: np.ndarray, alpha: float) -> np.ndarray:
     return result
 
 
-def _trials(
-    group: LayerGroup, sample: GroupSample, rows: np.ndarray, weight: np.ndarray, exact: np.ndarray, recipe: Recipe
-) -> Iterator[_Trial]:
-    largest, lowest = sample.largest, sample.lowest
-    alphas = ALPHAS if recipe.smoothing and group.source is not None else (0.0,)
-    for alpha in alphas:
+class _Search:
+    """Tries choices for one group; `exact` is its output without quantisation."""
+
+    def __init__(self, group: LayerGroup, sample: GroupSample, weight: np.ndarray, exact: np.ndarray, recipe: Recipe):
+        self._group, self._sample, self._recipe = group, sample, recipe
+        self._rows, self._weight, self._exact = sample.rows, weight, exact
+
+    def run(self) -> _Trial:
+        """The best z and a at one range, then the best range for them; without `mse` each has one range anyway."""
+        middle = _MIDDLE if self._recipe.method == "mse" else CLIPS
+        coarse = self._best(
+            trial
+            for centre in self._centres()
+            for alpha in self._alphas()
+            for trial in self._trials(centre, alpha, middle)
+        )
+        if self._recipe.method != "mse":
+            return coarse
+        return self._best(self._trials(coarse.centre, coarse.alpha, CLIPS))
+
+    def _best(self, trials: Iterable[_Trial]) -> _Trial:
+        return min(trials, key=lambda trial: trial.error)
+
+    def _alphas(self) -> tuple[float, ...]:
+        return ALPHAS if self._recipe.smoothing and self._group.source is not None else (0.0,)
+
+    def _centres(self) -> list[np.ndarray | None]:
+        if not (self._recipe.smoothing and self._group.can_centre):
+            return [None]
+        extent = self._sample.extent
+        return [None, (extent.high + extent.low) / 2, self._rows.mean(axis=0)]
+
+    def _trials(self, centre: np.ndarray | None, alpha: float, clips: tuple[float, ...]) -> Iterator[_Trial]:
+        rows = self._rows if centre is None else self._rows - centre
+        wanted = self._exact if centre is None else self._exact - centre @ self._weight
+        largest, weight = self._sample.extent.largest(0.0 if centre is None else centre), self._weight
         smoothing = smoothing_vector(largest, weight, alpha) if alpha else None
-        scaled_rows = rows if smoothing is None else rows / smoothing
-        scaled_weight = weight if smoothing is None else weight * smoothing[:, np.newaxis]
-        quantized_weight = fake_quantize(scaled_weight, weight_scales(scaled_weight))
-        top = float((largest if smoothing is None else largest / smoothing).max())
-        for clip in clip_shares(recipe, scaled_rows, top):
-            steps = [(activation_scale(clip * top / LEVELS), 0)]
-            if group.can_shift and recipe.method != "minmax" and -lowest < top / 4:
-                scale = activation_scale((clip * top - lowest) / (2 * LEVELS))
-                steps.append((scale, round((clip * top + lowest) / 2 / scale)))
-            for scale, shift in steps:
-                difference = exact - fake_quantize(scaled_rows, scale, shift) @ quantized_weight
-                yield _Trial(alpha, clip, scale, shift, smoothing, difference)
+        if smoothing is not None:
+            rows, weight, largest = rows / smoothing, weight * smoothing[:, np.newaxis], largest / smoothing
+        quantized_weight = fake_quantize(weight, weight_scales(weight))
+        top = float(largest.max())
+        for clip in clip_shares(self._recipe, rows, top, clips):
+            for scale, shift in _steps(self._group, self._sample, self._recipe, clip * top):
+                difference = wanted - fake_quantize(rows, scale, shift) @ quantized_weight
+                yield _Trial(alpha, clip, scale, shift, centre, smoothing, difference)
+
+
+def _steps(group: LayerGroup, sample: GroupSample, recipe: Recipe, top: float) -> list[tuple[float, int]]:
+    """Sx and k for a range that ends at `top`: symmetric, and for a one-sided activation shifted."""
+    steps = [(activation_scale(top / LEVELS), 0)]
+    lowest = float(sample.extent.low.min())
+    if group.can_shift and recipe.method != "minmax" and -lowest < float(sample.extent.largest().max()) / 4:
+        scale = activation_scale((top - lowest) / (2 * LEVELS))
+        steps.append((scale, round((top + lowest) / 2 / scale)))
+    return steps

@@ -1,7 +1,7 @@
 """Q, K and V of some heads -> the four scales of attention's products in INT8, by the error of what attention gives.
 
 The error of a channel of O counts as much as the output projection makes of it: the norm of its row of Wo. Scales of Q
-and K (and b, which moves ranges between them: see `attention`) are chosen first, then those of P and V on top of them.
+and K (and b and c, which move ranges: see `attention`) are chosen first, then those of P and V on top of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from itertools import product
 import numpy as np
 
 from vitdeploy.compiler.arithmetic import LEVELS, activation_scale, fake_quantize
-from vitdeploy.compiler.attention import per_head
 from vitdeploy.compiler.layers import matrix_of
 from vitdeploy.compiler.observe import AttentionSample
 from vitdeploy.compiler.ranges import clip_shares
 from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.compiler.solve import balance, decibels
+from vitdeploy.compiler.solve import GroupSolution, balance, decibels
 
 __all__ = ["AttentionSolution", "solve_attention"]
 
@@ -28,32 +27,40 @@ _PROBABILITY_CLIPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
 
 @dataclass(frozen=True)
 class AttentionSolution:
-    """The four scales, b over the channels of Q (None: off), O's mean error per channel, and O's SQNR in dB."""
+    """The four scales, b and c over the channels of Q and K (None: off), O's mean error per channel, its SQNR in dB."""
 
     query: float
     key: float
     value: float
     probability: float
     balance: np.ndarray | None
+    centre: np.ndarray | None
     bias: np.ndarray | None
     sqnr_db: float
 
 
 class _Layer:
-    """One layer's sample, V already divided by what the output projection's smoothing divides it by."""
+    """One layer's sample, V as the output projection's smoothing makes it: (V - z) / s; K less its middle."""
 
-    def __init__(self, sample: AttentionSample, value_smoothing: np.ndarray | None) -> None:
+    def __init__(self, sample: AttentionSample, recipe: Recipe, output: GroupSolution | None) -> None:
         self.query, self.key, value = sample.tensors
         self.head = sample.head
-        heads = len(sample.largest[0])
-        flat = sample.largest[2].size
-        smooth = np.ones(flat, dtype=np.float32) if value_smoothing is None else value_smoothing
-        self.smooth = per_head(smooth, heads)
-        self.value = value / self.smooth[self.head][:, np.newaxis]
-        self.largest = (sample.largest[0], sample.largest[1], sample.largest[2] / self.smooth)
-        output = sample.products.output
-        norms = np.ones(flat, dtype=np.float32) if output is None else np.linalg.norm(matrix_of(output), axis=1)
-        self.weights = (per_head(norms, heads) * self.smooth)[self.head][:, np.newaxis]
+        queries, keys, values = sample.extents
+        shape, flat = values.high.shape, values.high.size
+        ones, zeros = np.ones(flat, dtype=np.float32), np.zeros(flat, dtype=np.float32)
+        smooth = None if output is None else output.smoothing
+        middle = None if output is None else output.centre
+        self.smooth = (ones if smooth is None else smooth).reshape(shape)
+        value_centre = (zeros if middle is None else middle).reshape(shape)
+        self.value = (value - value_centre[self.head][:, np.newaxis]) / self.smooth[self.head][:, np.newaxis]
+        self.key_centre = np.zeros(shape, dtype=np.float32)
+        if recipe.smoothing and sample.products.key_source is not None:
+            self.key_centre = (keys.high + keys.low) / 2
+        self.key = self.key - self.key_centre[self.head][:, np.newaxis]
+        self.largest = (queries.largest(), keys.largest(self.key_centre), values.largest(value_centre) / self.smooth)
+        projection = sample.products.output
+        norms = ones if projection is None else np.linalg.norm(matrix_of(projection), axis=1)
+        self.weights = (norms.reshape(shape) * self.smooth)[self.head][:, np.newaxis]
         self.probability = softmax(self.query @ self.key.transpose(0, 2, 1))
         self.exact = self.probability @ self.value
         self.signal = self.error_of(np.zeros_like(self.exact))
@@ -74,13 +81,13 @@ def _scales(recipe: Recipe, values: np.ndarray, top: float, candidates: tuple[fl
     return [activation_scale(share * top / LEVELS) for share in clip_shares(recipe, values, top, candidates)]
 
 
-def solve_attention(sample: AttentionSample, recipe: Recipe, value_smoothing: np.ndarray | None) -> AttentionSolution:
+def solve_attention(sample: AttentionSample, recipe: Recipe, output: GroupSolution | None) -> AttentionSolution:
     """Choose the scales of one layer's attention products.
 
     Args:
-        value_smoothing: what the channels of V are divided by for the output projection's sake, None: nothing.
+        output: what was found for the output projection, where its z and s change V; else None.
     """
-    layer = _Layer(sample, value_smoothing)
+    layer = _Layer(sample, recipe, output)
     query, key, vector, probability = _solve_scores(layer, recipe, sample.products.can_balance)
 
     def mixed(scales: tuple[float, float]) -> np.ndarray:
@@ -92,13 +99,14 @@ def solve_attention(sample: AttentionSample, recipe: Recipe, value_smoothing: np
         _scales(recipe, layer.value, float(layer.largest[2].max()), _CLIPS),
     )
     chosen = min(candidates, key=lambda scales: layer.error_of(mixed(scales)))
-    output, bias = mixed(chosen), None
+    mixture, bias = mixed(chosen), None
     if recipe.bias_correction and sample.products.output is not None:
-        mean = _mean_error(layer, output)
-        output = output + mean[layer.head][:, np.newaxis]
+        mean = _mean_error(layer, mixture)
+        mixture = mixture + mean[layer.head][:, np.newaxis]
         bias = (mean * layer.smooth).reshape(-1)
-    quality = decibels(layer.signal, layer.error_of(output))
-    return AttentionSolution(query, key, chosen[1], chosen[0], vector, bias, quality)
+    quality = decibels(layer.signal, layer.error_of(mixture))
+    centre = layer.key_centre.reshape(-1) if layer.key_centre.any() else None
+    return AttentionSolution(query, key, chosen[1], chosen[0], vector, centre, bias, quality)
 
 
 def _solve_scores(
@@ -123,7 +131,7 @@ def _solve_scores(
 
 def _mean_error(layer: _Layer, output: np.ndarray) -> np.ndarray:
     """The error that is constant over tokens and pictures, (heads, head_dim); zero for heads that were not kept."""
-    mean = np.zeros_like(layer.smooth)
+    mean: np.ndarray = np.zeros_like(layer.smooth)
     difference = layer.exact - output
     for head in np.unique(layer.head):
         mean[head] = difference[layer.head == head].mean(axis=(0, 1), dtype=np.float64)
