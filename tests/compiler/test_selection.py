@@ -70,7 +70,9 @@ def test_copies_of_calibration_images_do_not_validate(tmp_path: Path, tiny_image
         for number in range(10):
             shutil.copy(source, tmp_path / "data" / label / f"{number}.png")
     chosen = choose_images(Recipe(dataset=str(tmp_path / "data"), count=4))
-    assert len(chosen.rest) == 12 and len(chosen.validation(12, 0)) == 0
+    assert len(chosen.rest) == 12
+    with pytest.raises(DatasetError, match="none is left to validate on"):
+        chosen.validation(12, 0)
 
 
 def test_a_folder_of_images_alone_calibrates_and_does_not_validate(tmp_path: Path, tiny_images: Path) -> None:

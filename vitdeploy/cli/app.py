@@ -17,6 +17,7 @@ COMMANDS = {
     "finetune": ("vitdeploy.cli.finetune", "Fine-tune a ViT checkpoint on a dataset."),
     "export": ("vitdeploy.cli.export", "Export a checkpoint to a bundle, with preprocessing in the graph."),
     "build-engine": ("vitdeploy.cli.build_engine", "Add FP16 and INT8 forms and TensorRT engines to a bundle."),
+    "analyze": ("vitdeploy.cli.analyze", "Say what each INT8 layer costs in accuracy."),
     "bench": ("vitdeploy.cli.bench", "Compare every form's latency and accuracy with PyTorch."),
     "compare": ("vitdeploy.cli.compare", "Say what changed between two benchmarks; fail a build on it."),
     "predict": ("vitdeploy.cli.predict", "Classify images with a bundle."),

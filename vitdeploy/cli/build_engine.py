@@ -37,6 +37,19 @@ __all__ = ["command"]
     help="Quantise more: attention, patch-embedding, classifier (a list with commas).",
 )
 @click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100, min_open=True),
+    metavar="POINTS",
+    help="Keep layers out of INT8 until it loses no more top-1 than this, with 95 % confidence.",
+)
+@click.option(
+    "--validation-images",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Measure that on so many images that do not calibrate.",
+)
+@click.option(
     "--target",
     default="auto",
     show_default=True,
@@ -99,6 +112,8 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
         precisions,
         target=chosen,
         recipe=_recipe(options["recipe_file"], options["calibration_data"], options["int8_also"]),
+        max_drop=options["max_drop"],
+        validation_images=options["validation_images"],
         engine_options=None if chosen == "onnx" else _engine_options(chosen, options),
         force=force,
     )

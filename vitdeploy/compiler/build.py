@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
-from vitdeploy.compiler.calibration import Calibration, calibrate, code_fingerprint
+from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.graph.half import to_half
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
 from vitdeploy.compiler.half_plan import HalfPlan
+from vitdeploy.compiler.int8 import VALIDATION_IMAGES, Int8Request, Int8Stage
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.compiler.structure import check_structure
-from vitdeploy.errors import DatasetError, InputError, require
+from vitdeploy.errors import InputError, require
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
-    from vitdeploy.datasets import ImageDataset
 
 __all__ = ["PRECISIONS", "BuildResult", "build"]
 
@@ -49,6 +49,8 @@ def build(
     *,
     target: str = "auto",
     recipe: Recipe | None = None,
+    max_drop: float | None = None,
+    validation_images: int = VALIDATION_IMAGES,
     engine_options: EngineOptions | None = None,
     force: bool = False,
 ) -> BuildResult:
@@ -60,22 +62,27 @@ def build(
         target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
         recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
             it can't hold on the same images.
+        max_drop: the most top-1 that INT8 may lose, in points, with 95 % confidence; as few layers as possible are kept
+            out of INT8 for it. None: all layers are in INT8, whatever that costs.
+        validation_images: on how many images, other than those that calibrate, the drop is measured.
         engine_options: batch and image sizes, workspace ... of the engines.
         force: build again what is up to date.
 
     Raises:
         InputError: a precision that is not known, or INT8 with neither a recipe nor a calibration in the bundle.
+        ModelError: INT8 can't meet the budget, or would be slower than FP16 by its structure.
         EngineError: the target can't be built here.
     """
     from vitdeploy.compiler.engine import EngineOptions, choose_target
 
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     wanted = _check_precisions(precisions)
+    request = Int8Request(recipe, max_drop, validation_images)
     chosen = choose_target(target)
     before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
     if set(wanted) - {"fp32"}:
         with opened.edit() as editor:
-            _Forms(opened, editor, recipe, force).make(wanted)
+            _Forms(opened, editor, request, force).make(wanted)
         opened = opened.reopen()
     if chosen != "onnx":
         options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
@@ -100,12 +107,13 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
 class _Forms:
     """The FP16 and INT8 graphs of a bundle, made from its FP32 graph."""
 
-    def __init__(self, bundle: Bundle, editor: BundleEditor, recipe: Recipe | None, force: bool) -> None:
+    def __init__(self, bundle: Bundle, editor: BundleEditor, request: Int8Request, force: bool) -> None:
         single = bundle.find(kind="onnx", precision="fp32")
         if single is None:
             raise InputError(f"{bundle.path} has no model.onnx", hint="export it again")
-        self._bundle, self._editor, self._recipe, self._force = bundle, editor, recipe, force
+        self._bundle, self._editor, self._force = bundle, editor, force
         self._single = single
+        self._int8 = Int8Stage(bundle, editor, single, request, force=force)
         self._path = bundle.file(single)
         self._plan: HalfPlan | None = None
 
@@ -117,7 +125,7 @@ class _Forms:
                 with progress.task(f"{precision.upper()} graph"):
                     self._write(name, precision, "any", needs)
         if "int8" in precisions:
-            calibration, made_with = self._calibration()
+            calibration, made_with = self._int8.calibration()
             for name, target in (("model.int8.onnx", "tensorrt"), ("model.int8-cpu.onnx", "cpu")):
                 needs = made_with if target == "cpu" else {**made_with, **origin}
                 if not self._current(name, needs):
@@ -126,8 +134,9 @@ class _Forms:
 
     def _plan_half(self) -> dict[str, str]:
         """Find out what FP16 must keep in FP32; the hash that ties the forms to it."""
-        has_images = self._recipe is not None and self._recipe.dataset is not None
-        images = _calibration_images(self._recipe) if has_images and self._recipe is not None else None
+        recipe = self._int8.request.recipe
+        chosen = None if recipe is None or recipe.dataset is None else self._int8.chosen
+        images = None if chosen is None else chosen.calibration
         self._plan, sha256 = plan_for(self._bundle, self._editor, self._single, images, force=self._force)
         return {"half_plan_sha256": sha256}
 
@@ -176,62 +185,6 @@ class _Forms:
             built_from=self._single.sha256,
             built_with=made_with,
         )
-
-    def _calibration(self) -> tuple[Calibration, dict[str, str]]:
-        """The calibration to use, and the hash that ties the forms to it."""
-        cached = self._bundle.find(kind="calibration")
-        if self._recipe is None:
-            if cached is None:
-                raise InputError(
-                    "INT8 needs calibration images",
-                    hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
-                )
-            return self._cached(cached), _origin(cached)
-        images = _calibration_images(self._recipe)
-        described = images.describe()
-        if cached is not None and not self._force and cached.built_from == self._single.sha256:
-            calibration = self._cached(cached)
-            same = calibration.recipe.to_json() == self._recipe.to_json() and calibration.images == described
-            if same and calibration.code == code_fingerprint():
-                progress.note("calibration.json of the bundle is for these images and settings, and is used again.")
-                return calibration, _origin(cached)
-        calibration = calibrate(
-            self._path,
-            self._single.sha256,
-            (images.image(index) for index in range(len(images))),
-            len(images),
-            self._recipe,
-            described,
-        )
-        self._editor.path_for("calibration.json").write_text(calibration.dumps(), encoding="utf-8")
-        artifact = self._editor.add(
-            "calibration.json",
-            kind="calibration",
-            built_from=self._single.sha256,
-            built_with={"vitdeploy": __version__, "recipe": self._recipe.to_json(), "images": described},
-        )
-        return calibration, _origin(artifact)
-
-    def _cached(self, artifact: Artifact) -> Calibration:
-        return Calibration.load(self._bundle.file(artifact), self._single.sha256)
-
-
-def _origin(calibration: Artifact) -> dict[str, str]:
-    """What ties an INT8 form to its calibration and to the code that makes it."""
-    return {"calibration_sha256": calibration.sha256, "code": code_fingerprint()}
-
-
-def _calibration_images(recipe: Recipe) -> ImageDataset:
-    from vitdeploy.datasets import load_dataset
-
-    if recipe.dataset is None:
-        raise InputError(
-            "the recipe names no dataset", hint='add dataset = "..." to it, or give --calibration-data as well'
-        )
-    images = load_dataset(recipe.dataset, recipe.split, limit=recipe.count, seed=recipe.seed)
-    if len(images) == 0:
-        raise DatasetError(f"{recipe.dataset} has no images in {recipe.split}", hint="name another --calibration-data")
-    return images
 
 
 def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:

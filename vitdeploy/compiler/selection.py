@@ -46,14 +46,14 @@ class Chosen:
                 f"{self.rest} has no labels, so accuracy can't be measured on it",
                 hint="lay the images out in class folders, or name a labelled dataset",
             )
-        if not len(self.rest):
+        sample = stratified_sample(self.rest, count, seed=seed + 1)
+        known = {_bytes_hash(self.calibration, index) for index in range(len(self.calibration))}
+        fresh = [index for index in range(len(sample)) if _bytes_hash(sample, index) not in known]
+        if not fresh:
             raise DatasetError(
                 f"all images of {self.calibration} calibrate, so none is left to validate on",
                 hint="lower count in the recipe, or use a larger dataset",
             )
-        sample = stratified_sample(self.rest, count, seed=seed + 1)
-        known = {_bytes_hash(self.calibration, index) for index in range(len(self.calibration))}
-        fresh = [index for index in range(len(sample)) if _bytes_hash(sample, index) not in known]
         return sample.subset(fresh)
 
 
