@@ -17,6 +17,7 @@ import numpy as np
 from vitdeploy import progress
 from vitdeploy.compiler.attention import find_attention
 from vitdeploy.compiler.calibration import Calibration
+from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.half import model_nodes
 from vitdeploy.compiler.graph.values import constant
 from vitdeploy.compiler.judging import BATCH, Judgement, Truth, compare_answers, image_batches
@@ -103,7 +104,7 @@ def analyze_layers(model_path: Path, calibration: Calibration, truth: Truth) -> 
     reports = []
     with progress.task("Judging layers", total=len(units), unit="groups") as step:
         for unit in units:
-            walk.to(max((cut for cut in cuts if cut[0] < order[unit.first]), default=None))
+            walk.to(max((place for place in cuts if place[0] < order[unit.first]), default=None))
             logits = walk.answers(calibration.leaving_out(set(calibration.names) - {unit.name}))
             noise = float(np.square(logits - walk.reference, dtype=np.float64).mean())
             spread = float(np.square(walk.reference - walk.reference.mean(), dtype=np.float64).mean())
@@ -166,12 +167,12 @@ class _Walk:
         self._arrived: np.ndarray | None = None
         self.reference = self._run(open_session(model_path), "logits")
 
-    def to(self, cut: tuple[int, str] | None) -> None:
+    def to(self, place: tuple[int, str] | None) -> None:
         """Go on to that cut; cuts come in the order of the graph."""
-        if cut is None or cut == self._cut:
+        if place is None or place == self._cut:
             return
-        self._arrived = self._run(open_session(_between(self._load(), self._name, cut[1])), cut[1])
-        self._cut = cut
+        self._arrived = self._run(open_session(cut(self._load(), self._name, place[1])), place[1])
+        self._cut = place
 
     @property
     def _name(self) -> str | None:
@@ -181,7 +182,7 @@ class _Walk:
         """Logits of the quantised graph, from the current cut on."""
         model = self._load()
         quantize(model, calibration, target="cpu")
-        return self._run(open_session(_between(model, self._name, "logits")), "logits")
+        return self._run(open_session(cut(model, self._name, "logits")), "logits")
 
     def _load(self) -> ir.Model:
         import onnx_ir as ir
@@ -197,24 +198,3 @@ class _Walk:
             for start in range(0, len(self._arrived), BATCH):
                 parts.append(session.run([wanted], {self._name: self._arrived[start : start + BATCH]})[0])
         return np.concatenate(parts)
-
-
-def _between(model: ir.Model, start: str | None, end: str) -> ir.Model:
-    """The part of a graph from one value to another; None: from the inputs."""
-    import onnx_ir as ir
-    from onnx_ir.passes import common
-
-    graph = model.graph
-    values = {value.name: value for node in graph for value in node.outputs}
-    outputs = [values[end]]
-    if start is not None:
-        old = values[start]
-        new = ir.Value(name=start, type=old.type, shape=old.shape)
-        old.name = f"{start}_before"
-        ir.convenience.replace_all_uses_with(old, new)
-        graph.inputs.clear()
-        graph.inputs.append(new)
-    graph.outputs.clear()
-    graph.outputs.extend(outputs)
-    common.RemoveUnusedNodesPass()(model)
-    return model
