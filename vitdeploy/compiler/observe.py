@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADS", "ROWS", "AttentionSample", "GroupSample", "activations"]
 
 ROWS = 768  # rows of each activation on which errors are measured
+_LEAST_ROWS = 4  # of a picture that gives any: the class token is one of them, and must not outweigh the others
 HEADS = 48  # heads of each attention layer on which errors are measured
 
 
@@ -77,7 +78,7 @@ class GroupSample:
         self.extent = Extent()
         self.group, self._generator = group, generator
         self._rows: list[np.ndarray] = []
-        self._per_image = max(2, -(-ROWS // max(count, 1)))
+        self._per_image = max(_LEAST_ROWS, -(-ROWS // max(count, 1)))
         self._keep_every = max(1, -(-count * self._per_image // ROWS))
 
     def add(self, activation: np.ndarray) -> None:

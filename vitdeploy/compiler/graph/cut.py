@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vitdeploy.compiler.graph.half import reads
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -13,7 +15,6 @@ __all__ = ["cut"]
 def cut(model: ir.Model, start: str | None, end: str) -> ir.Model:
     """Keep, in place, what leads from one value to another (None: from the inputs); returns the model."""
     import onnx_ir as ir
-    from onnx_ir.passes import common
 
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
@@ -27,5 +28,20 @@ def cut(model: ir.Model, start: str | None, end: str) -> ir.Model:
         graph.inputs.append(new)
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    common.RemoveUnusedNodesPass()(model)
+    needed = _producers(outputs)
+    graph.remove([node for node in reversed(list(graph)) if node not in needed])
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
     return model
+
+
+def _producers(outputs: list[ir.Value]) -> set[ir.Node]:
+    """All nodes that lead to the outputs."""
+    found: set[ir.Node] = set()
+    pending = list(outputs)
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending += reads(node)
+    return found

@@ -27,7 +27,7 @@ from vitdeploy.errors import ModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["MOVES", "count_casts", "fewer_casts", "model_nodes", "only_single", "to_half"]
+__all__ = ["MOVES", "count_casts", "fewer_casts", "model_nodes", "only_single", "reads", "to_half"]
 
 MOVES = ("Reshape", "Transpose", "Slice", "Gather", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand", "Identity")
 """Operations that compute nothing: what they give was in what they got."""
@@ -46,17 +46,17 @@ def model_nodes(model: ir.Model) -> list[ir.Node]:
         if node in front:
             continue
         front.add(node)
-        pending.extend(p for p in (value.producer() for value in _reads(node)) if p is not None)
+        pending.extend(p for p in (value.producer() for value in reads(node)) if p is not None)
     return [node for node in model.graph if node not in front]
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, also from inside the branches of an If."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         if attribute.type.name == "GRAPH":
             for inner in attribute.as_graph():
-                yield from _reads(inner)
+                yield from reads(inner)
 
 
 def only_single(node: ir.Node, dtype: str, opset: int) -> bool:
