@@ -2,8 +2,8 @@
 
     python benchmarks/calibration.py MODEL.onnx [--counts 100,200] [--attention] [--json OUT.json]
 
-Images are seeded noise of the model's own size: what they show changes neither time nor memory. Memory is the peak of
-the process's resident set, and beside it what a process holds that has opened the model for inference and run one image.
+Images are seeded noise of the model's own size: what they show changes neither time nor memory. Memory is the peak
+of the process's resident set, and beside it what one holds that has opened the model for inference and run one image.
 """
 
 from __future__ import annotations

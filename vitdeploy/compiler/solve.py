@@ -8,14 +8,14 @@ with 8-bit integers; Sx, k are one number, Sw one a column, s, z one a channel. 
 error of Y' against Y = X W small, on real rows, not on ranges alone: outliers of X carry information, and whether
 cutting one hurts is decided by W.
 
-    z     = the mean of X_j, the middle of what it was seen to be (Outlier Suppression+, Wei et al. 2023), or off
+    z     = the mean of X_j (a shift per channel as in Outlier Suppression+, Wei et al. 2023)
     s     = max|X_j - z_j|^a / max|W_j|^(1-a) per channel j (SmoothQuant, Xiao et al. 2023), a = 0: off
     Sx    = c max|(X - z) / s| / 127
     k     = a whole number of steps by which X is shifted, so that a one-sided X (behind GELU) uses all 256 levels:
             X - k Sx is symmetric, and k Sx times the column sums of W goes into the bias
     bias  + mean(Y - Y'), the part of the error that is constant over rows (Nagel et al. 2019)
 
-z and a are searched per layer, then c. z and s cost nothing at run time: they go into what makes X (see `layers`).
+a is searched per layer, then c. z and s cost nothing at run time: they go into what makes X (see `layers`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vitdeploy.compiler.recipe import Recipe
 __all__ = ["GroupSolution", "decibels", "smoothing_vector", "solve_group"]
 
 ALPHAS = (0.0, 0.4, 0.55, 0.7, 0.85)
-_MIDDLE = (0.85,)  # the range at which z and a are compared
+_MIDDLE = (0.85,)  # the range at which a is searched
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,11 @@ class _Search:
         self._rows, self._weight, self._exact = sample.rows, weight, exact
 
     def run(self) -> _Trial:
-        """The best z and a at one range, then the best range for them; without `mse` each has one range anyway."""
-        middle = _MIDDLE if self._recipe.method == "mse" else CLIPS
-        coarse = self._best(
-            trial
-            for centre in self._centres()
-            for alpha in self._alphas()
-            for trial in self._trials(centre, alpha, middle)
-        )
+        """The best a at one range, then the best range for it; without `mse` each a has one range anyway."""
         if self._recipe.method != "mse":
-            return coarse
-        return self._best(self._trials(coarse.centre, coarse.alpha, CLIPS))
+            return self._best(trial for alpha in self._alphas() for trial in self._trials(alpha, CLIPS))
+        coarse = self._best(trial for alpha in self._alphas() for trial in self._trials(alpha, _MIDDLE))
+        return self._best(self._trials(coarse.alpha, CLIPS))
 
     def _best(self, trials: Iterable[_Trial]) -> _Trial:
         return min(trials, key=lambda trial: trial.error)
@@ -132,13 +126,8 @@ class _Search:
     def _alphas(self) -> tuple[float, ...]:
         return ALPHAS if self._recipe.smoothing and self._group.source is not None else (0.0,)
 
-    def _centres(self) -> list[np.ndarray | None]:
-        if not (self._recipe.smoothing and self._group.can_centre):
-            return [None]
-        extent = self._sample.extent
-        return [None, (extent.high + extent.low) / 2, self._rows.mean(axis=0)]
-
-    def _trials(self, centre: np.ndarray | None, alpha: float, clips: tuple[float, ...]) -> Iterator[_Trial]:
+    def _trials(self, alpha: float, clips: tuple[float, ...]) -> Iterator[_Trial]:
+        centre = self._rows.mean(axis=0) if self._recipe.smoothing and self._group.can_centre else None
         rows = self._rows if centre is None else self._rows - centre
         wanted = self._exact if centre is None else self._exact - centre @ self._weight
         largest, weight = self._sample.extent.largest(0.0 if centre is None else centre), self._weight
