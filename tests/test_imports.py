@@ -26,11 +26,13 @@ ALLOWED = {  # wing: what it may import besides itself
     "graphs": GROUND,
     "engines": GROUND | {"runtime"},
     "inspection": GROUND | {"engines", "graphs"},
+    "qat": GROUND | {"runtime", "training", "compiler"},
     "doctor": GROUND,
     "explain": GROUND,
     "demo": GROUND | {"runtime", "training", "compiler", "bench"},
     "cli": GROUND
-    | {"runtime", "training", "compiler", "bench", "demo", "doctor", "engines", "explain", "graphs", "inspection"},
+    | {"runtime", "training", "compiler", "bench", "demo", "doctor", "engines", "explain", "graphs", "inspection"}
+    | {"qat"},
     "__main__": {"cli"},
     "__init__": GROUND | {"runtime"},
 }

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.training.config import FinetuneConfig
     from vitdeploy.training.models import Trainable
 
-__all__ = ["KINDS", "Distillation", "load_distillation", "soft_loss", "teacher_view"]
+__all__ = ["KINDS", "Distillation", "Settings", "class_columns", "load_distillation", "soft_loss", "teacher_view"]
 
 KINDS = ("auto", "soft", "hard")
 
@@ -53,7 +53,7 @@ def load_distillation(config: FinetuneConfig, model: Trainable, labels: tuple[st
     if config.distill is None:
         return None
     teacher = load_checkpoint(config.distill)
-    columns = _columns(teacher, labels, config.distill)
+    columns = class_columns(teacher, labels, config.distill)
     kind = config.distill_kind
     if kind == "auto":
         kind = "hard" if hasattr(model.module, "distillation_classifier") else "soft"
@@ -61,8 +61,12 @@ def load_distillation(config: FinetuneConfig, model: Trainable, labels: tuple[st
     return Distillation(teacher.module, columns, teacher_view(model.processor, teacher.processor), settings)
 
 
-def _columns(teacher: Checkpoint, labels: tuple[str, ...], name: str | os.PathLike[str]) -> list[int]:
-    """Where the dataset's classes are among the teacher's logits."""
+def class_columns(teacher: Checkpoint, labels: tuple[str, ...], name: str | os.PathLike[str]) -> list[int]:
+    """Where the dataset's classes are among the teacher's logits.
+
+    Raises:
+        InputError: the teacher does not know one of them.
+    """
     unknown = [label for label in labels if label not in teacher.labels]
     if unknown:
         raise InputError(

@@ -1,0 +1,172 @@
+"""Where a bundle's INT8 graph rounds, said of a PyTorch module's layers.
+
+`compiler.quantize` divides and multiplies channels before it rounds: smoothing, Q against K, the scale of attention
+that the export folded into a projection. A `LayerPlan` says for each layer what its graph computes,
+
+    x' = FQ(x / s; Sx, k)      W' = FQ(f s W; Sw) / f      y = x' W' + b
+
+FQ rounds to 8 bits, s (channels in) is the smoothing of the layer's own group, f (channels out) all that the graph
+multiplied the layer's outputs by. f changes nothing but the last bit of Sw, which is a float16 number there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.compiler.attention import find_attention
+from vitdeploy.compiler.calibration import AttentionCalibration, Calibration
+from vitdeploy.compiler.layers import LayerGroup, bias_of, find_groups, layer_name, matrix_of
+from vitdeploy.errors import BundleError, ModelError, require
+
+__all__ = ["AttentionPlan", "GroupPlan", "LayerPlan", "Placement", "plan_placement"]
+
+_FIT = 1e-3  # the graph's weights are the module's, one or two float32 roundings apart
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: `outputs` is f, `correction` what INT8 adds to the bias, in the module's units (None: nothing)."""
+
+    name: str
+    outputs: np.ndarray
+    correction: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Layers that read one activation: its scale Sx, its shift k, its smoothing s (None: ones)."""
+
+    name: str
+    scale: float
+    shift: int
+    smoothing: np.ndarray | None
+    layers: tuple[LayerPlan, ...]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """One attention module: four scales, what Q is divided by (and K multiplied), what V is divided by."""
+
+    name: str
+    module: str
+    solved: AttentionCalibration
+    value_division: np.ndarray | None
+    output: str | None
+    correction: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All that is rounded."""
+
+    groups: tuple[GroupPlan, ...]
+    attention: tuple[AttentionPlan, ...]
+
+
+def plan_placement(graph: Path, calibration: Calibration, module: Any) -> Placement:
+    """Read the placement of a calibration off the FP32 graph that it was made for.
+
+    Args:
+        graph: model.onnx of the bundle.
+        module: the classifier that it was exported from.
+
+    Raises:
+        ModelError: the module is another one.
+        BundleError: the calibration belongs to another graph.
+    """
+    ir = require("onnx_ir", extra="build")
+    model = ir.load(graph)
+    groups = {group.name: group for group in find_groups(model, calibration.recipe.placement)}
+    attention = {products.name: products for products in find_attention(model)}
+    strange = [name for name in calibration.names if name not in groups and name not in attention]
+    if strange:
+        raise BundleError(
+            f"the calibration has a layer {strange[0]!r} that the graph has not",
+            hint="calibrate again: vitdeploy build-engine BUNDLE --int8 --calibration-data D",
+        )
+    layers = dict(module.named_modules())
+    divided: dict[str, np.ndarray] = {}
+    for solved in calibration.groups:
+        source = groups[solved.name].source
+        if solved.smoothing is not None and source is not None and source.node.op_type == "MatMul":
+            divided[layer_name(source.node)] = solved.smoothing
+    values = dict(divided)  # of V: for the sake of the output projection
+    for products in calibration.attention:
+        found = attention[products.name]
+        if products.balance is not None and found.query_source is not None and found.key_source is not None:
+            divided[layer_name(found.query_source.node)] = products.balance
+            divided[layer_name(found.key_source.node)] = 1 / products.balance
+    inside = [solved for solved in calibration.groups if solved.name not in calibration.left_out]
+    plans = tuple(
+        GroupPlan(
+            solved.name, solved.scale, solved.shift, solved.smoothing, _layers(group, solved.bias, layers, divided)
+        )
+        for solved in inside
+        for group in [groups[solved.name]]
+    )
+    return Placement(
+        plans,
+        tuple(
+            _attention(attention[products.name], products, values)
+            for products in calibration.attention
+            if products.name not in calibration.left_out
+        ),
+    )
+
+
+def _layers(
+    group: LayerGroup, corrections: dict[str, np.ndarray], layers: dict[str, Any], divided: dict[str, np.ndarray]
+) -> tuple[LayerPlan, ...]:
+    plans = []
+    for node in group.products:
+        name = layer_name(node)
+        if name not in layers or not hasattr(layers[name], "weight"):
+            raise ModelError(
+                f"the bundle's layer {name!r} is no layer of this checkpoint",
+                hint="name the checkpoint it was made from",
+            )
+        factor = _factor(matrix_of(node), _matrix(layers[name]), name)
+        correction = corrections.get(name)
+        if correction is not None:
+            correction = correction / factor if bias_of(node) is not None else None
+        plans.append(LayerPlan(name, factor / divided.get(name, np.float32(1)), correction))
+    return tuple(plans)
+
+
+def _matrix(layer: Any) -> np.ndarray:
+    """A Linear's or Conv2d's weight as (channels in, channels out)."""
+    weight: np.ndarray = layer.weight.detach().cpu().numpy()
+    return weight.reshape(len(weight), -1).T
+
+
+def _factor(graph: np.ndarray, module: np.ndarray, name: str) -> np.ndarray:
+    """What the graph multiplied each column of the module's matrix by (channels out,)."""
+    if graph.shape == module.shape:
+        exact = module.astype(np.float64)
+        factor = (graph * exact).sum(axis=0) / np.maximum((exact * exact).sum(axis=0), 1e-30)
+        if np.abs(graph - factor * exact).max() <= _FIT * max(float(np.abs(graph).max()), 1e-30):
+            whole: np.ndarray = np.where(np.abs(factor) > 1e-12, factor, 1.0).astype(np.float32)
+            return whole
+    raise ModelError(
+        f"the weights of {name} are not those in the bundle",
+        hint="name the checkpoint that the bundle was exported from",
+    )
+
+
+def _attention(found: Any, solved: AttentionCalibration, values: dict[str, np.ndarray]) -> AttentionPlan:
+    source, output = found.value_source, found.output
+    correction = None
+    if solved.bias is not None and output is not None:
+        correction = solved.bias @ matrix_of(output)
+    return AttentionPlan(
+        solved.name,
+        layer_name(found.softmax),
+        solved,
+        None if source is None else values.get(layer_name(source.node)),
+        None if output is None else layer_name(output),
+        correction,
+    )

@@ -1,0 +1,139 @@
+"""Tuned weights and scales -> the bundle again, whole: every form from the same weights, checked, then put in place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdeploy import __version__
+from vitdeploy.bundle import Bundle
+from vitdeploy.compiler.build import PRECISIONS, build
+from vitdeploy.compiler.calibration import Calibration, code_fingerprint
+from vitdeploy.compiler.export import export
+from vitdeploy.compiler.parity import Check, compare
+from vitdeploy.errors import ModelError, require
+from vitdeploy.qat.fake import FakeQuantized
+from vitdeploy.storage import disk_errors, locked, staged_folder
+
+__all__ = ["INT8_TOLERANCE", "compare_logits", "put_in_place", "rebuilt", "tuned_calibration"]
+
+# Two float32 implementations differ in the last bits, so that some values fall on the other side of a rounding edge:
+# one step of 255 there, and what later layers make of it. A layer that rounds elsewhere is further off.
+INT8_TOLERANCE = 0.05
+
+
+def tuned_calibration(before: Calibration, state: FakeQuantized, noise: dict[str, float], digest: str) -> Calibration:
+    """The calibration with the tuned scales, for the graph of the hash `digest`.
+
+    Corrections of the biases are gone: they are in the tuned biases.
+    """
+    groups = []
+    for group in before.groups:
+        quantizer = state.groups.get(group.name)
+        if quantizer is not None:
+            ratio = quantizer.scale / group.scale
+            sqnr = noise.get(group.name, group.sqnr_db)
+            group = replace(group, scale=quantizer.scale, clip=group.clip * ratio, sqnr_db=sqnr)
+        groups.append(replace(group, bias={}))
+    attention = []
+    for products in before.attention:
+        parts = state.attention.get(products.name)
+        if parts is not None:
+            products = replace(
+                products,
+                query=parts["query"].scale,
+                key=parts["key"].scale,
+                probability=parts["probability"].scale,
+                value=parts["value"].scale,
+                sqnr_db=noise.get(products.name, products.sqnr_db),
+            )
+        attention.append(replace(products, bias=None))
+    return replace(
+        before, model_sha256=digest, groups=tuple(groups), attention=tuple(attention), code=code_fingerprint()
+    )
+
+
+@contextmanager
+def rebuilt(bundle: Bundle, checkpoint: Path, make: Any, facts: dict[str, Any]) -> Iterator[Bundle]:
+    """A bundle of the tuned checkpoint with the forms that `bundle` has, beside it, for as long as the block lasts.
+
+    Args:
+        make: from the hash of the new FP32 graph to its Calibration.
+        facts: what the manifest says of the tune.
+
+    Raises:
+        ModelError: a form differs from PyTorch, or can't be made.
+    """
+    precisions = [name for name in PRECISIONS if name != "fp32" and bundle.find(kind="onnx", precision=name)]
+    shape = bundle.manifest.inputs[0].shape
+    fixed = (int(shape[1]), int(shape[2])) if all(isinstance(size, int) for size in shape[1:3]) else None
+    with disk_errors(str(bundle.path.parent)):
+        scratch = Path(tempfile.mkdtemp(prefix=f".{bundle.path.name}.qat-", dir=bundle.path.resolve().parent))
+    try:
+        made = export(checkpoint, scratch / "bundle", input_size=fixed)
+        graph = made.find(kind="onnx", precision="fp32")
+        assert graph is not None
+        calibration = make(graph.sha256)
+        with made.edit() as editor:
+            editor.path_for("calibration.json").write_text(calibration.dumps(), encoding="utf-8")
+            editor.add(
+                "calibration.json",
+                kind="calibration",
+                built_from=graph.sha256,
+                built_with={
+                    "vitdeploy": __version__,
+                    "recipe": calibration.recipe.to_json(),
+                    "images": calibration.images,
+                    "qat": facts,
+                },
+            )
+            editor.update(provenance={**editor.manifest.provenance, "qat": facts})
+        yield build(made.reopen(), precisions, target="onnx").bundle
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def compare_logits(state: FakeQuantized, processor: Any, bundle: Bundle, images: list[np.ndarray]) -> Check:
+    """The bundle's INT8 graph for CPUs against PyTorch with fake quantisation, on images as they are."""
+    from vitdeploy.runtime import load
+
+    torch = require("torch", extra="build")
+    with torch.inference_mode():
+        theirs = [
+            state.module(**processor(image, return_tensors="pt", input_data_format="channels_last")).logits[0].numpy()
+            for image in images
+        ]
+    with load(bundle, "onnxruntime", "int8", threads=1) as classifier:
+        ours = classifier.logits(images)
+    return compare("INT8 graph against fake quantisation", ours, np.stack(theirs), INT8_TOLERANCE)
+
+
+def put_in_place(new: Bundle, old: Bundle, check: Check) -> Bundle:
+    """Swap the new bundle in; the old one is there until the new one is whole.
+
+    Raises:
+        ModelError: the check failed, and the old bundle stays.
+        BundleError: another command is writing to it.
+    """
+    if not check.passed:
+        raise ModelError(
+            f"the exported INT8 graph is not what was tuned: {check}",
+            hint=f"{old.path} is unchanged; please report the model's config.json",
+        )
+    with (
+        locked(old.path / ".lock"),
+        staged_folder(old.path, overwrite=True, ours=Bundle.is_bundle, what="bundle") as staging,
+    ):
+        for artifact in new.manifest.artifacts:
+            target = staging / artifact.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(new.file(artifact), target)
+        shutil.copyfile(new.path / "manifest.json", staging / "manifest.json")
+    return Bundle.open(old.path)
