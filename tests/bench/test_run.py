@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -257,3 +258,22 @@ def test_all_backends_get_the_same_threads(small: Path, images: ImageDataset, mo
     )
     report = bench(small, images, precisions=["fp32"], accuracy=False, **{**QUICK, "threads": 2})
     assert given == [2] and report.settings["threads"] == 2
+
+
+def test_the_pictures_of_explain_are_in_the_report(tmp_path: Path, images: ImageDataset) -> None:
+    bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
+    quick: dict[str, Any] = {"latency": False, "memory": False, "phases": False, "backends": ("onnxruntime",)}
+    plain = bench(bundle, images, **quick)
+    with bundle.edit() as editor:
+        editor.path_for("explain/patches.png").write_bytes(b"picture")
+        editor.add("explain/patches.png", kind="explanation")
+    report = bench(bundle.reopen(), images, **quick)
+    picture = base64.b64encode(b"picture").decode()
+    assert report.explanation == ({"name": "patches", "png": picture},)
+    assert picture in render_html(report) and "Inside the model" in render_html(report)
+    assert BenchReport.from_json(report.to_json()) == report
+    for other in (plain, report.without_pictures()):
+        assert other.explanation == () and "Inside the model" not in render_html(other)
+    assert report.bundle == plain.bundle  # pictures do not make another model of it
+    (bundle.path / "explain" / "patches.png").write_bytes(b"changed")
+    assert bench(bundle.reopen(), images, **quick).explanation == ()

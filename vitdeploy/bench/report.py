@@ -198,6 +198,7 @@ class BenchReport:
     notes: tuple[str, ...] = ()
     readings: tuple[dict[str, Any], ...] = ()
     analysis: dict[str, Any] | None = None
+    explanation: tuple[dict[str, str], ...] = ()  # of `vitdeploy explain`: name and PNG (base64) of each picture
     disagreements: tuple[Disagreement, ...] = ()
     disagreement_count: int = 0
     recommendation: dict[str, Any] = field(default_factory=dict)
@@ -228,7 +229,8 @@ class BenchReport:
 
     def without_pictures(self) -> BenchReport:
         """The report without copies of the dataset's images, for data that must not be passed on."""
-        return replace(self, disagreements=tuple(replace(item, image_png="") for item in self.disagreements))
+        bare = tuple(replace(item, image_png="") for item in self.disagreements)
+        return replace(self, disagreements=bare, explanation=())
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, of `serial.SCHEMA_VERSION`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import replace
@@ -91,6 +92,7 @@ def bench(
         "notes": tuple(note for note in notes if note),
         "readings": tuple(readings.taken),
         "analysis": _analysis(opened),
+        "explanation": _explanation(opened),
         "partial": partial,
     }
     return assemble(judge, images, mapping[np.asarray(images.label_ids, dtype=np.int64)], facts)
@@ -182,7 +184,7 @@ def _limit_note(drawn: int, there: int) -> str | None:
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     manifest = replace(bundle.manifest, choice=None).to_json()
     # Reports and what they lead to are kept in the bundle themselves, so they are left out of what identifies it.
-    manifest["artifacts"] = [item for item in manifest["artifacts"] if item["kind"] not in ("bench", "analysis")]
+    manifest["artifacts"] = [item for item in manifest["artifacts"] if item["kind"] not in _NOT_THE_MODEL]
     content = json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()
     return {
         "name": bundle.path.resolve().name,
@@ -218,4 +220,18 @@ def _analysis(bundle: Bundle) -> dict[str, Any] | None:
         return None
 
 
+def _explanation(bundle: Bundle) -> tuple[dict[str, str], ...]:
+    """The pictures that `vitdeploy explain --add-to-bundle` kept."""
+    pictures = []
+    for artifact in bundle.select(kind="explanation"):
+        try:
+            content = bundle.file(artifact).read_bytes()
+        except (BundleError, OSError) as error:
+            progress.note(f"Note: {artifact.path} is left out of the report: {error}")
+            continue
+        pictures.append({"name": Path(artifact.path).stem, "png": base64.b64encode(content).decode("ascii")})
+    return tuple(pictures)
+
+
+_NOT_THE_MODEL = ("bench", "analysis", "explanation")
 _LAYER = ("layer", "kind", "macs_share", "sqnr_db", "drop", "agreement")

@@ -35,6 +35,7 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "labels": list(report.labels),
         "rows": [_row_to_json(row) for row in report.rows],
         "analysis": report.analysis,
+        "explanation": list(report.explanation),
         "disagreement_count": report.disagreement_count,
         "disagreements": [_plain(item) for item in report.disagreements],
     }
@@ -61,6 +62,7 @@ def from_json(data: Mapping[str, Any]) -> BenchReport:
         return BenchReport(
             **{name: data[name] for name in (*_PLAIN, "recommendation", "disagreement_count", "analysis")},
             **{name: _revive(_hints(BenchReport)[name], value) for name, value in rest.items()},
+            explanation=tuple(dict(picture) for picture in data.get("explanation", ())),
             labels=tuple(data["labels"]),
             rows=tuple(_row_from_json(row) for row in data["rows"]),
         )

@@ -104,6 +104,7 @@ def _flag(name: str, text: str) -> Any:
 )
 @click.option("--distill-temperature", type=float, default=3.0, show_default=True, help="Of soft labels.")
 @click.option("--distill-weight", type=float, default=0.5, show_default=True, help="The teacher's part of the loss.")
+@click.option("--qat", metavar="BUNDLE", help="Tune with BUNDLE's INT8 rounding inside, and export back into it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--threads", type=int, help="CPU threads; 1 is fastest for very small models. Default: one a core.")
 @click.option("--workers", type=int, help="Processes that prepare images. Default: 0 on a CPU, up to 8 beside a GPU.")
@@ -117,9 +118,16 @@ def command(as_json: bool, dry_run: bool, **options: Any) -> None:
 
     \b
     vitdeploy finetune google/vit-base-patch16-224-in21k --dataset cifar10 --output runs/vit --augment flip-shift
+    vitdeploy finetune runs/vit --dataset cifar10 --output runs/vit-qat --qat bundles/vit --max-steps 200
     vitdeploy finetune runs/backbone --dataset ./photos --output runs/photos --epochs 5 --limit-train 2000
     vitdeploy finetune runs/backbone --dataset ./photos --output runs/photos --config photos.toml --dry-run
     """
+    bundle = options.pop("qat")
+    if bundle is not None:
+        from vitdeploy.cli.qat import tune_bundle
+
+        tune_bundle(bundle, {**options, "dry_run": dry_run}, as_json)
+        return
     from vitdeploy import training
 
     config = training.FinetuneConfig(**options)

@@ -26,8 +26,8 @@ class QatConfig:
         overwrite: replace an `output` that an earlier tune wrote.
         epochs, max_steps: how long; `max_steps` wins.
         batch_size: images a step.
-        learning_rate: AdamW's peak for the weights; a tenth of fine-tuning's, since the weights are good already.
-        scale_learning_rate: the same for the logarithms of activations' scales; at 0.01 a step changes them by 1 %.
+        learning_rate: AdamW's peak for the weights; less than fine-tuning's, since the weights are good already.
+        scale_learning_rate: the same for the logarithms of activations' scales; at 0.02 a step changes them by 2 %.
         weight_decay: AdamW's, not applied to biases and norms.
         warmup_ratio: 0..1, the part of the steps in which the learning rates rise; they fall to 0 along a cosine.
         distill: the teacher; None: the checkpoint itself as it was, without rounding.
@@ -48,8 +48,8 @@ class QatConfig:
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 32
-    learning_rate: float = 1e-5
-    scale_learning_rate: float = 1e-2
+    learning_rate: float = 2e-5
+    scale_learning_rate: float = 2e-2
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     distill: str | os.PathLike[str] | None = None

@@ -25,8 +25,8 @@ from vitdeploy.storage import disk_errors, locked, staged_folder
 __all__ = ["INT8_TOLERANCE", "compare_logits", "put_in_place", "rebuilt", "tuned_calibration"]
 
 # Two float32 implementations differ in the last bits, so that some values fall on the other side of a rounding edge:
-# one step of 255 there, and what later layers make of it. A layer that rounds elsewhere is further off.
-INT8_TOLERANCE = 0.05
+# one step of 255 there, and what later layers make of it (measured: 0.009 for 12 layers with everything in INT8).
+INT8_TOLERANCE = 0.03
 
 
 def tuned_calibration(before: Calibration, state: FakeQuantized, noise: dict[str, float], digest: str) -> Calibration:

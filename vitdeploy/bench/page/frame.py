@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from vitdeploy.bench.page import cost, keeps, layers, table
+from vitdeploy.bench.page import cost, explained, keeps, layers, table
 from vitdeploy.bench.page.style import CSS
 from vitdeploy.bench.page.words import count, ms, percent, section, size_words
 from vitdeploy.bench.report import BenchReport
@@ -26,6 +26,7 @@ _SECTIONS = (
     keeps.classes_section,
     keeps.confusion_section,
     layers.layers_section,
+    explained.explained_section,
     keeps.images_section,
 )
 
