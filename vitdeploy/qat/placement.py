@@ -140,7 +140,8 @@ def _layers(
 def _matrix(layer: Any) -> np.ndarray:
     """A Linear's or Conv2d's weight as (channels in, channels out)."""
     weight: np.ndarray = layer.weight.detach().cpu().numpy()
-    return weight.reshape(len(weight), -1).T
+    matrix: np.ndarray = weight.reshape(len(weight), -1).T
+    return matrix
 
 
 def _factor(graph: np.ndarray, module: np.ndarray, name: str) -> np.ndarray:
