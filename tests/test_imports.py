@@ -23,6 +23,7 @@ ALLOWED = {  # wing: what it may import besides itself
     "training": GROUND,
     "compiler": GROUND | {"runtime"},
     "bench": GROUND | {"runtime"},
+    "bulk": GROUND | {"runtime"},
     "graphs": GROUND,
     "engines": GROUND | {"runtime"},
     "inspection": GROUND | {"engines", "graphs"},
@@ -31,8 +32,8 @@ ALLOWED = {  # wing: what it may import besides itself
     "explain": GROUND,
     "demo": GROUND | {"runtime", "training", "compiler", "bench"},
     "cli": GROUND
-    | {"runtime", "training", "compiler", "bench", "demo", "doctor", "engines", "explain", "graphs", "inspection"}
-    | {"qat"},
+    | {"runtime", "training", "compiler", "bench", "bulk", "demo", "doctor"}
+    | {"engines", "explain", "graphs", "inspection", "qat"},
     "__main__": {"cli"},
     "__init__": GROUND | {"runtime"},
 }

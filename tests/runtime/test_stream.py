@@ -6,7 +6,7 @@ import gc
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from vitdeploy import Classifier, load
-from vitdeploy.errors import DatasetError, ImageError, InputError, RunnerClosedError
+from vitdeploy.errors import DatasetError, ImageError, InputError, OutOfMemoryError, RunnerClosedError
+from vitdeploy.images import decode
 from vitdeploy.runtime import stream as module
-from vitdeploy.runtime.stream import stream
+from vitdeploy.runtime.stream import Stages, stream
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,12 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[tuple[int, tuple[int, ...]]] = []
 
-    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
-        if images:
-            self.batches.append((len(images), images[0].shape))
+    def answer(self, images: list[np.ndarray]) -> list[Any]:
+        self.batches.append((len(images), images[0].shape))
         return [tuple(image[0, 0].tolist()) for image in images]
+
+    def stages(self, batch: int = 32, decode: Callable[[Any], np.ndarray] = decode) -> Stages:
+        return Stages(decode, self.answer, batch)
 
 
 @pytest.mark.parametrize("sizes", [[(20, 20)], [(20, 20), (31, 17), (8, 40)]], ids=["one-size", "mixed"])
@@ -80,7 +83,7 @@ def test_the_same_source_gives_the_same_bits(classifier: Classifier) -> None:
 def test_batches_are_full_where_sizes_allow_it() -> None:
     recorder = Recorder()
     arrays = pictures(100, [(4, 4), (4, 4), (4, 4), (6, 6)])
-    answers = list(stream(recorder, arrays, batch=10, workers=2))
+    answers = list(stream(recorder.stages(10), arrays, workers=2))
     assert answers == [tuple(pixels[0, 0].tolist()) for pixels in arrays]
     assert sorted(recorder.batches) == sorted(
         [(10, (4, 4, 3))] * 7 + [(5, (4, 4, 3))] + [(10, (6, 6, 3))] * 2 + [(5, (6, 6, 3))]
@@ -95,7 +98,7 @@ def test_a_rare_size_does_not_wait_for_the_end() -> None:
         for pulled in range(10_000):
             yield np.zeros((9, 9, 3) if pulled == 0 else (4, 4, 3), np.uint8)
 
-    answers = stream(recorder, source(), batch=4, workers=1)
+    answers = stream(recorder.stages(4), source(), workers=1)
     next(answers)
     assert pulled <= (module.WINDOW + 2 + 2) * 4  # the window, two batches decoded, two under way
     answers.close()
@@ -107,14 +110,14 @@ def test_memory_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
 
     class Watching(Recorder):
-        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
+        def answer(self, images: list[np.ndarray]) -> list[Any]:
             nonlocal most
             most = max(most, sum(image.nbytes for image in images))
-            return super().predict(images, top_k, errors=errors)
+            return super().answer(images)
 
     recorder = Watching()
     arrays = pictures(200, [(40, 40)])  # 4,800 bytes each
-    assert len(list(stream(recorder, arrays, workers=4))) == 200
+    assert len(list(stream(recorder.stages(), arrays, workers=4))) == 200
     assert 4_800 <= most <= 20_000 + 4_800
 
 
@@ -127,8 +130,7 @@ def test_decoders_wait_while_too_much_is_held(monkeypatch: pytest.MonkeyPatch) -
         decoded += 1
         return np.zeros((40, 40, 3), np.uint8)
 
-    monkeypatch.setattr(module, "decode", counting)
-    answers = stream(Recorder(), [b""] * 300, workers=4, batch=50)
+    answers = stream(Recorder().stages(50, counting), [b""] * 300, workers=4)
     next(answers)
     time.sleep(0.1)  # nothing is asked for: whoever decodes on would be seen
     assert decoded < 20
@@ -176,12 +178,12 @@ def test_decoding_goes_on_while_the_model_runs() -> None:
             return 0
 
     class Waiting(Recorder):
-        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
-            assert not images or decoded_meanwhile.wait(60)
-            return super().predict(images, top_k, errors=errors)
+        def answer(self, images: list[np.ndarray]) -> list[Any]:
+            assert decoded_meanwhile.wait(60)
+            return super().answer(images)
 
     images: list[Any] = [*pictures(12, [(4, 4)]), Late(), *pictures(3, [(4, 4)])]
-    answers = list(stream(Waiting(), images, errors="return", batch=4, workers=1))
+    answers = list(stream(Waiting().stages(4), images, errors="return", workers=1))
     assert [isinstance(answer, ImageError) for answer in answers] == [False] * 12 + [True] + [False] * 3
 
 
@@ -200,14 +202,47 @@ def test_what_was_pulled_is_answered_before_the_source_fails(classifier: Classif
 
 def test_a_failing_model_ends_it() -> None:
     class Broken(Recorder):
-        def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> list[Any]:
-            if images:
-                raise RuntimeError("the model failed")
-            return []
+        def answer(self, images: list[np.ndarray]) -> list[Any]:
+            raise RuntimeError("the model failed")
 
     with pytest.raises(RuntimeError, match="the model failed"):
-        list(stream(Broken(), pictures(100, [(4, 4)])))
+        list(stream(Broken().stages(), pictures(100, [(4, 4)])))
     assert stream_threads() == []
+
+
+class Small(Recorder):
+    """A model with memory for three images."""
+
+    def answer(self, images: list[np.ndarray]) -> list[Any]:
+        if len(images) > 3 or images[0].shape == (9, 9, 3):
+            raise OutOfMemoryError("not enough memory", hint="smaller images")
+        return super().answer(images)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved() -> None:
+    model = Small()
+    arrays = [*pictures(10, [(4, 4)]), *pictures(1, [(9, 9)]), *pictures(2, [(5, 5)])]
+    answers = list(stream(model.stages(10), arrays, errors="return"))
+    assert isinstance(answers[10], ImageError) and answers[10].message == "not enough memory"
+    assert [answer for i, answer in enumerate(answers) if i != 10] == [
+        tuple(pixels[0, 0].tolist()) for i, pixels in enumerate(arrays) if i != 10
+    ]
+    assert [count for count, _ in model.batches] == [2, 3, 2, 3, 2]
+    with pytest.raises(OutOfMemoryError):
+        list(stream(model.stages(10), arrays))
+
+
+def test_an_image_that_memory_does_not_hold_is_a_failure() -> None:
+    def hungry(item: Any) -> np.ndarray:
+        if item is None:
+            raise OutOfMemoryError("not enough memory to decode an image", hint="use a smaller image")
+        return decode(item)
+
+    images = [*pictures(2, [(4, 4)]), None, *pictures(2, [(4, 4)])]
+    answers = list(stream(Recorder().stages(4, hungry), images, errors="return"))
+    assert [isinstance(answer, ImageError) for answer in answers] == [False, False, True, False, False]
+    with pytest.raises(OutOfMemoryError):
+        list(stream(Recorder().stages(4, hungry), images))
 
 
 def test_dropping_it_ends_its_threads(classifier: Classifier) -> None:
@@ -228,6 +263,18 @@ def test_closed(tiny_bundle: Path) -> None:
         list(answers)
     with pytest.raises(RunnerClosedError):
         classifier.stream([])
+
+
+def test_tensors(classifier: Classifier) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = pictures(4, [(20, 20)])
+    assert list(classifier.stream([torch.from_numpy(pixels) for pixels in arrays])) == list(classifier.stream(arrays))
+
+
+def test_the_limits_of_the_classifier_hold(tiny_bundle: Path) -> None:
+    with load(tiny_bundle, "onnxruntime", "fp32", threads=1, max_pixels=500) as classifier:
+        answers = list(classifier.stream(pictures(4, [(20, 20), (30, 30)]), errors="return"))
+    assert [isinstance(answer, ImageError) for answer in answers] == [False, True] * 2
 
 
 def test_nothing_to_do(classifier: Classifier) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vitdeploy.cli.terminal import echo_json
 
+if TYPE_CHECKING:
+    from vitdeploy.bulk import BulkResult
+
 __all__ = ["command"]
 
 _BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+_FAILURES_SHOWN = 5
 _PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
@@ -26,6 +31,19 @@ _PRECISIONS = ("auto", "fp32", "fp16", "int8")
     "--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="Which form of the model."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Write one row an image to this .parquet, .csv or .jsonl file; IMAGE may then be folders and parquet files.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an --output that exists, or a stopped run that had other options."
+)
+@click.option("--image-column", help="The column of parquet files that holds the images. Default: found by its type.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads that decode for --output. Default: one a processor."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Most images of one call of the model. Default: 32.")
 @click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
 def command(
     bundle: str,
@@ -34,16 +52,53 @@ def command(
     backend: str,
     precision: str,
     threads: int | None,
+    output: str | None,
+    overwrite: bool,
+    image_column: str | None,
+    workers: int | None,
+    batch_size: int | None,
     as_json: bool,
 ) -> int:
     """Classify each IMAGE, a file, with BUNDLE; "-" reads one from standard input.
 
     An image that can't be used is named on standard error, the others are still answered, and the exit code is 1.
 
+    With --output an IMAGE may also be a folder of images or a parquet file, of any number of images. Finished rows are
+    kept in OUTPUT.partial, and a command that was stopped goes on from there when it is given again. An image that
+    can't be used is a row with its error; the exit code is 1 if all are.
+
     \b
-    Example:
+    Examples:
       vitdeploy predict bundles/vit cat.png dog.jpg --top-k 3
+      vitdeploy predict bundles/vit photos --output results.parquet
     """
+    if output is not None:
+        from vitdeploy.bulk import check_output, predict_files
+        from vitdeploy.runtime import load
+
+        check_output(output, overwrite=overwrite)
+        with load(bundle, backend, precision, threads=threads) as classifier:
+            result = predict_files(
+                classifier,
+                images,
+                output,
+                top_k=top_k,
+                image_column=image_column,
+                workers=workers,
+                batch=batch_size,
+                overwrite=overwrite,
+            )
+            how = {"backend": classifier.backend, "precision": classifier.precision}
+        return _show_bulk(result, how, as_json)
+    bulk_only = {
+        "--overwrite": overwrite,
+        "--image-column": image_column,
+        "--workers": workers,
+        "--batch-size": batch_size,
+    }
+    if given := [name for name, value in bulk_only.items() if value]:
+        raise click.UsageError(f"{', '.join(given)}: only with --output.")
+    _check_files(images)
     from vitdeploy.runtime import load
 
     with load(bundle, backend, precision, threads=threads) as classifier:
@@ -51,6 +106,38 @@ def command(
         answers = classifier.predict(sources, top_k, errors="return")
         how = {"backend": classifier.backend, "precision": classifier.precision}
     return _show(images, answers, how, as_json)
+
+
+def _check_files(images: tuple[str, ...]) -> None:
+    """Refuse what only a run with --output takes."""
+    from vitdeploy.errors import InputError
+
+    for image in images:
+        if Path(image).is_dir() or image.lower().endswith(".parquet"):
+            raise InputError(
+                f"{image} holds many images", hint="write their classes to a file: --output results.parquet"
+            )
+
+
+def _show_bulk(result: BulkResult, how: dict[str, str], as_json: bool) -> int:
+    if as_json:
+        echo_json({**how, **result.to_json()})
+    else:
+        rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
+        earlier = f", {result.resumed} of them before" if result.resumed else ""
+        click.echo(
+            f"{result.images} images{earlier}, {result.failed} failed{rate} ({how['precision']} on {how['backend']})"
+        )
+        click.echo(result.output)
+    for image, row, error in result.failures[:_FAILURES_SHOWN]:
+        place = image if row is None else f"{image}, row {row}"
+        click.secho("Failed: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(error if row is None and image in error else f"{place}: {error}", err=True)
+    if result.failed > _FAILURES_SHOWN:
+        click.echo(
+            f"... and {result.failed - _FAILURES_SHOWN} more: the rows of {result.output} with an error", err=True
+        )
+    return 1 if result.failed == result.images else 0
 
 
 def _show(images: tuple[str, ...], answers: list[Any], how: dict[str, str], as_json: bool) -> int:

@@ -235,7 +235,7 @@ class Classifier:
         *,
         errors: str = "raise",
         workers: int | None = None,
-        batch: int = BATCH,
+        batch: int | None = None,
     ) -> Iterator[Any]:
         """Classify many images, more than fit in memory: they are decoded in threads while the model runs.
 
@@ -252,7 +252,7 @@ class Classifier:
             errors: "raise" stops at the first image that can't be used, after the answers before it; "return" yields
                 its ImageError in its place.
             workers: threads that decode; None: one for each processor, at most 16.
-            batch: most images of one call of the model.
+            batch: most images of one call of the model, as far as this form takes them; None: 32.
 
         Yields:
             A Prediction for each image, in order. Closing the iterator, or dropping it, ends the threads.
@@ -262,9 +262,17 @@ class Classifier:
             ImageError: an image that can't be used.
             RunnerClosedError: the classifier is closed, or was closed meanwhile.
         """
-        from vitdeploy.runtime.stream import stream
+        from vitdeploy.runtime.stream import Stages, stream
 
-        return stream(self, images, top_k, errors=errors, workers=workers, batch=batch)
+        _check(top_k, errors)
+        self._check_open()
+
+        def answer(pixels: list[npt.NDArray[np.uint8]]) -> list[Prediction]:
+            self._check_open()
+            return [self._named(logits, top_k) for logits in self._scorer.run(pixels)]
+
+        stages = Stages(self._scorer.image, answer, self._scorer.batch_of(batch))
+        return stream(stages, images, errors=errors, workers=workers)
 
     def logits(self, images: Any) -> npt.NDArray[np.float32]:
         """Class scores before softmax, float32 (count, classes), in the order of the images; count is 1 for one image.

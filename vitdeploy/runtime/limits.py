@@ -16,7 +16,11 @@ BATCH = 32
 
 
 class Limits:
-    """The limits of an open runner's image input: `name` of the input, `batch` as the most images of one call."""
+    """The limits of an open runner's image input.
+
+    `name` is the input's, `most` the most images of one call that it takes (None: any number), `batch` how many of them
+    one call is given.
+    """
 
     def __init__(self, runner: Runner) -> None:
         spec = runner.inputs[0]
@@ -25,8 +29,8 @@ class Limits:
         ranges: tuple[ShapeRange | None, ...] = runner.ranges.get(spec.name) or (None, None, None)
         batches, self._ranges = ranges[0], ranges[1:3]
         self._least = batch if isinstance(batch, int) else batches.minimum if batches else 1
-        most = batch if isinstance(batch, int) else batches.maximum if batches else BATCH
-        self.batch = min(most, max(BATCH, self._least))
+        self.most = batch if isinstance(batch, int) else batches.maximum if batches else None
+        self.batch = min(self.most or BATCH, max(BATCH, self._least))
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ImageError for an image of a shape (height, width, 3) that this form does not take."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import ImageError, ModelError, OutOfMemoryError
+from vitdeploy.errors import ImageError, InputError, ModelError, OutOfMemoryError
 from vitdeploy.runtime.admission import late
 from vitdeploy.runtime.base import Runner
 from vitdeploy.runtime.inputs import pixels_of
@@ -52,6 +52,18 @@ class Scorer:
     def batch(self) -> int:
         """Most images of one call of the graph."""
         return self._limits.batch
+
+    def batch_of(self, wanted: int | None) -> int:
+        """How many images of one call there may be if the caller wants `wanted`; None: `batch`.
+
+        Raises:
+            InputError: `wanted` is no whole number of at least 1.
+        """
+        if wanted is None:
+            return self._limits.batch
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or wanted < 1:
+            raise InputError(f"batch is {wanted!r}", hint="give a whole number of at least 1")
+        return min(int(wanted), self._limits.most or int(wanted))
 
     @property
     def classes(self) -> int | str:

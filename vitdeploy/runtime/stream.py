@@ -14,20 +14,18 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from vitdeploy.errors import ImageError, InputError
-from vitdeploy.images import decode
+from vitdeploy.errors import ImageError, InputError, OutOfMemoryError
+from vitdeploy.machine import usable_cores
 
-__all__ = ["BATCH", "HELD_BYTES", "WINDOW", "Predictor", "default_workers", "stream"]
-
-BATCH = 32
-"""Most images of one call of the model, unless the caller says otherwise."""
+__all__ = ["HELD_BYTES", "WINDOW", "Stages", "stream"]
 
 HELD_BYTES = 256 * 2**20
 """Decoded pixels that may wait before they are in a batch, and as many again in batches that are not full."""
@@ -37,56 +35,51 @@ WINDOW = 8
 
 _UNDER_WAY = 2  # batches handed to the model: one that runs, one that is ready
 _MOST_WORKERS = 16
+_Pixels = npt.NDArray[np.uint8]
+_Failure = ImageError | OutOfMemoryError
 
 
-class Predictor(Protocol):
-    """What answers a batch: a `Classifier`."""
+@dataclass(frozen=True)
+class Stages:
+    """What is done to the images.
 
-    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise") -> Any:
-        """The predictions of a list of images; with `errors="return"` some of them are ImageErrors."""
+    `decode` makes pixels (height, width, 3) of one, and raises ImageError or OutOfMemoryError. `answer` makes an answer
+    each of at most `batch` of one size, and raises OutOfMemoryError where a smaller batch might do.
+    """
 
-
-def default_workers() -> int:
-    """Threads that decode when nobody says how many: one for each processor this process may use, at most 16."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_WORKERS, usable)
+    decode: Callable[[Any], _Pixels]
+    answer: Callable[[list[_Pixels]], list[Any]]
+    batch: int
 
 
 def stream(
-    predictor: Predictor,
-    images: Iterable[Any],
-    top_k: int = 5,
-    *,
-    errors: str = "raise",
-    workers: int | None = None,
-    batch: int = BATCH,
+    stages: Stages, images: Iterable[Any], *, errors: str = "raise", workers: int | None = None
 ) -> Iterator[Any]:
     """The answers to `images`, in their order: `Classifier.stream`, which says more."""
     if errors not in ("raise", "return"):
         raise InputError(f"errors is {errors!r}", hint='one of "raise", "return"')
-    for name, value in (("top_k", top_k), ("batch", batch), ("workers", 1 if workers is None else workers)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise InputError(f"{name} is {value!r}", hint="give a whole number of at least 1")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(f"workers is {workers!r}", hint="give a whole number of at least 1")
     if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
         raise InputError(
             f"stream takes many images, not one {type(images).__name__}",
             hint="give a list or another iterable of images; predict() takes one",
         )
-    predictor.predict([], int(top_k))  # a closed classifier says so now, not at the first answer
-    return _answers(predictor, iter(images), int(top_k), errors == "return", workers or default_workers(), int(batch))
+    return _answers(stages, iter(images), errors == "return", workers or min(_MOST_WORKERS, usable_cores()))
 
 
-def _answers(
-    predictor: Predictor, source: Iterator[Any], top_k: int, keep: bool, workers: int, batch: int
-) -> Iterator[Any]:
+def _answers(stages: Stages, source: Iterator[Any], keep: bool, workers: int) -> Iterator[Any]:
     decoders = ThreadPoolExecutor(workers, thread_name_prefix="vitdeploy-decode")
     model = ThreadPoolExecutor(1, thread_name_prefix="vitdeploy-model")
-    pipeline = _Pipeline(predictor, source, top_k, batch, decoders, model)
+    pipeline = _Pipeline(stages, source, decoders, model)
     try:
         for answer in pipeline.answers():
-            if isinstance(answer, ImageError) and not keep:
-                raise answer
-            yield answer
+            if isinstance(answer, _Failure):
+                if not keep:
+                    raise answer
+                yield answer if isinstance(answer, ImageError) else ImageError(answer.message, hint=answer.hint)
+            else:
+                yield answer
     finally:
         pipeline.budget.lift()
         decoders.shutdown(wait=True, cancel_futures=True)
@@ -95,45 +88,36 @@ def _answers(
 
 @dataclass(frozen=True)
 class _Image:
-    """A decoded image: uint8 (height, width, 3), or what only the predictor can read."""
+    """A decoded image and its place in the source."""
 
     index: int
-    pixels: Any
-    size: tuple[int, ...]
-    bytes: int
+    pixels: _Pixels
 
 
 class _Pipeline:
     """Where each image is between the source and its answer."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        source: Iterator[Any],
-        top_k: int,
-        batch: int,
-        decoders: ThreadPoolExecutor,
-        model: ThreadPoolExecutor,
+        self, stages: Stages, source: Iterator[Any], decoders: ThreadPoolExecutor, model: ThreadPoolExecutor
     ) -> None:
         self.budget = _Budget(HELD_BYTES)
-        self._predictor, self._source, self._top_k, self._batch = predictor, source, top_k, batch
+        self._stages, self._source = stages, source
         self._decoders, self._model = decoders, model
-        self._failure: BaseException | None = None  # of the source: raised when all before it is answered
+        self._failure: Exception | None = None  # of the source: raised when all before it is answered
         self._ended = False
-        self._pulled = self._delivered = 0
-        self._decoding: deque[Future[_Image | ImageError]] = deque()
-        self._placed = 0  # images that are past decoding
+        self._pulled = self._placed = self._delivered = 0  # images that are past each of these steps
+        self._decoding: deque[Future[_Image | _Failure]] = deque()
         self._groups: dict[tuple[int, ...], list[_Image]] = {}  # by size; the oldest first
         self._grouped_bytes = 0
-        self._running: deque[tuple[list[int], Future[list[Any]]]] = deque()
+        self._running: deque[tuple[list[_Image], Future[list[Any]]]] = deque()
         self._answers: dict[int, Any] = {}
 
     def answers(self) -> Iterator[Any]:
-        """The predictions and ImageErrors, in the order of the source."""
+        """The answers and failures, in the order of the source."""
         while True:
             self._pull()
             if self._decoding and len(self._running) < _UNDER_WAY:
-                self._place(self._decoding.popleft())
+                self._place(self._decoding.popleft().result())
             elif self._running:
                 self._collect()
             elif self._groups:
@@ -149,7 +133,7 @@ class _Pipeline:
 
     def _pull(self) -> None:
         """Hand images to the decoders, up to two batches ahead."""
-        while not self._ended and len(self._decoding) < 2 * self._batch:
+        while not self._ended and len(self._decoding) < 2 * self._stages.batch:
             try:
                 item = next(self._source)
             except StopIteration:
@@ -160,32 +144,36 @@ class _Pipeline:
                 self._decoding.append(self._decoders.submit(self._decode, self._pulled, item))
                 self._pulled += 1
 
-    def _decode(self, index: int, item: Any) -> _Image | ImageError:
+    def _decode(self, index: int, item: Any) -> _Image | _Failure:
         self.budget.wait(index)
         try:
-            if hasattr(item, "__dlpack__") and not isinstance(item, np.ndarray):
-                return _Image(index, item, tuple(item.shape), 0)
-            pixels = decode(item)
+            pixels = self._stages.decode(item)
         except ImageError as error:
-            return error if isinstance(item, (str, os.PathLike)) else _named(index, error)
+            if isinstance(item, (str, os.PathLike)):
+                return error
+            return ImageError(f"image {index}: {error.message}", hint=error.hint)
+        except OutOfMemoryError as error:
+            return error
         self.budget.add(pixels.nbytes)
-        return _Image(index, pixels, pixels.shape, pixels.nbytes)
+        return _Image(index, pixels)
 
-    def _place(self, decoded: Future[_Image | ImageError]) -> None:
+    def _place(self, image: _Image | _Failure) -> None:
         """Put an image in the group of its size, and run what is full, too large or too old."""
-        index, image = self._placed, decoded.result()
+        index = self._placed
         self._placed += 1
-        if isinstance(image, ImageError):
+        if not isinstance(image, _Image):
             self.budget.release(index, 0)
             self._answers[index] = image
             return
-        self.budget.release(index, image.bytes)
-        group = self._groups.setdefault(image.size, [])
+        self.budget.release(index, image.pixels.nbytes)
+        size = image.pixels.shape
+        group = self._groups.setdefault(size, [])
         group.append(image)
-        self._grouped_bytes += image.bytes
-        if len(group) == self._batch:
-            self._run(image.size)
-        while self._groups and (self._grouped_bytes >= HELD_BYTES or self._oldest() <= index - WINDOW * self._batch):
+        self._grouped_bytes += image.pixels.nbytes
+        if len(group) == self._stages.batch:
+            self._run(size)
+        late = index - WINDOW * self._stages.batch
+        while self._groups and (self._grouped_bytes >= HELD_BYTES or self._oldest() <= late):
             self._run_oldest()
 
     def _oldest(self) -> int:
@@ -196,20 +184,23 @@ class _Pipeline:
 
     def _run(self, size: tuple[int, ...]) -> None:
         group = self._groups.pop(size)
-        self._grouped_bytes -= sum(image.bytes for image in group)
-        self._running.append(([image.index for image in group], self._model.submit(self._predict, group)))
+        self._grouped_bytes -= sum(image.pixels.nbytes for image in group)
+        self._running.append((group, self._model.submit(self._answer, [image.pixels for image in group])))
 
-    def _predict(self, group: list[_Image]) -> list[Any]:
-        answers = self._predictor.predict([image.pixels for image in group], self._top_k, errors="return")
-        return [
-            _renamed(answer, place, image.index) if isinstance(answer, ImageError) else answer
-            for place, (image, answer) in enumerate(zip(group, answers, strict=True))
-        ]
+    def _answer(self, batch: list[_Pixels]) -> list[Any]:
+        """The answers of a batch; where memory does not suffice, of its halves."""
+        try:
+            return self._stages.answer(batch)
+        except OutOfMemoryError as error:
+            if len(batch) == 1:
+                return [error]
+        half = len(batch) // 2
+        return [*self._answer(batch[:half]), *self._answer(batch[half:])]
 
     def _collect(self) -> None:
         """Wait for the batch that was handed to the model first."""
-        indices, future = self._running.popleft()
-        self._answers.update(zip(indices, future.result(), strict=True))
+        group, future = self._running.popleft()
+        self._answers.update(zip((image.index for image in group), future.result(), strict=True))
 
 
 class _Budget:
@@ -241,12 +232,3 @@ class _Budget:
         with self._changed:
             self._lifted = True
             self._changed.notify_all()
-
-
-def _named(index: int, error: ImageError) -> ImageError:
-    return ImageError(f"image {index}: {error.message}", hint=error.hint)
-
-
-def _renamed(error: ImageError, place: int, index: int) -> ImageError:
-    """The error that the predictor called by the image's place in its batch, by its place in the stream."""
-    return _named(index, ImageError(error.message.removeprefix(f"image {place}: "), hint=error.hint))

@@ -1,0 +1,262 @@
+"""A bulk run over folders, files and tables, with a real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitdeploy import Classifier, load, progress
+from vitdeploy.bulk import predict_files
+from vitdeploy.bulk.sources import Done, find_images
+from vitdeploy.errors import BundleError, DatasetError, InputError, OutputExistsError
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: Path) -> Iterator[Classifier]:
+    with load(tiny_bundle, "onnxruntime", "fp32", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def photos(tmp_path: Path, tiny_images: Path) -> Path:
+    """40 good images in 10 folders, two that are none, one text file and one hidden file."""
+    folder = Path(shutil.copytree(tiny_images, tmp_path / "photos"))
+    (folder / "broken.jpg").write_bytes(b"oops")
+    good = (folder / "one" / "0.png").read_bytes()
+    (folder / "truncated.png").write_bytes(good[: len(good) // 2])
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def read(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+def table(path: Path, images: list[Any], **columns: Any) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"image": images, **columns}), path, row_group_size=16)
+    return path
+
+
+def test_a_folder(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    result = predict_files(classifier, [photos], tmp_path / "results.jsonl", top_k=3, batch=8)
+    rows = read(tmp_path / "results.jsonl")
+    paths = sorted(str(path) for path in photos.rglob("*.*") if path.suffix in (".png", ".jpg") and path.name[0] != ".")
+    assert [row["image"] for row in rows] == paths
+    assert (result.images, result.failed, result.resumed) == (42, 2, 0)
+    assert result.images_per_second and result.images_per_second > 0
+    failed = [row for row in rows if row["error"]]
+    assert [Path(row["image"]).name for row in failed] == ["broken.jpg", "truncated.png"]
+    assert [failure[0] for failure in result.failures] == [row["image"] for row in failed]
+    assert all(row["label"] is row["index"] is row["score"] is row["top_k"] is None for row in failed)
+    for row in rows:
+        if not row["error"]:
+            alone = classifier.predict(row["image"], 3)
+            assert (row["label"], row["index"]) == (alone.label, alone.index)
+            assert [score["label"] for score in row["top_k"]] == [score.label for score in alone.top_k]
+            assert row["score"] == pytest.approx(alone.score, abs=1e-5)  # a batch rounds differently
+            assert "row" not in row
+
+
+def test_a_table(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*/*.png"))
+    images: list[Any] = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+    images[3] = {"bytes": None, "path": None}
+    images[5] = {"bytes": b"oops", "path": "x.png"}
+    images[7] = {"bytes": None, "path": "../photos/one/1.png"}
+    images[9] = None
+    (tmp_path / "data").mkdir()
+    path = table(tmp_path / "data" / "train.parquet", images, thumbnail=[b"tiny"] * 40, label=list(range(40)))
+    result = predict_files(classifier, [tmp_path / "data"], tmp_path / "results.jsonl", batch=8)
+    rows = read(tmp_path / "results.jsonl")
+    assert [(row["image"], row["row"]) for row in rows] == [(str(path), index) for index in range(40)]
+    assert [index for index, row in enumerate(rows) if row["error"]] == [3, 5, 9] == [f[1] for f in result.failures]
+    assert rows[3]["error"] == rows[9]["error"] == "there is no image in the column 'image'"
+    assert rows[5]["error"].startswith("the image of 4 bytes")
+    for index in (0, 7, 39):
+        alone = classifier.predict(photos / "one" / "1.png" if index == 7 else files[index])
+        assert rows[index]["label"] == alone.label
+
+
+def test_a_table_of_plain_bytes_and_its_column(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*/*.png"))[:4]
+    content = [path.read_bytes() for path in files]
+    path = table(tmp_path / "a.parquet", [1, 2, 3, 4], left=content, right=content[::-1])
+    with pytest.raises(DatasetError, match="several columns") as caught:
+        predict_files(classifier, [path], tmp_path / "results.csv")
+    assert "--image-column" in str(caught.value.hint)
+    for column in ("image", "nothing"):
+        with pytest.raises(DatasetError, match=column):
+            predict_files(classifier, [path], tmp_path / "results.csv", image_column=column)
+    for column in ("left", "right"):
+        predict_files(classifier, [path], tmp_path / f"{column}.jsonl", image_column=column)
+    left, right = read(tmp_path / "left.jsonl"), read(tmp_path / "right.jsonl")
+    assert [row["label"] for row in left] == [row["label"] for row in right][::-1]
+    with pytest.raises(DatasetError, match="no column"):
+        find_images([str(table(tmp_path / "b.parquet", [1.5]))])
+
+
+def test_files_and_tables_together_each_once(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", [(photos / "one" / "0.png").read_bytes()])
+    image = photos / "one" / "0.png"
+    odd = tmp_path / "no-suffix"
+    shutil.copy(image, odd)
+    predict_files(classifier, [path, image, odd, image, path], tmp_path / "results.jsonl")
+    rows = read(tmp_path / "results.jsonl")
+    assert [(row["image"], row["row"]) for row in rows] == [(str(image), None), (str(odd), None), (str(path), 0)]
+
+
+def test_names_that_are_no_text(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    good = os.fsencode(photos / "one" / "0.png")
+    folder = os.path.join(os.fsencode(tmp_path), b"bytes")
+    os.mkdir(folder)
+    for name in (b"\xff.png", "ä\n.png".encode()):
+        shutil.copy(good, os.path.join(folder, name))
+    Path(os.fsdecode(folder), os.fsdecode(b"bad\xfe.png")).write_bytes(b"oops")
+    for suffix in ("jsonl", "csv", "parquet"):
+        result = predict_files(classifier, [os.fsdecode(folder)], tmp_path / f"names.{suffix}")
+        assert (result.images, result.failed) == (3, 1)
+    assert [Path(row["image"]).name for row in read(tmp_path / "names.jsonl")] == [
+        r"bad\udcfe.png",
+        "ä\n.png",
+        r"\udcff.png",
+    ]
+
+
+def test_the_output_is_no_image_of_its_own_folder(classifier: Classifier, photos: Path) -> None:
+    (photos / "x.parquet.partial").mkdir()
+    path = table(photos / "x.parquet", [(photos / "one" / "0.png").read_bytes()])
+    with pytest.raises(OutputExistsError):
+        predict_files(classifier, [photos], path)
+    images = find_images([str(photos)], skip=[photos / "one"])
+    assert images.count(Done()) == (38, 0)
+
+
+class Stop:
+    """Stops a run after some images, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.notes = after, []
+
+    def task(self, description: str, total: float | None, unit: str) -> Any:
+        import contextlib
+
+        self.total = total
+        return contextlib.nullcontext(self)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def advance(self, amount: float = 1) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def update(self, *, completed: float | None = None, total: float | None = None, detail: str | None = None) -> None:
+        self.completed = completed
+
+
+def stop_after(count: int, *arguments: Any, **options: Any) -> Stop:
+    reporter = Stop(count)
+    with progress.use(reporter), pytest.raises(KeyboardInterrupt):  # type: ignore[arg-type]
+        predict_files(*arguments, **options)
+    return reporter
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_going_on(kind: str, classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    source = photos
+    if kind == "table":
+        source = table(tmp_path / "t.parquet", [path.read_bytes() for path in sorted(photos.rglob("*/*.png"))])
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "results.jsonl"
+    predict_files(classifier, [source], whole, batch=8)
+    stopped = stop_after(25, classifier, [source], output, batch=8, chunk=10)
+    assert stopped.completed == 0
+    assert any("25 of" in note and "goes on from there" in note for note in stopped.notes)
+    assert not output.exists()
+    reporter = Stop(1000)
+    with progress.use(reporter):  # type: ignore[arg-type]
+        result = predict_files(classifier, [source], output, batch=8)
+    assert result.resumed == 25 == reporter.completed
+    assert 1000 - reporter.left == result.images - 25  # nothing is done twice
+    key = ("image", "row", "label", "error")
+    assert [[row.get(k) for k in key] for row in read(output)] == [[row.get(k) for k in key] for row in read(whole)]
+    assert result.failed == sum(row["error"] is not None for row in read(whole))
+
+
+def test_going_on_with_a_folder_that_changed(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    stop_after(20, classifier, [photos], output, chunk=10)
+    shutil.copy(photos / "one" / "0.png", photos / "aaa.png")
+    shutil.rmtree(photos / "zero")
+    result = predict_files(classifier, [photos], output)
+    names = [Path(row["image"]).name for row in read(output)]
+    assert "aaa.png" in names[20:] and len({row["image"] for row in read(output)}) == len(names) == result.images
+    assert result.resumed == 20
+
+
+def test_what_is_not_gone_on_with(classifier: Classifier, tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    path = table(tmp_path / "t.parquet", [path.read_bytes() for path in sorted(photos.rglob("*/*.png"))])
+    stop_after(25, classifier, [path], output, chunk=10)
+    with load(tiny_bundle, "onnxruntime", "int8", threads=1) as other, pytest.raises(OutputExistsError, match="int8"):
+        predict_files(other, [path], output)
+    with load(tiny_bundle, "openvino", "fp32", threads=1) as other, pytest.raises(OutputExistsError, match="openvino"):
+        predict_files(other, [path], output)
+    with pytest.raises(OutputExistsError, match="top_k"):
+        predict_files(classifier, [path], output, top_k=2)
+    with pytest.raises(OutputExistsError, match="paths"):
+        predict_files(classifier, [photos], output)
+    table(path, [path.read_bytes() for path in sorted(photos.rglob("*/*.png"))][1:])
+    with pytest.raises(OutputExistsError, match="tables"):
+        predict_files(classifier, [path], output)
+    assert predict_files(classifier, [photos], output, overwrite=True).resumed == 0
+
+
+def test_a_table_that_breaks_off_keeps_what_was_read(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = table(tmp_path / "t.parquet", [path.read_bytes() for path in sorted(photos.rglob("*/*.png"))])
+    good = path.read_bytes()
+    column = parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    path.write_bytes(good[:begin] + b"\xff" * 200 + good[begin + 200 :])
+    output = tmp_path / "results.jsonl"
+    with pytest.raises(DatasetError, match="from row 16 on"):
+        predict_files(classifier, [path], output, batch=4)
+    path.write_bytes(good)
+    result = predict_files(classifier, [path], output)
+    assert (result.resumed, result.images) == (16, 40)
+
+
+def test_errors(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.csv"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.txt").write_text("")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    for path, error in [
+        (tmp_path / "none", DatasetError),
+        (tmp_path / "empty", DatasetError),
+        (tmp_path / "bad.parquet", DatasetError),
+    ]:
+        with pytest.raises(error) as caught:
+            predict_files(classifier, [path], output)
+        assert caught.value.hint and path.name in caught.value.message
+    for options in ({"chunk": 0}, {"batch": 0}, {"workers": 0}, {"top_k": 0}):
+        with pytest.raises(InputError):
+            predict_files(classifier, [photos], output, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.parquet", "empty", "photos"]
+
+
+def test_an_output_in_use(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    from vitdeploy.storage import locked
+
+    (tmp_path / "results.csv.partial").mkdir()
+    with locked(tmp_path / "results.csv.partial" / ".lock"), pytest.raises(BundleError, match="another command"):
+        predict_files(classifier, [photos], tmp_path / "results.csv")
