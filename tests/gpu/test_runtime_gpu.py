@@ -166,3 +166,26 @@ def test_onnx_runtime_on_the_gpu(tiny_bundle: Path) -> None:
         answers = classifier.logits(pixels)
     # products in TF32 keep 11 bits
     assert np.abs(answers - expected).max() <= 0.01 * float(np.ptp(expected))
+
+
+def test_a_tensor_on_the_gpu_is_used_there(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs an NVIDIA GPU, PyTorch with CUDA and onnxruntime-gpu")
+    pixels = images(40, 48, 64)
+    with load(tiny_bundle, backend="onnxruntime", precision="fp32", device="cuda") as classifier:
+        expected = classifier.logits(pixels)
+        infer = classifier._runner.infer
+        monkeypatch.setattr(classifier._runner, "infer", None)  # the way through the machine's memory is closed
+        tensor = torch.from_numpy(pixels).cuda()
+        answers = classifier.logits(tensor)
+        assert classifier.predict(tensor[3]).index == int(answers[3].argmax())
+        for number in range(20):  # what PyTorch still computes is waited for
+            made = (tensor.float() + number).clamp(0, 255).to(torch.uint8)
+            assert np.isfinite(classifier.logits(made)).all()
+        monkeypatch.setattr(classifier._runner, "infer", infer)
+        last = classifier.logits(made.cpu().numpy())
+        np.testing.assert_allclose(classifier.logits(made), last, atol=0.01 * float(np.ptp(last)), rtol=0)
+    # other kernels may be taken for other batches
+    np.testing.assert_allclose(answers, expected, atol=0.01 * float(np.ptp(expected)), rtol=0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitdeploy import load
 from vitdeploy.errors import ImageError
 from vitdeploy.images import MAX_PIXELS
 from vitdeploy.runtime.classifier import Classifier
+from vitdeploy.runtime.dlpack import view
 from vitdeploy.runtime.inputs import pixels_of, separated
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 torch = pytest.importorskip("torch")
 
@@ -112,3 +116,59 @@ def test_a_tensor_on_a_gpu_is_brought_here(classifier: Classifier) -> None:
     expected = classifier.predict(pixels)
     assert classifier.predict(OnGpu(pixels, device=2)) == expected
     assert classifier.predict(OfCuPy(pixels, device=2)) == expected
+
+
+# --- tensors that stay where they lie -------------------------------------------------------------------------------
+
+
+def test_a_view_is_the_tensor_itself() -> None:
+    tensor = torch.from_numpy(image(0, 4, 5))
+    seen = view(tensor)
+    assert (seen.address, seen.shape, seen.device) == (tensor.data_ptr(), (1, 4, 5, 3), (1, 0))
+    batch = torch.zeros((6, 4, 5, 3), dtype=torch.uint8)
+    part = view(batch[1:]).part(2, 9)
+    assert (part.address, part.shape) == (batch[3:].data_ptr(), (3, 4, 5, 3))
+    assert view(np.zeros((2, 4, 5, 3), np.uint8)).shape == (2, 4, 5, 3)
+    turned = torch.zeros((3, 4, 5), dtype=torch.uint8).permute(1, 2, 0)
+    assert view(turned).address != turned.data_ptr()  # PyTorch makes it contiguous
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        pytest.param(torch.zeros((4, 5, 3)), "float32", id="float"),
+        pytest.param(torch.zeros((3, 4, 5), dtype=torch.uint8), "no image", id="channels first"),
+        pytest.param(torch.zeros((4, 5), dtype=torch.uint8), "no image", id="grey"),
+        pytest.param(torch.zeros((0, 4, 5, 3), dtype=torch.uint8), "no image", id="empty"),
+        pytest.param(np.zeros((3, 4, 5), np.uint8).transpose(1, 2, 0), "contiguous", id="not contiguous"),
+    ],
+)
+def test_what_can_not_be_viewed(wrong: Any, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        view(wrong)
+    assert caught.value.hint
+
+
+def test_inputs_where_they_lie(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way of a GPU's tensor, with the machine's own memory in the place of the GPU's."""
+    monkeypatch.setattr(OnnxRuntimeRunner, "device_memory", (1, 0))
+    with load(tiny_bundle, backend="onnxruntime", precision="fp32", threads=1) as classifier:
+        fed: list[int] = []
+        run = classifier._runner.infer_on_device  # type: ignore[attr-defined]
+
+        def noted(feeds: Any) -> Any:
+            fed.append(feeds["image"].address)
+            return run(feeds)
+
+        monkeypatch.setattr(classifier._runner, "infer_on_device", noted)
+        several = torch.from_numpy(np.stack([image(seed) for seed in range(40)]))
+        expected = classifier.logits([Image.fromarray(one.numpy()) for one in several])
+        assert fed == []
+        np.testing.assert_allclose(classifier.logits(several), expected, atol=2e-5, rtol=0)
+        assert fed == [several.data_ptr(), several[32:].data_ptr()]
+        one, many = classifier.predict(several[3]), classifier.predict(several[:4])
+        assert fed[2] == several[3].data_ptr()
+        assert many[3] == one == classifier.predict([several[3]])[0]
+        assert asyncio.run(classifier.predict_async(several[3])) == one
+        with pytest.raises(ImageError, match="uint8"):
+            classifier.predict(several.float())

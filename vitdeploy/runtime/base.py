@@ -8,15 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.errors import InputError, RunnerClosedError
+from vitdeploy.runtime.dlpack import DeviceArray
 from vitdeploy.specs import ShapeRange, TensorSpec
 
-__all__ = ["Arrays", "Ranges", "Runner", "RunnerBase", "check_feed", "check_feeds"]
+__all__ = ["Arrays", "DeviceRunner", "Ranges", "Runner", "RunnerBase", "check_feed", "check_feeds"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Ranges = Mapping[str, tuple[ShapeRange, ...]]
@@ -52,6 +53,18 @@ class Runner(Protocol):
 
     def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once on one array per input, by name."""
+
+
+@runtime_checkable
+class DeviceRunner(Protocol):
+    """The second, optional protocol: inputs in the memory of the runner's own device are used where they lie."""
+
+    @property
+    def device_memory(self) -> tuple[int, int] | None:
+        """DLPack's kind and number of that device; None where there is none but the machine's own memory."""
+
+    def infer_on_device(self, feeds: Mapping[str, DeviceArray]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once on inputs on that device; the results are arrays here, the caller's."""
 
 
 class RunnerBase(ABC):

@@ -28,6 +28,7 @@ from vitdeploy.machine import usable_cores
 from vitdeploy.runtime.admission import Places, deadline_after, late, left, result_by, result_by_async
 from vitdeploy.runtime.base import Runner
 from vitdeploy.runtime.batching import MicroBatcher
+from vitdeploy.runtime.dlpack import DeviceArray
 from vitdeploy.runtime.inputs import separated
 from vitdeploy.runtime.limits import BATCH
 from vitdeploy.runtime.predictions import prediction
@@ -186,6 +187,7 @@ class Classifier:
         Args:
             images: one image: a path, bytes, a binary file object, a PIL image, or a uint8 array or tensor (anything
                 with DLPack) of shape (height, width, 3) RGB (also greyscale and RGBA, see `vitdeploy.images.decode`).
+                A tensor on the GPU where the backend takes it (`DeviceRunner`) is used there; else it is copied here.
                 Or several: a list or tuple of these, of any sizes, or an array or tensor (count, height, width, 3).
             top_k: how many of the best classes each prediction lists; more than there are classes gives all.
             errors: "raise" stops at the first image that can't be used; "return" puts its ImageError in its place.
@@ -206,6 +208,9 @@ class Classifier:
         _check(top_k, errors)
         deadline = deadline_after(timeout_ms)
         self._check_open()
+        there = self._scorer.view(images)
+        if there is not None:
+            return self._predict_there(there, images, top_k)
         parts, several = separated(images)
         if not several and self._batcher is not None:
             return self._predict_together(self._batcher, parts[0], top_k, errors, deadline)
@@ -279,6 +284,9 @@ class Classifier:
 
         Takes and raises what `predict` does. Micro-batching takes no part.
         """
+        there = self._scorer.view(images)
+        if there is not None:
+            return self._scorer.run_on_device(there)
         parts, several = separated(images)
         scores = np.empty((len(parts), len(self.labels)), np.float32)
         for index, row in self._scorer.answers(parts, keep=False, many=several, deadline=None):
@@ -296,6 +304,11 @@ class Classifier:
                 if step is not None:
                     step.advance()
         return answers if several else answers[0]
+
+    def _predict_there(self, batch: DeviceArray, tensor: Any, top_k: int) -> Any:
+        """A tensor that lies on the runner's own GPU, and is used where it lies."""
+        answers = [self._named(row, top_k) for row in self._scorer.run_on_device(batch)]
+        return answers if len(tensor.shape) == 4 else answers[0]
 
     def _predict_together(
         self, batcher: MicroBatcher, source: Any, top_k: int, errors: str, deadline: float | None
@@ -319,6 +332,9 @@ class Classifier:
 
     async def _predict_soon(self, images: Any, top_k: int, errors: str, deadline: float | None) -> Any:
         batcher = self._batcher
+        there = self._scorer.view(images)
+        if there is not None:
+            return await self._elsewhere(lambda: self._predict_there(there, images, top_k), deadline)
         parts, several = separated(images)
         if several or batcher is None:
             return await self._elsewhere(lambda: self._predict(parts, several, top_k, errors, deadline), deadline)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vitdeploy.errors import ImageError
 from vitdeploy.images import decode
+from vitdeploy.runtime.dlpack import device_of
 
 __all__ = ["pixels_of", "separated"]
 
@@ -51,14 +52,15 @@ def pixels_of(source: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
+    return device_of(value) is not None
 
 
 def _to_numpy(tensor: Any) -> npt.NDArray[Any]:
     """A tensor as an array: the same memory, or a copy of what lies on a GPU."""
     name = f"the {type(tensor).__module__.partition('.')[0]} tensor of shape {tuple(getattr(tensor, 'shape', ()))}"
     try:
-        if int(tensor.__dlpack_device__()[0]) not in _IN_MEMORY:
+        device = device_of(tensor)
+        if device is not None and device[0] not in _IN_MEMORY:
             tensor = tensor.cpu() if hasattr(tensor, "cpu") else tensor.get()
             if isinstance(tensor, np.ndarray):
                 return tensor

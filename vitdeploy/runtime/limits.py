@@ -18,8 +18,8 @@ BATCH = 32
 class Limits:
     """The limits of an open runner's image input.
 
-    `name` is the input's, `most` the most images of one call that it takes (None: any number), `batch` how many of them
-    one call is given.
+    `name` is the input's, `least` and `most` the fewest and the most images of one call that it takes (`most` None: any
+    number), `batch` how many of them one call is given.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -28,9 +28,9 @@ class Limits:
         batch, *self._sizes = spec.shape[:3]
         ranges: tuple[ShapeRange | None, ...] = runner.ranges.get(spec.name) or (None, None, None)
         batches, self._ranges = ranges[0], ranges[1:3]
-        self._least = batch if isinstance(batch, int) else batches.minimum if batches else 1
+        self.least = batch if isinstance(batch, int) else batches.minimum if batches else 1
         self.most = batch if isinstance(batch, int) else batches.maximum if batches else None
-        self.batch = min(self.most or BATCH, max(BATCH, self._least))
+        self.batch = min(self.most or BATCH, max(BATCH, self.least))
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ImageError for an image of a shape (height, width, 3) that this form does not take."""
@@ -44,7 +44,7 @@ class Limits:
 
     def padded(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """The batch, filled up with its last image where the form takes no batch as small as it."""
-        missing = self._least - len(images)
+        missing = self.least - len(images)
         return images if missing <= 0 else np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
     def __str__(self) -> str:

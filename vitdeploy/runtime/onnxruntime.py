@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, RunnerClosedError, require
 from vitdeploy.runtime.base import RunnerBase
+from vitdeploy.runtime.dlpack import CUDA, DeviceArray
 from vitdeploy.specs import TensorSpec
 
 __all__ = ["OnnxRuntimeRunner"]
@@ -119,11 +122,38 @@ class OnnxRuntimeRunner(RunnerBase):
         self._session = None
 
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return self._answer(feeds, lambda session: session.run(self._names, feeds))
+
+    @property
+    def device_memory(self) -> tuple[int, int] | None:
+        """The GPU's memory for the providers that run there."""
+        return (CUDA, int(self._device.partition(":")[2] or 0)) if self._provider in ("cuda", "tensorrt") else None
+
+    def infer_on_device(self, feeds: Mapping[str, DeviceArray]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once on uint8 inputs that lie where it runs; see `infer`."""
+        self._check_open()
+
+        def run(session: Any) -> Any:
+            binding = session.io_binding()
+            for name, array in feeds.items():
+                where = "cuda" if array.device[0] == CUDA else "cpu"
+                binding.bind_input(name, where, array.device[1], np.uint8, array.shape, array.address)
+            for name in self._names:
+                binding.bind_output(name)
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()
+
+        return self._answer(feeds, run)
+
+    def _answer(
+        self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], run: Callable[[Any], Any]
+    ) -> dict[str, npt.NDArray[Any]]:
         session = self._session
         if session is None:  # closed by another thread since it was checked
             raise RunnerClosedError("this OnnxRuntimeRunner is closed", hint="load the bundle again")
         try:
-            values = session.run(self._names, feeds)
+            values = run(session)
         except Exception as error:  # its errors have no base class of their own
             if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
                 raise OutOfMemoryError(
@@ -150,7 +180,7 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(kind, kind), shape)
 
 
-def _shapes(feeds: dict[str, npt.NDArray[Any]]) -> str:
+def _shapes(feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> str:
     return ", ".join(str(array.shape) for array in feeds.values())
 
 

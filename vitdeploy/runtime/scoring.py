@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from vitdeploy.errors import ImageError, InputError, ModelError, OutOfMemoryError
 from vitdeploy.runtime.admission import late
-from vitdeploy.runtime.base import Runner
+from vitdeploy.runtime.base import DeviceRunner, Runner
+from vitdeploy.runtime.dlpack import DeviceArray, device_of, view
 from vitdeploy.runtime.inputs import pixels_of
 from vitdeploy.runtime.limits import Limits
 
@@ -44,6 +45,7 @@ class Scorer:
         self._name = name
         self._max_pixels = max_pixels
         self._limits = Limits(runner)
+        self._device = runner.device_memory if isinstance(runner, DeviceRunner) else None
         names = [spec.name for spec in runner.outputs]
         self._output = names.index("logits") if "logits" in names else 0
         self._output_name = names[self._output]
@@ -104,7 +106,30 @@ class Scorer:
                 f"not enough memory for {len(images)} images of shape {images[0].shape}",
                 hint="use a smaller batch or image",
             ) from error
-        logits = answers[self._output_name][: len(images)]
+        return self._finite(answers[self._output_name][: len(images)])
+
+    def view(self, images: Any) -> DeviceArray | None:
+        """A tensor that lies on the GPU where the runner runs, as a batch; None: it is none, or is to be copied here.
+
+        Raises:
+            ImageError: it lies there and holds no images that this form takes.
+        """
+        if self._device is None or device_of(images) != self._device:
+            return None
+        batch = view(images)
+        self._limits.check(batch.shape[1:])
+        return batch if self._limits.least == 1 else None
+
+    def run_on_device(self, batch: DeviceArray) -> _Logits:
+        """Logits (count, classes) of a batch that `view` gave, of any length."""
+        runner = self._runner
+        assert isinstance(runner, DeviceRunner)
+        size = self._limits.batch
+        parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
+        rows = [runner.infer_on_device({self._limits.name: part})[self._output_name] for part in parts]
+        return self._finite(np.concatenate(rows))
+
+    def _finite(self, logits: _Logits) -> _Logits:
         if not np.isfinite(logits).all():
             raise ModelError(
                 f"{self._name} gives class scores that are not finite",
@@ -128,7 +153,8 @@ class Scorer:
         held = 0
         for index in range(len(images)):
             try:
-                pixels = self.image(images[index])
+                there = self.view(images[index])
+                found = self.image(images[index]) if there is None else there
             except ImageError as error:
                 named = error
                 if many and not isinstance(images[index], (str, os.PathLike)):
@@ -137,12 +163,15 @@ class Scorer:
                     raise named from error
                 yield index, named
                 continue
-            group = waiting.setdefault(pixels.shape, [])
-            group.append((index, pixels))
-            held += pixels.nbytes
+            if isinstance(found, DeviceArray):
+                yield index, self.run_on_device(found)[0]
+                continue
+            group = waiting.setdefault(found.shape, [])
+            group.append((index, found))
+            held += found.nbytes
             if len(group) == self._limits.batch:
                 held -= sum(image.nbytes for _, image in group)
-                yield from self._group(waiting.pop(pixels.shape), deadline)
+                yield from self._group(waiting.pop(found.shape), deadline)
             elif held >= HELD_BYTES:
                 for full in waiting.values():
                     yield from self._group(full, deadline)
