@@ -139,6 +139,7 @@ def _layer_forward(state: FakeQuantized, group: GroupPlan, plan: LayerPlan) -> A
     functional = torch.nn.functional
     quantizer = state.groups[group.name]
     smoothing = torch.ones(1) if group.smoothing is None else torch.from_numpy(group.smoothing)
+    centre = None if group.centre is None else torch.from_numpy(group.centre)
     outputs = torch.from_numpy(plan.outputs.astype(np.float32))
 
     def product(values: Any, weight: Any, layer: Any) -> Any:
@@ -150,8 +151,11 @@ def _layer_forward(state: FakeQuantized, group: GroupPlan, plan: LayerPlan) -> A
         inputs = smoothing.to(values.device)
         flat = layer.weight.flatten(1)  # (channels out, channels in): a Linear's own, a patch embedding's rows
         weight = _quantized_weight(flat, inputs, outputs.to(values.device)).reshape(layer.weight.shape)
-        rounded = quantizer(values) if group.smoothing is None else quantizer(values / inputs) * inputs
+        moved = values if centre is None else values - centre.to(values.device)
+        rounded = quantizer(moved) if group.smoothing is None else quantizer(moved / inputs) * inputs
         given = product(rounded, weight, layer)
+        if centre is not None:
+            given = given + functional.linear(centre.to(values.device), layer.weight)
         if state.noise is not None:
             state.record(group.name, product(values, layer.weight, layer), given)
         bias = layer.bias
@@ -177,9 +181,11 @@ def _use_attention(module: Any, plans: dict[Any, AttentionPlan], state: FakeQuan
         parts = state.attention[plan.name]
         balance = _per_head(torch, plan.solved.balance, query)
         division = _per_head(torch, plan.value_division, value)
-        scores = parts["query"](query / balance) @ parts["key"](key * balance).transpose(-1, -2)
+        taken = 0.0 if plan.value_centre is None else _per_head(torch, plan.value_centre, value)
+        middle = 0.0 if plan.solved.centre is None else _per_head(torch, plan.solved.centre, key)
+        scores = parts["query"](query / balance) @ parts["key"]((key - middle) * balance).transpose(-1, -2)
         weights = parts["probability"](torch.softmax(scores, dim=-1))  # (batch, heads, tokens, tokens)
-        mixed = (weights @ parts["value"](value / division)) * division
+        mixed = (weights @ parts["value"]((value - taken) / division)) * division + taken
         if state.noise is not None:
             exact = torch.softmax(query @ key.transpose(-1, -2), dim=-1) @ value
             state.record(plan.name, exact, mixed)
@@ -190,7 +196,7 @@ def _use_attention(module: Any, plans: dict[Any, AttentionPlan], state: FakeQuan
 
 
 def _per_head(torch: Any, vector: np.ndarray | None, like: Any) -> Any:
-    """A vector over the channels of a projection as (heads, 1, head_dim); one where there is none."""
+    """A vector over the channels of a projection as (heads, 1, head_dim); ones where there is none."""
     if vector is None:
         return torch.ones(1, device=like.device)
     heads, size = like.shape[1], like.shape[3]

@@ -1,12 +1,13 @@
 """Where a bundle's INT8 graph rounds, said of a PyTorch module's layers.
 
-`compiler.quantize` divides and multiplies channels before it rounds: smoothing, Q against K, the scale of attention
+`compiler.quantize` moves and divides channels before it rounds: centres, smoothing, Q against K, the scale of attention
 that the export folded into a projection. A `LayerPlan` says for each layer what its graph computes,
 
-    x' = FQ(x / s; Sx, k)      W' = FQ(f s W; Sw) / f      y = x' W' + b
+    x' = FQ((x - z) / s; Sx, k)      W' = FQ(f s W; Sw) / f      y = x' W' + z W + b
 
-FQ rounds to 8 bits, s (channels in) is the smoothing of the layer's own group, f (channels out) all that the graph
-multiplied the layer's outputs by. f changes nothing but the last bit of Sw, which is a float16 number there.
+FQ rounds to 8 bits, z and s (channels in) are the centre and the smoothing of the layer's own group, f (channels out)
+is all that the graph multiplied the layer's outputs by. f changes nothing but the last bit of Sw, which is a float16
+number there.
 """
 
 from __future__ import annotations
@@ -38,22 +39,24 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Layers that read one activation: its scale Sx, its shift k, its smoothing s (None: ones)."""
+    """Layers that read one activation: its scale Sx, shift k, centre z (None: zeros) and smoothing s (None: ones)."""
 
     name: str
     scale: float
     shift: int
+    centre: np.ndarray | None
     smoothing: np.ndarray | None
     layers: tuple[LayerPlan, ...]
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One attention module: four scales, what Q is divided by (and K multiplied), what V is divided by."""
+    """One attention module: its four scales, and what is taken off V and what V is divided by for the output's sake."""
 
     name: str
     module: str
     solved: AttentionCalibration
+    value_centre: np.ndarray | None
     value_division: np.ndarray | None
     output: str | None
     correction: np.ndarray | None
@@ -94,7 +97,12 @@ def plan_placement(graph: Path, calibration: Calibration, module: Any) -> Placem
         source = groups[solved.name].source
         if solved.smoothing is not None and source is not None and source.node.op_type == "MatMul":
             divided[layer_name(source.node)] = solved.smoothing
-    values = dict(divided)  # of V: for the sake of the output projection
+    values = {
+        layer_name(source.node): (solved.centre, solved.smoothing)
+        for solved in calibration.groups
+        for source in [groups[solved.name].source]
+        if source is not None
+    }
     for products in calibration.attention:
         found = attention[products.name]
         if products.balance is not None and found.query_source is not None and found.key_source is not None:
@@ -103,7 +111,12 @@ def plan_placement(graph: Path, calibration: Calibration, module: Any) -> Placem
     inside = [solved for solved in calibration.groups if solved.name not in calibration.left_out]
     plans = tuple(
         GroupPlan(
-            solved.name, solved.scale, solved.shift, solved.smoothing, _layers(group, solved.bias, layers, divided)
+            solved.name,
+            solved.scale,
+            solved.shift,
+            solved.centre,
+            solved.smoothing,
+            _layers(group, solved.bias, layers, divided),
         )
         for solved in inside
         for group in [groups[solved.name]]
@@ -158,7 +171,9 @@ def _factor(graph: np.ndarray, module: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _attention(found: Any, solved: AttentionCalibration, values: dict[str, np.ndarray]) -> AttentionPlan:
+def _attention(
+    found: Any, solved: AttentionCalibration, values: dict[str, tuple[np.ndarray | None, np.ndarray | None]]
+) -> AttentionPlan:
     source, output = found.value_source, found.output
     correction = None
     if solved.bias is not None and output is not None:
@@ -167,7 +182,7 @@ def _attention(found: Any, solved: AttentionCalibration, values: dict[str, np.nd
         solved.name,
         layer_name(found.softmax),
         solved,
-        None if source is None else values.get(layer_name(source.node)),
+        *((None, None) if source is None else values.get(layer_name(source.node), (None, None))),
         None if output is None else layer_name(output),
         correction,
     )
