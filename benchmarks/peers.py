@@ -96,6 +96,28 @@ def preprocess(front: Path, images: ImageDataset, batch: int) -> Iterator[tuple[
         yield slice(part.start, part.stop), session.run(None, {"image": pixels})[0]
 
 
+def with_outliers(source: Path, target: Path, channels: int) -> Path:
+    """The same FP32 function with outliers: LayerNorm channels times 20 to 100, the next weights divided by as much."""
+    import onnx_ir as ir
+
+    from vitdeploy.compiler.graph.values import constant, new_initializer
+
+    model, generator = ir.load(source), np.random.default_rng(0)
+    for node in list(model.graph):
+        readers = [use.node for use in node.outputs[0].uses()]
+        if node.op_type != "LayerNormalization" or any(reader.op_type != "MatMul" for reader in readers):
+            continue
+        factors = np.ones(constant(node.inputs[1]).size, dtype=np.float32)
+        chosen = generator.choice(len(factors), channels, replace=False)
+        factors[chosen] = np.exp(generator.uniform(np.log(20), np.log(100), channels))
+        places = [(node, 1, factors), (node, 2, factors), *((r, 1, 1 / factors[:, np.newaxis]) for r in readers)]
+        for owner, index, by in places:
+            scaled = (constant(owner.inputs[index]) * by).astype(np.float32)
+            owner.replace_input_with(index, new_initializer(model.graph, f"{owner.name}.{index}.outliers", scaled))
+    ir.save(model, target)
+    return target
+
+
 def our_forms(model: Path, images: ImageDataset, work: Path) -> list[Form]:
     """Ours, and with the methods that others use."""
     import onnx_ir as ir
@@ -267,6 +289,8 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of the latency")
     parser.add_argument("--nncf", help="a Python that has nncf and openvino")
     parser.add_argument("--modelopt", help="a Python that has nvidia-modelopt[onnx]")
+    parser.add_argument("--outliers", type=int, default=0, help="channels per LayerNorm to make outliers of")
+    parser.add_argument("--ours-only", action="store_true", help="leave the other tools out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args(argv)
@@ -281,15 +305,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         front, core = work / "front.onnx", work / "core.onnx"
-        ir.save(cut(ir.load(arguments.model), None, PIXEL_VALUES), front)
-        ir.save(cut(ir.load(arguments.model), PIXEL_VALUES, "logits"), core)
+        model = arguments.model
+        if arguments.outliers:
+            model = with_outliers(model, work / "outliers.onnx", arguments.outliers)
+        ir.save(cut(ir.load(model), None, PIXEL_VALUES), front)
+        ir.save(cut(ir.load(model), PIXEL_VALUES, "logits"), core)
         pixels = np.concatenate([part for _, part in preprocess(front, train, arguments.batch)])
-        forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(arguments.model, train, work)]
-        others, failures = peers(arguments, core, pixels, work)
+        forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(model, train, work)]
+        others, failures = ([], []) if arguments.ours_only else peers(arguments, core, pixels, work)
         forms += others
         times = latencies(forms, pixels[:1], arguments.rounds, arguments.threads) if arguments.rounds else {}
         found = rows(forms, judge(forms, front, test, arguments.batch), test.label_ids, times)
-    report = {"calibration": train.describe(), "test": test.describe(), "rows": found, "failures": failures}
+    report = {
+        "outlier_channels": arguments.outliers,
+        "calibration": train.describe(),
+        "test": test.describe(),
+        "rows": found,
+        "failures": failures,
+    }
     text = table(found) + "".join(f"\n- failed: {failure}" for failure in failures)
     print(text)
     if arguments.json:
