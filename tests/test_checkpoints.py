@@ -163,3 +163,25 @@ def test_the_shared_checkpoints(test_data: Path) -> None:
     assert checkpoint.labels[0] == "airplane"
     with pytest.raises(ModelError, match="no trained classification head"):
         load_checkpoint(test_data / "models" / "vit-small-patch14-224-backbone")
+
+
+def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> None:
+    """timm resizes the shorter edge to size / crop_pct, rounded down, and cuts the centre."""
+    from vitdeploy.checkpoints import CheckpointFolder, load_processor
+    from vitdeploy.compiler.preprocessing import spec_from_processor
+
+    settings = {"input_size": [3, 224, 224], "crop_pct": 0.9, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+
+    def folder(**changes: object) -> CheckpointFolder:
+        config = {"model_type": "timm_wrapper", "pretrained_cfg": {**settings, "interpolation": "bicubic", **changes}}
+        return CheckpointFolder(tmp_path, "timm/vit", "timm/vit", False, None, config, ())
+
+    spec = spec_from_processor(load_processor(folder()))
+    assert spec.resize is not None and (spec.resize.shortest_edge, spec.resize.resample) == (248, "bicubic")
+    assert (spec.crop, spec.mean, spec.std) == ((224, 224), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    squashed = spec_from_processor(load_processor(folder(crop_mode="squash", crop_pct=1.0)))
+    assert squashed.resize is not None and (squashed.resize.height, squashed.resize.width) == (224, 224)
+    with pytest.raises(ModelError, match="border"):
+        load_processor(folder(crop_mode="border"))
+    with pytest.raises(ModelError, match="random"):
+        load_processor(folder(interpolation="random"))

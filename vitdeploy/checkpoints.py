@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ def load_processor(folder: CheckpointFolder) -> Any:
         ModelError: preprocessor_config.json is missing or damaged.
     """
     transformers = require("transformers", extra="build")
+    if folder.config.get("model_type") == "timm_wrapper":
+        return _timm_processor(folder, transformers)
     file = folder.path / _PROCESSOR
     if not file.is_file():
         raise ModelError(
@@ -144,6 +147,41 @@ def load_processor(folder: CheckpointFolder) -> Any:
             f"the image processor of {folder.name} can't be loaded: {_first_line(error)}",
             hint=f"restore {_PROCESSOR} from the model it was made from",
         ) from error
+
+
+def _timm_processor(folder: CheckpointFolder, transformers: Any) -> Any:
+    """The processor that does what timm's evaluation transform does; a timm model has its settings in config.json.
+
+    timm resizes the shorter edge to the input's size / crop_pct and cuts the centre, or, with crop_mode "squash",
+    resizes to that size without keeping the aspect ratio (timm.data.transforms_factory.transforms_imagenet_eval).
+    """
+    settings = folder.config.get("pretrained_cfg") or {}
+    try:
+        _, height, width = settings["input_size"]
+        share, mode = float(settings.get("crop_pct") or 0.875), settings.get("crop_mode") or "center"
+        resample = {"bilinear": 2, "bicubic": 3}[settings["interpolation"]]
+        mean, std = list(settings["mean"]), list(settings["std"])
+        if mode not in ("center", "squash") or (mode == "center" and height != width):
+            raise ValueError(f"crop_mode {mode!r} for {height}x{width}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the preprocessing of {folder.name} is not one that can be put in a graph: {error}",
+            hint="use a timm model with crop_mode center or squash, and bilinear or bicubic interpolation",
+        ) from error
+    edges = (math.floor(height / share), math.floor(width / share))
+    size = {"shortest_edge": edges[0]} if mode == "center" else {"height": edges[0], "width": edges[1]}
+    with hub.quiet_libraries():
+        return getattr(
+            transformers, "BitImageProcessorPil", transformers.BitImageProcessor
+        )(  # timm resizes with Pillow
+            size=size,
+            resample=resample,
+            do_center_crop=True,
+            crop_size={"height": height, "width": width},
+            image_mean=mean,
+            image_std=std,
+            do_convert_rgb=False,
+        )
 
 
 @contextmanager

@@ -131,3 +131,33 @@ def test_a_size_of_which_the_patches_leave_a_rest(tmp_path: Path) -> None:
     """transformers drops the rest of the pixels, and so does the graph: 36 rows are four patches of 8."""
     bundle = export(write_family("vit", tmp_path / "checkpoint"), tmp_path / "bundle", image_size=(36, 32))
     assert all(check["passed"] for check in bundle.manifest.provenance["checks"])
+
+
+def test_a_model_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    """ViT-MAE is trained to paint in what was masked; there is nothing that names a class."""
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
+    ViTMAEModel(ViTMAEConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "mae")
+    with pytest.raises(ModelError, match="vit_mae model, which is no image classifier"):
+        export(tmp_path / "mae", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_timm_model_exports(tmp_path: Path) -> None:
+    """With timm's own merged projection of queries, keys and values, and the preprocessing of its config."""
+    pytest.importorskip("timm", reason="timm needs torchvision, which is not installed")
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    settings = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    config = TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224",
+        model_args={"img_size": 32, "patch_size": 8, "depth": 2},
+        num_labels=4,
+        pretrained_cfg={**settings, "num_classes": 4, "crop_pct": 0.9, "classifier": "head"},
+    )
+    TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "checkpoint")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", outputs=("features",))
+    changed = {entry["name"]: entry["changed"] for entry in bundle.manifest.provenance["passes"]}
+    assert changed["split-qkv"] == changed["fold-attention-scale"] == 2 and changed["fold-class-token"] == 1
+    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])

@@ -16,6 +16,7 @@ from vitdeploy.compiler.graph.layer_scale import fold_layer_scale
 from vitdeploy.compiler.graph.no_ops import remove_no_ops
 from vitdeploy.compiler.graph.qkv import merge_qkv
 from vitdeploy.compiler.graph.save import save
+from vitdeploy.compiler.graph.split_qkv import split_qkv
 
 SCALED = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -206,6 +207,42 @@ def test_queries_keys_and_values_by_one_product() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
     none = merge_qkv(model)
     assert none.changed == 0 and none.declined == "no three projections of one size read the same tensor"
+
+
+TIMM = """
+<ir_version: 10, opset_import: ["" : 20]>
+heads (float[batch, 4, 6] x) => (float[batch, 2, 4, 3] q, float[batch, 2, 4, 3] k, float[batch, 2, 4, 3] v)
+<float[6, 18] w = {W}, float[18] b = {B}, int64[5] shape = {-1, 4, 3, 2, 3},
+ int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] three = {3}>
+{
+   xw = MatMul (x, w)
+   xwb = Add (xw, b)
+   parts = Reshape (xwb, shape)
+   moved = Transpose <perm: ints = [2, 0, 3, 1, 4]> (parts)
+   sq = Slice (moved, zero, one, zero)
+   q0 = Squeeze (sq, zero)
+   sk = Slice (moved, one, two, zero)
+   k0 = Squeeze (sk, zero)
+   sv = Slice (moved, two, three, zero)
+   v0 = Squeeze (sv, zero)
+   q = Neg (q0)
+   k = Neg (k0)
+   v = Neg (v0)
+}
+"""
+
+
+def test_a_merged_projection_is_split_and_merged_again() -> None:
+    arrays = {"w": GENERATOR.standard_normal((6, 18)).astype(np.float32), "b": GENERATOR.standard_normal(18)}
+    model = typed(parse(TIMM, **arrays))
+    before = outputs_of(model, X)
+    assert split_qkv(model).changed == 1
+    drop_unused(model)
+    assert sorted(op_types(model)) == sorted(["MatMul", "Add", "Reshape", "Transpose", "Neg"] * 3)
+    for ours, theirs in zip(outputs_of(model, X), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+    assert split_qkv(model).declined == "no projection gives queries, keys and values at once"
+    assert merge_qkv(model).changed == 1
 
 
 def test_a_file_is_what_onnx_itself_would_write(tmp_path: Path) -> None:

@@ -65,4 +65,14 @@ def command(model: str, output: str, as_json: bool, **options: Any) -> None:
     assert graph is not None
     classes = len(bundle.manifest.labels)
     click.echo(f"{bundle.path / graph.path}  {graph.size_bytes / 1e6:.1f} MB, {classes} classes")
+    _show_passes(bundle.manifest.provenance["passes"])
     click.echo(f"Next: {program()} build-engine {bundle.path} --fp16 --int8 --calibration-data DATASET")
+
+
+def _show_passes(passes: list[dict[str, Any]]) -> None:
+    """What was cleaned, and which passes found nothing that fits them."""
+    changed = [f"{entry['name']} {entry['changed']}" for entry in passes if entry["changed"]]
+    click.echo(f"Graph: {', '.join(changed)}")
+    for entry in passes:
+        if not entry["changed"] and entry["name"] != "merge-qkv":
+            click.echo(f"  {entry['name']} declined: {entry['declined']}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.calibration import Calibration
-from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.graph.half import single_by_standard, to_half
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
 from vitdeploy.compiler.half_plan import HalfPlan
@@ -159,6 +159,7 @@ class _Forms:
         if calibration is not None:
             quantize(model, calibration, target=target)
         kept: frozenset[str] = frozenset()
+        lacking = single_by_standard(model, _HALVES[precision]) if precision in _HALVES else {}
         if target != "cpu":
             kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
             to_half(model, kept, dtype=_HALVES.get(precision, "float16"))
@@ -169,7 +170,9 @@ class _Forms:
             structure.require_sound()
             made_with["structure"] = structure.to_json()
         if precision in _HALVES:
-            made_with["kept_fp32"] = [asdict(e) for e in self._plan.kept] if kept and self._plan is not None else []
+            kept_fp32 = [asdict(e) for e in self._plan.kept] if kept and self._plan is not None else []
+            kept_fp32 += [{"node": name, "why": why} for name, why in lacking.items()]
+            made_with["kept_fp32"] = kept_fp32
         path = self._editor.path_for(name)
         data = save(model, path)
         if data is not None:

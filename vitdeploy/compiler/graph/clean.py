@@ -14,6 +14,7 @@ from vitdeploy.compiler.graph.layer_scale import fold_layer_scale
 from vitdeploy.compiler.graph.no_ops import remove_no_ops
 from vitdeploy.compiler.graph.qkv import merge_qkv
 from vitdeploy.compiler.graph.result import PassResult
+from vitdeploy.compiler.graph.split_qkv import split_qkv
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,6 +26,7 @@ PASSES: tuple[Callable[[ir.Model], PassResult], ...] = (
     name_layers,
     fold_constants,
     remove_no_ops,
+    split_qkv,
     fold_attention_scale,
     fold_layer_scale,
     fold_class_token,

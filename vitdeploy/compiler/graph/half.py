@@ -27,7 +27,16 @@ from vitdeploy.errors import ModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["MOVES", "count_casts", "fewer_casts", "model_nodes", "only_single", "reads", "to_half"]
+__all__ = [
+    "MOVES",
+    "count_casts",
+    "fewer_casts",
+    "model_nodes",
+    "only_single",
+    "reads",
+    "single_by_standard",
+    "to_half",
+]
 
 MOVES = ("Reshape", "Transpose", "Slice", "Gather", "Split", "Concat", "Squeeze", "Unsqueeze", "Expand", "Identity")
 """Operations that compute nothing: what they give was in what they got."""
@@ -74,6 +83,16 @@ def only_single(node: ir.Node, dtype: str, opset: int) -> bool:
         if types is not None and "tensor(float)" in types and wanted not in types:
             return True
     return False
+
+
+def single_by_standard(model: ir.Model, dtype: str) -> dict[str, str]:
+    """{node: why} of the nodes that `to_half` leaves in float32 since ONNX has no such operator in that type."""
+    opset = model.graph.opset_imports.get("", 20)
+    return {
+        node.name or "": f"{node.name}: {node.op_type} has no {dtype} in opset {opset}"
+        for node in model_nodes(model)
+        if only_single(node, dtype, opset)
+    }
 
 
 def to_half(model: ir.Model, keep: Collection[str] = (), *, dtype: str = "float16") -> PassResult:

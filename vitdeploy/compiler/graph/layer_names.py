@@ -26,6 +26,8 @@ _FOLDED = ("val_", "_", "arg")
 def _scope(node: ir.Node) -> str:
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     module = scopes[-2] if len(scopes) >= 2 else ""
+    if str(module).startswith("_empty_nn_module"):  # the exporter's own operations on shapes
+        return ""
     return str(module).removeprefix("model").removeprefix(".")
 
 
