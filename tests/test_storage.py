@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vitdeploy.errors import BundleError, OutputExistsError, VitdeployError
-from vitdeploy.storage import _swap, disk_errors, locked, staged_folder, write_atomically
+from vitdeploy.storage import _swap, disk_errors, locked, scratch_folder, staged_folder, write_atomically
 
 
 def entries(folder: Path) -> set[str]:
@@ -179,3 +179,15 @@ def test_other_errors_pass_through() -> None:
         raise VitdeployError("No space left")
     with pytest.raises(FileNotFoundError), disk_errors("/x"):
         os.stat("/no/such/file")
+
+
+def test_a_scratch_folder_lasts_as_long_as_its_block(tmp_path: Path) -> None:
+    beside = tmp_path / "bundle"
+    (tmp_path / ".bundle.work-left").mkdir()  # by a command that was killed
+    with scratch_folder(beside, "work") as first, scratch_folder(beside, "work") as second:
+        assert sorted(tmp_path.iterdir()) == sorted([first, second])
+        (first / "file").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="wrong"), scratch_folder(beside, "work"):
+        raise ValueError("wrong")
+    assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ __all__ = [
     "fsync_path",
     "locked",
     "read_json",
+    "scratch_folder",
     "sha256",
     "staged_folder",
     "write_atomically",
@@ -170,6 +171,22 @@ def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool]
             raise
         finally:
             os.close(alive)
+
+
+@contextmanager
+def scratch_folder(beside: Path, purpose: str) -> Iterator[Path]:
+    """A folder on the same disk as `beside`, for as long as the block lasts; what killed commands left goes first."""
+    beside = Path(os.path.abspath(beside))
+    prefix = f".{beside.name}.{purpose}-"
+    with disk_errors(str(beside.parent)):
+        _remove_abandoned(beside.parent, prefix)
+        folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=prefix))
+        alive = _hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(alive)
 
 
 def _hold(folder: Path) -> int:

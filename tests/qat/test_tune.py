@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     create_vit(root / "new", labels=DIGITS, image_size=32, patch_size=8, hidden_size=32, layers=2, heads=2)
     settings: dict[str, Any] = {"epochs": 10, "limit_test": 60, "learning_rate": 3e-3, "threads": 1}
     finetune(FinetuneConfig(root / "new", "digits", root / "made", **settings))
-    export(root / "made", root / "bundle")
+    export(root / "made", root / "bundle", outputs=("logits", "scores"))
     bad = Recipe(dataset="digits", count=16, method="percentile", percentile=70, smoothing=False, attention=True)
     build(root / "bundle", ["fp16", "int8"], target="onnx", recipe=replace(bad, bias_correction=False))
     return root / "made", root / "bundle"
@@ -87,6 +87,7 @@ def test_all_forms_hold_the_tuned_weights(tuned: QatResult) -> None:
         form.built_with["calibration_sha256"] == calibration.sha256 for form in forms if form.precision == "int8"
     )
     assert bundle.find(kind="bench") is None and not (tuned.bundle / "bench").exists()
+    assert [spec.name for spec in bundle.manifest.outputs] == ["logits", "scores"]
     assert bundle.manifest.provenance["qat"]["best_step"] == tuned.best_step
     assert build(bundle, ["fp16", "int8"], target="onnx").built == ()  # all is up to date
     assert tuned.checks[0]["passed"] and tuned.checks[0]["value"] < 0.02
@@ -133,6 +134,14 @@ def test_a_bundle_that_is_being_written_is_left_alone(trained: tuple[Path, Path]
 
 def test_refusals_come_before_the_tune(trained: tuple[Path, Path], tmp_path: Path, tiny_checkpoint: Path) -> None:
     export(trained[0], tmp_path / "plain")
+    for changes, kind, words in (
+        ({"merge_qkv": True}, ModelError, "qkv_proj"),
+        ({"image_size": (48, 48)}, InputError, "is for 48x48 pixels, the checkpoint for 32x32"),
+    ):
+        export(trained[0], tmp_path / "other", overwrite=True, **changes)
+        build(tmp_path / "other", ["int8"], target="onnx", recipe=Recipe(dataset="digits", count=4))
+        with pytest.raises(kind, match=words):
+            tune(replace(config(trained, tmp_path), bundle=tmp_path / "other"))
     with pytest.raises(InputError, match="has no INT8 form"):
         tune(replace(config(trained, tmp_path), bundle=tmp_path / "plain"))
     with pytest.raises(OutputExistsError):

@@ -138,10 +138,9 @@ def _layers(
     for node in group.products:
         name = layer_name(node)
         if name not in layers or not hasattr(layers[name], "weight"):
-            raise ModelError(
-                f"the bundle's layer {name!r} is no layer of this checkpoint",
-                hint="name the checkpoint it was made from",
-            )
+            merged = name.endswith(".qkv_proj")
+            hint = "export the bundle without --merge-qkv" if merged else "name the checkpoint it was made from"
+            raise ModelError(f"the bundle's layer {name!r} is no layer of this checkpoint", hint=hint)
         factor = _factor(matrix_of(node), _matrix(layers[name]), name)
         correction = corrections.get(name)
         if correction is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from vitdeploy.compiler.export import export
 from vitdeploy.compiler.parity import Check, compare
 from vitdeploy.errors import ModelError, require
 from vitdeploy.qat.fake import FakeQuantized
-from vitdeploy.storage import disk_errors, locked, staged_folder
+from vitdeploy.storage import locked, scratch_folder, staged_folder
 
 __all__ = ["INT8_TOLERANCE", "compare_logits", "put_in_place", "rebuilt", "tuned_calibration"]
 
@@ -74,10 +73,9 @@ def rebuilt(bundle: Bundle, checkpoint: Path, make: Any, facts: dict[str, Any]) 
     precisions = [name for name in PRECISIONS if name != "fp32" and bundle.find(kind="onnx", precision=name)]
     shape = bundle.manifest.inputs[0].shape
     fixed = (int(shape[1]), int(shape[2])) if all(isinstance(size, int) for size in shape[1:3]) else None
-    with disk_errors(str(bundle.path.parent)):
-        scratch = Path(tempfile.mkdtemp(prefix=f".{bundle.path.name}.qat-", dir=bundle.path.resolve().parent))
-    try:
-        made = export(checkpoint, scratch / "bundle", input_size=fixed)
+    outputs = tuple(spec.name for spec in bundle.manifest.outputs)
+    with scratch_folder(bundle.path, "qat") as scratch:
+        made = export(checkpoint, scratch / "bundle", input_size=fixed, outputs=outputs)
         graph = made.find(kind="onnx", precision="fp32")
         assert graph is not None
         calibration = make(graph.sha256)
@@ -96,8 +94,6 @@ def rebuilt(bundle: Bundle, checkpoint: Path, make: Any, facts: dict[str, Any]) 
             )
             editor.update(provenance={**editor.manifest.provenance, "qat": facts})
         yield build(made.reopen(), precisions, target="onnx").bundle
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def compare_logits(state: FakeQuantized, processor: Any, bundle: Bundle, images: list[np.ndarray]) -> Check:

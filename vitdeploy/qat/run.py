@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitdeploy import __version__, hub, progress
 from vitdeploy.bundle import Bundle
 from vitdeploy.checkpoints import Checkpoint, load_checkpoint
@@ -51,6 +53,7 @@ def tune(config: QatConfig) -> QatResult:
     bundle = Bundle.open(config.bundle)
     graph, calibration = _calibration(bundle)
     checkpoint = load_checkpoint(config.model, revision=config.revision)
+    _check_size(bundle, checkpoint)
     data = _load_data(config, checkpoint)
     placement = plan_placement(graph, calibration, checkpoint.module)
     objective = _objective(config, checkpoint)
@@ -110,6 +113,18 @@ def _calibration(bundle: Bundle) -> tuple[Path, Calibration]:
             hint=f"make one first: vitdeploy build-engine {bundle.path} --int8 --calibration-data D --target onnx",
         )
     return bundle.file(graph), Calibration.load(bundle.file(cache), graph.sha256)
+
+
+def _check_size(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Refuse a bundle that was exported for images of another size than its checkpoint's."""
+    blank = np.zeros((8, 8, 3), dtype=np.uint8)
+    values = checkpoint.processor(blank, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    own, exported = list(values[0].shape[1:]), bundle.manifest.model.get("image_size")
+    if exported is not None and exported != own:
+        raise InputError(
+            f"{bundle.path} is for {exported[0]}x{exported[1]} pixels, the checkpoint for {own[0]}x{own[1]}",
+            hint="fine-tune with --image-size first, export that, and tune it",
+        )
 
 
 @dataclass(frozen=True)
