@@ -44,7 +44,8 @@ def report() -> BenchReport:
         form("fp16", "tensorrt-rtx", None, reason=f"no GPU {EVIL}"),
         form("int8", "openvino", KnownRunner(clock, 10, breaks_after=0, raises=RuntimeError(EVIL))),
     ]
-    judge = Judge(forms, images, 10, JudgeSettings((1, 4), LatencySettings(rounds=12)), clock=clock)
+    settings = JudgeSettings((1, 4), LatencySettings(rounds=12), callers=(1,), rates=(20.0, 60.0), load_seconds=3)
+    judge = Judge(forms, images, 10, settings, clock=clock)
     judge.run()
     facts = {
         "created": "2026-01-01T00:00:00+00:00",
@@ -60,6 +61,21 @@ def report() -> BenchReport:
         "labels": images.labels,
         "notes": (EVIL,),
         "partial": True,
+        "readings": (
+            {
+                "seconds": 0.0,
+                "cpu_mhz": 2400.0,
+                "cpu_celsius": None,
+                "gpu": [{"clock_mhz": 1980.0, "celsius": 44.0, "watt": None}],
+            },
+        ),
+        "analysis": {
+            "data": {},
+            "rows": [
+                {"layer": EVIL, "kind": "linear", "macs_share": 0.1, "sqnr_db": 20.0, "drop": 0.4, "agreement": 0.99},
+                {"layer": "encoder.layer.11.output.dense" * 3, "kind": EVIL, "drop": -0.1},
+            ],
+        },
         "command": f"vitdeploy bench '{EVIL}'",
         "settings": {
             "threads": 2,
@@ -107,13 +123,18 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report: BenchReport) -> 
 def test_every_text_from_outside_is_escaped(report: BenchReport) -> None:
     page = render_html(report)
     assert EVIL not in page
-    assert page.count("&lt;script&gt;") >= 8  # bundle, CPU, GPU, dataset, note, noise, reasons, label, command
+    assert page.count("&lt;script&gt;") >= 10  # bundle, CPU, GPU, dataset, note, noise, reasons, label, command, layers
 
 
 def test_the_page_says_what_matters(report: BenchReport) -> None:
     page = render_html(report)
     for words in ("INT8 on ONNX Runtime is the fastest form", "Partial.", "Noisy.", "recommended", "no GPU", "failed"):
         assert words in page
+    for title in ("Latency against batch", "Throughput", "Latency under load", "What INT8 changed", "Layer by layer",
+                  "Which classes are mixed up", "What each form takes"):  # fmt: skip
+        assert f"<h2>{title}</h2>" in page
+    assert "does not keep up" in page  # PyTorch, at 60 a second
+    assert "GPU 0 1980 MHz; GPU 0 44 °C, read now and then, never set" in page
     assert page.count("<svg") >= 4 and page.count('class="card image"') == len(report.disagreements) == 2
 
 
@@ -152,6 +173,27 @@ def test_a_real_browser_shows_it_without_errors(report: BenchReport, tmp_path: P
     from PIL import Image
 
     assert len(set(Image.open(picture).convert("L").resize((200, 500)).getdata())) > 30
+
+
+def test_nothing_sticks_out_on_a_phone(report: BenchReport, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on the PATH")
+    # A window is never as narrow as a phone; a frame in it can be. It tells its widths through the console.
+    probe = "<script>console.log('width', document.documentElement.scrollWidth, innerWidth)</script>"
+    (tmp_path / "report.html").write_text(render_html(report).replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    (tmp_path / "phone.html").write_text('<iframe src="report.html" width="360" height="800"></iframe>')
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--no-first-run")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [browser, *flags, profile, "--dump-dom", (tmp_path / "phone.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"width (\d+) (\d+)", done.stderr)
+    assert found is not None, done.stderr[-500:]
+    assert int(found[2]) <= 360 and int(found[1]) <= int(found[2])
 
 
 def test_markdown_is_one_table_with_reasons_below(report: BenchReport) -> None:

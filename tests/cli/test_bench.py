@@ -68,6 +68,49 @@ def test_how_it_is_timed_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> 
     assert data["settings"]["threads"] == 1
 
 
+def test_sizes_loads_and_limits_are_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    only = ("--precision", "fp32", "--backend", "onnxruntime", "--limit", 20)
+    load = ("--image-size", "16,24x20", "--callers", "1,2", "--rate", "40.5", "--load-seconds", 0.3)
+    data = as_json(cli, small, tiny_images, *only, *load)
+    (row,) = data["rows"]
+    assert [row["image_size"], row["other_points"][0]["image_size"]] == [[16, 16], [24, 20]]
+    assert [loop["callers"] for loop in row["load"]["closed"]] == [1, 2]
+    assert [loop["rate"] for loop in row["load"]["open"]] == [40.5] and data["settings"]["load_seconds"] == 0.3
+    assert "--image-size 16x16,24x20" in data["command"] and row["memory"] is None and row["phases"] is None
+    for option, words in (
+        (("--max-latency-ms", "0.0001"), "at p95"),
+        (("--max-memory", "1MB"), "of memory"),
+    ):
+        data = as_json(cli, small, tiny_images, *only, "--memory", *option)
+        assert data["recommendation"]["key"] is None and words in data["rows"][0]["outside"][0]
+    assert data["settings"]["max_memory_bytes"] == 10**6
+
+
+def test_what_it_shall_be_best_at_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
+    data = as_json(cli, small, tiny_images, "--no-accuracy", "--prefer", "size", "--backend", "openvino")
+    assert data["settings"]["prefer"] == "size" and "smallest form" in data["recommendation"]["sentence"]
+    smallest = min(data["rows"], key=lambda row: (row["size_bytes"], row["latency_ms"]["p50"]))
+    assert data["recommendation"]["key"] == smallest["key"]
+
+
+def test_more_baselines_are_rows(cli: Cli, small: Path, tiny_images: Path, tiny_checkpoint: Path) -> None:
+    options = ("--baseline", tiny_checkpoint, "--also", "bf16", "--device", "cpu", "--phases", "--precision", "fp32")
+    data = as_json(cli, small, tiny_images, *options, "--backend", "onnxruntime")
+    assert [row["key"] for row in data["rows"]] == ["fp32/pytorch", "bf16-autocast/pytorch", "fp32/onnxruntime"]
+    assert data["rows"][1]["phases"]["preprocess_ms"] > 0 and data["settings"]["device"] == "cpu"
+
+
+def test_accuracy_can_come_from_an_earlier_report(cli: Cli, small: Path, tiny_images: Path, tmp_path: Path) -> None:
+    only = ("--precision", "fp32", "--backend", "onnxruntime")
+    earlier = tmp_path / "accuracy.json"
+    earlier.write_text(json.dumps(as_json(cli, small, tiny_images, *only, "--no-latency")))
+    data = as_json(cli, small, tiny_images, *only, "--accuracy-from", earlier)
+    assert data["rows"][0]["accuracy"] == json.loads(earlier.read_text())["rows"][0]["accuracy"]
+    assert data["rows"][0]["latency_ms"] and any("taken from that report" in note for note in data["notes"])
+    done = cli("bench", small, "--dataset", tiny_images, "--split", "test", *QUICK, *only, "--accuracy-from", earlier)
+    assert done.exit_code == 1 and "other images" in done.stderr
+
+
 def test_the_split_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:
     only = ("--precision", "fp32", "--backend", "onnxruntime", "--no-latency")
     test, train = (as_json(cli, small, tiny_images, *only, split=split) for split in ("test", "train"))
@@ -131,6 +174,10 @@ def test_a_bundle_that_cannot_be_written_keeps_nothing_and_says_so(
         (["--dataset", "x", "--backend", "tensorflow"], 2, "openvino"),
         (["--dataset", "x", "--precision", "fp8"], 2, "fp16"),
         (["--dataset", "x", "--limit", "0"], 2, "limit"),
+        (["--dataset", "x", "--image-size", "large"], 2, "such as 224"),
+        (["--dataset", "x", "--max-memory", "much"], 2, "such as 500MB"),
+        (["--dataset", "x", "--max-latency-ms", "0"], 1, "above 0"),
+        (["--dataset", "x", "--also", "int4"], 2, "bf16-compile"),
     ],
 )
 def test_wrong_use_is_explained(cli: Cli, small: Path, options: list[str], code: int, words: str) -> None:

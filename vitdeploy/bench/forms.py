@@ -78,19 +78,27 @@ def baseline_forms(
         model: checkpoint folder or Hub id.
         threads: CPU threads.
         variants: more ways to run it: bf16, fp16 (autocast), compile, bf16-compile.
-        device: "cpu", "cuda", or "auto": a GPU where there is one.
+        device: "cpu", "cuda", or "auto": a GPU where there is one and the installed PyTorch can use it.
     """
     name = Path(model).resolve().name if Path(model).exists() else str(model)
     weights = _weights(str(model))
     digest = sha256(weights[0]) if len(weights) == 1 else None
     size = sum(path.stat().st_size for path in weights) or None
     artifact = ArtifactRef(f"{name}/{weights[0].name}" if len(weights) == 1 else name, digest)
-    where = ("cuda" if gpus() else "cpu") if device == "auto" else device
+    where = ("cuda" if _pytorch_sees_a_gpu() else "cpu") if device == "auto" else device
     forms = []
     for variant in ("", *variants):
         spec = RunnerSpec("pytorch", str(model), threads, where, variant)
         forms.append(_form(_VARIANTS[variant], spec, artifact, size, _missing("pytorch")))
     return forms
+
+
+def _pytorch_sees_a_gpu() -> bool:
+    if not gpus() or _missing("pytorch"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _form(
