@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vitdeploy.cli.terminal import echo_json, program
 if TYPE_CHECKING:
     from vitdeploy.training import DryRun, FinetuneResult
 
+Callback = Callable[..., Any]
 _AUGMENTATIONS = ("none", "shift", "flip-shift")
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -24,7 +26,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, value: Path | N
         ctx.default_map = {**(ctx.default_map or {}), **read_settings(value)}
 
 
-def _flag(name: str, text: str) -> Any:
+def _flag(name: str, text: str) -> Callable[[Callback], Callback]:
     return click.option(f"--{name}/--no-{name}", default=False, help=text)
 
 

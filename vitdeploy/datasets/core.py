@@ -66,7 +66,7 @@ class ImageDataset:
         except ImageError as error:
             raise ImageError(
                 f"image {index} of {self} ({self.source.where(position)}): {error.message}",
-                hint="repair or remove that image in the dataset",
+                hint="repair or remove that image in the dataset; finetune leaves it out with --skip-bad",
             ) from error
 
     def encoded(self, index: int) -> bytes | NDArray[np.uint8]:

@@ -100,6 +100,7 @@ class Mixer:
             else:
                 pixels, mixed = self._cutmix(pixels, labels)
                 mixed = mixed[0]  # (mixes, batch, 3) with one mix
+                mixed[:, 2] = 1 - mixed[:, 2]  # kornia's CutMix gives the first image's share, its mixup the second's
         first, second, share = mixed[:, 0].long(), mixed[:, 1].long(), mixed[:, 2:].float()
         one_hot = torch.nn.functional.one_hot
         targets = (1 - share) * one_hot(first, self._classes) + share * one_hot(second, self._classes)

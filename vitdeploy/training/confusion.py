@@ -45,11 +45,10 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], ti
                 parts.append(f'<text {middle} font-size="11">{count}</text>')
     if numbered:
         for index, label in enumerate(labels):
-            middle = index * cell + cell / 2 + 4
+            offset = index * cell + cell / 2 + 4
             name = escape(label if len(label) <= 16 else f"{label[:15]}…")
-            parts.append(f'<text x="{left - 8}" y="{top + middle}" text-anchor="end">{name}</text>')
-            x = left + middle
-            parts.append(f'<text transform="translate({x},{top - 8}) rotate(-60)">{name}</text>')
+            parts.append(f'<text x="{left - 8}" y="{top + offset}" text-anchor="end">{name}</text>')
+            parts.append(f'<text transform="translate({left + offset},{top - 8}) rotate(-60)">{name}</text>')
     width, height = max(left + side + 70, 420), top + side + 40
     parts.append(
         f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" stroke="#9ca3af"/>'

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ __all__ = ["Batcher", "EpochSampler", "Row", "Rows"]
 _CACHE_LIMIT_BYTES = 256 << 20
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """Image `index` of a dataset, in pass `epoch` over it."""
 
     dataset: ImageDataset

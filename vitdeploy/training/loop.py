@@ -191,9 +191,25 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=score,
     )
+    _check_sharding(trainer)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
     return trainer
+
+
+def _check_sharding(trainer: Any) -> None:
+    """FSDP must write checkpoints that are whole, and an average of shards is not kept."""
+    if not trainer.is_fsdp_enabled:
+        return
+    if "FULL_STATE_DICT" not in str(trainer.accelerator.state.fsdp_plugin.state_dict_type):
+        raise InputError(
+            "FSDP is set to write its checkpoints in shards",
+            hint="set fsdp_state_dict_type to FULL_STATE_DICT (accelerate launch --fsdp_state_dict_type ...)",
+        )
+    if trainer.average is not None or trainer.config.linear_probe:
+        raise InputError(
+            "the moving average and the linear probe do not work with FSDP", hint="leave --ema or --linear-probe out"
+        )
 
 
 def train(trainer: Any, plan: Plan) -> dict[str, float]:
@@ -225,13 +241,20 @@ def _is_finished(trainer: Any, plan: Plan, start: Any) -> bool:
     return True
 
 
-def keep_best(trainer: Any) -> int:
-    """Give the trainer's model the weights that are kept, the best or the last, averaged if asked for; their step."""
+def keep_best(trainer: Any, module: Any) -> tuple[int, Any]:
+    """Give the trainer the weights that are kept: the best or the last, averaged if asked for.
+
+    Returns their step and the module that has them: `module`, or a whole copy where FSDP has cut it into shards.
+    """
     torch = require("torch", extra="build")
     state, processes = trainer.state, trainer.processes
     step = int(state.best_global_step or state.global_step)
-    module = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     folder = trainer.work.checkpoint(step)
+    if trainer.is_fsdp_enabled:
+        module = type(module).from_pretrained(folder, local_files_only=True).to(trainer.args.device)
+        trainer.model = trainer.model_wrapped = module
+        trainer.is_fsdp_enabled = False
+        return step, module
     if processes.is_main:
         load_weights(module, folder)
         if trainer.average is not None:
@@ -242,7 +265,7 @@ def keep_best(trainer: Any) -> int:
     if processes.count > 1:
         for value in module.state_dict().values():
             torch.distributed.broadcast(value, 0)
-    return step
+    return step, module
 
 
 def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]:

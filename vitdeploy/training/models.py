@@ -63,6 +63,9 @@ def load_trainable(
     if image_size is not None and image_size != config.image_size:
         notes.append(f"Image size {config.image_size} becomes {image_size}: the position embeddings are resized.")
         module = _resize(torch, module, image_size)
+    for name, parameter in module.named_parameters():
+        if name.endswith("mask_token"):  # a classifier never uses it: without a gradient DDP would wait for one
+            parameter.requires_grad_(False)
     processor, note = _fit_processor(load_processor(folder), module.config.image_size)
     return Trainable(module, processor, (*notes, *note))
 

@@ -122,16 +122,17 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
                 progress.note(note)
             with hub.quiet_libraries(), own_randomness(), threads(config.threads):
                 loss = loss or CrossEntropy(config.label_smoothing)
-                trainer, result, metrics = _train_and_test(run, loss, work, processes)
+                trainer, module, result, metrics = _train_and_test(run, loss, work, processes)
                 if processes.is_main:
-                    result = _publish(run, trainer, result, metrics, work, started)
+                    result = _publish(run, trainer, module, result, metrics, work, started)
             processes.wait()
     return result
 
 
 def _train_and_test(
     run: Prepared, objective: Objective, work: Workspace, processes: Processes
-) -> tuple[Any, FinetuneResult, dict[str, dict[str, float]]]:
+) -> tuple[Any, Any, FinetuneResult, dict[str, dict[str, float]]]:
+    """The trainer, the trained classifier, and what is to be said of it."""
     splits, module = run.splits, run.model.module
     collate: Any = make_batcher(run)
     if run.config.linear_probe:
@@ -144,11 +145,12 @@ def _train_and_test(
     watched = run.config.tensorboard and processes.is_main
     with watching(trainer, work.tensorboard if watched else None):
         metrics = {"train": train(trainer, run.plan)}
-        kept = keep_best(trainer)
+        kept, module = keep_best(trainer, module)
         metrics["validation"] = {} if splits.validation is None else evaluate(trainer, splits.validation, "validation")
         metrics["test"], logits = test(trainer, splits.test)
     if run.config.linear_probe:
         fold_probe(module, run.model.module)
+        module = run.model.module
     curve = curve_from_log(trainer.state.log_history, kept if splits.validation is not None else None)
     predicted = logits.argmax(-1)
     result = FinetuneResult(
@@ -167,12 +169,13 @@ def _train_and_test(
         skipped=splits.skipped,
         resumed_from=work.resumed_from,
     )
-    return trainer, result, metrics
+    return trainer, module, result, metrics
 
 
 def _publish(
     run: Prepared,
     trainer: Any,
+    module: Any,
     result: FinetuneResult,
     metrics: dict[str, dict[str, float]],
     work: Workspace,
@@ -182,7 +185,7 @@ def _publish(
     output = Path(run.config.output)
     result = replace(result, seconds=time.perf_counter() - started)
     with staged_folder(output, overwrite=run.config.overwrite, ours=_is_ours, what=_WHAT) as staging:
-        run.model.module.save_pretrained(staging)
+        module.save_pretrained(staging)
         run.model.processor.save_pretrained(staging)
         save_metrics(trainer, staging, metrics)
         save_report(staging, run.config, result, model_is_local=run.folder.is_local)

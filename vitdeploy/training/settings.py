@@ -51,8 +51,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         allowed = _TYPES.get(wanted, (str,))
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise InputError(f"{path}: {given} is {value!r}", hint=f"it must be of type {known[name].split(' |')[0]}")
-        if name in ("model", "dataset") and value.startswith(("./", "../")):
-            value = str((Path(path).parent / value).resolve())
+        if name in ("model", "dataset", "distill") and str(value).startswith(("./", "../")):
+            value = str((Path(path).parent / str(value)).resolve())
         settings[name] = value
     return settings
 

@@ -62,7 +62,7 @@ def trainer_class() -> Any:
             return (loss, output) if return_outputs else loss
 
         def create_optimizer(self, model: Any = None) -> Any:
-            if self.optimizer is None:
+            if self.optimizer is None:  # type: ignore[has-type]
                 module = self.model if model is None else model
                 groups = parameter_groups(
                     module,
@@ -71,9 +71,9 @@ def trainer_class() -> Any:
                     weight_decay=self.config.weight_decay,
                 )
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, module)
-                names = [group.pop("names") for group in groups]
+                for group in groups:
+                    del group["names"]
                 self.optimizer = kind(groups, **options)
-                self.group_names = names
             return self.optimizer
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -55,7 +55,11 @@ class Workspace:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
             processes.wait()
-            yield partial
+            try:
+                yield partial
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
             processes.wait()
             if processes.is_main:
                 for root, _, names in os.walk(partial):
@@ -89,7 +93,8 @@ def workspace(
         InputError: the interrupted run had other settings.
         BundleError: another process is at work on it.
     """
-    path = Path(os.path.abspath(output)).with_name(f"{output.name}.training")
+    output = Path(os.path.abspath(output))
+    path = output.with_name(f"{output.name}.training")
     if not processes.is_main:
         processes.wait()
         yield Workspace(path, _last(path) if resume else None)
@@ -124,6 +129,8 @@ def _prepare(
         for entry in path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+    for abandoned in path.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     resumed_from: list[int] = []
     if last is not None:
         before = read_json(path / _SETTINGS)
