@@ -21,7 +21,7 @@ from vitdeploy.training.data import EpochSampler, Rows
 from vitdeploy.training.objective import Objective
 from vitdeploy.training.processes import Processes
 from vitdeploy.training.regularise import MovingAverage
-from vitdeploy.training.trainer import evaluations_since_best, load_weights, run_callback, trainer_class
+from vitdeploy.training.trainer import CROSS_ENTROPY, evaluations_since_best, load_weights, run_callback, trainer_class
 from vitdeploy.training.workspace import Workspace
 
 __all__ = [
@@ -108,7 +108,7 @@ def resolve_workers(workers: int | None) -> int:
 
 
 def score(prediction: Any) -> dict[str, float]:
-    """For `compute_metrics`: top-1 accuracy (0..1) and what the best weights are chosen by.
+    """For `compute_metrics`: top-1 accuracy (0..1), mean cross-entropy, and what the best weights are chosen by.
 
     `choice` is the accuracy, ties decided by the cross-entropy: small validation sets have many ties, and the first
     of them is the least trained.
@@ -119,7 +119,7 @@ def score(prediction: Any) -> dict[str, float]:
     log_sums = top[:, 0] + np.log(np.exp(logits - top).sum(axis=-1))
     loss = float(np.mean(log_sums - logits[np.arange(len(labels)), labels]))
     accuracy = float(np.mean(np.argmax(logits, axis=-1) == labels))
-    return {"accuracy": accuracy, CHOICE: accuracy - 1e-6 * min(loss, 100.0)}
+    return {"accuracy": accuracy, CROSS_ENTROPY: loss, CHOICE: accuracy - 1e-6 * min(loss, 100.0)}
 
 
 def build_trainer(

@@ -20,8 +20,9 @@ from vitdeploy.training.processes import Processes
 from vitdeploy.training.regularise import MovingAverage
 from vitdeploy.training.workspace import Workspace
 
-__all__ = ["evaluations_since_best", "load_weights", "run_callback", "trainer_class"]
+__all__ = ["CROSS_ENTROPY", "evaluations_since_best", "load_weights", "run_callback", "trainer_class"]
 
+CROSS_ENTROPY = "cross_entropy"
 _STATE = "trainer_state.json"
 
 
@@ -100,6 +101,13 @@ def trainer_class() -> Any:
                 load_weights(self.model, Path(resume_from_checkpoint))
             if self.average is not None:
                 self.average.load(Path(resume_from_checkpoint))
+
+        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+            """The Trainer's own loss is a mean of batches' means, wrong where the last ones are smaller or padded."""
+            output = super().evaluation_loop(*arguments, **options)
+            for key in [key for key in output.metrics if key.endswith(f"_{CROSS_ENTROPY}")]:
+                output.metrics[key.replace(CROSS_ENTROPY, "loss")] = output.metrics.pop(key)
+            return output
 
         def evaluate(self, *arguments: Any, **options: Any) -> Any:
             if self.average is None:
