@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -274,9 +276,11 @@ def test_closing_while_others_run_ends_them_cleanly(runner: Runner) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_is_told(runner: Runner) -> None:
-    """After a fork a backend's threads are gone: using it would hang, so it says so at once."""
+@pytest.mark.parametrize("ending", ["close", "leave"])
+def test_a_forked_process_is_told(runner: Runner, ending: str) -> None:
+    """After a fork a backend's threads are gone: to use or to close it would hang, so neither is tried."""
     with runner:
+        runner.infer({"image": images(2)})
         child = os.fork()
         if child == 0:
             code = 1
@@ -285,8 +289,51 @@ def test_a_forked_process_is_told(runner: Runner) -> None:
             except RunnerClosedError:
                 code = 0
             finally:
+                if ending == "close":
+                    runner.__exit__(None, None, None)
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ended_well(child)
+
+
+def ended_well(child: int, seconds: int = 60) -> bool:
+    for _ in range(20 * seconds):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return False
+
+
+FORKED = """
+import gc, multiprocessing, sys
+import numpy as np
+from vitdeploy import load
+
+classifier = load(sys.argv[1], backend=sys.argv[2], precision="fp32", threads=2)
+classifier.predict(np.zeros((32, 32, 3), np.uint8))
+
+def drop():
+    global classifier
+    del classifier
+    gc.collect()
+
+child = multiprocessing.get_context("fork").Process(target=drop)
+child.start()
+child.join(60)
+classifier.close()
+if child.exitcode is None:
+    child.kill()
+sys.exit(child.exitcode != 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_forked_process_may_drop_it(tiny_bundle: Path, backend: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tiny_bundle), backend]
+    assert subprocess.run(command, timeout=120).returncode == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"not a graph", None], ids=["empty", "text", "truncated"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -115,14 +116,20 @@ class RunnerBase(ABC):
         self.close()
 
     def close(self) -> None:
-        """Release what entering acquired, in reverse order; a second time does nothing."""
+        """Release what entering acquired, in reverse order; a second time does nothing, nor does it in a fork."""
         stack, self._stack = self._stack, None
-        if stack is not None:
+        if stack is None:
+            return
+        if self._process == os.getpid():
             stack.close()
+        else:
+            _never_free(self)
 
     def __del__(self) -> None:
         """Release what nobody closed: GPU memory is not Python's to collect."""
-        if getattr(self, "_stack", None) is not None and self._process == os.getpid() and not sys.is_finalizing():
+        if getattr(self, "_stack", None) is None:
+            return
+        if self._process != os.getpid() or not sys.is_finalizing():
             self.close()
 
     def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
@@ -162,6 +169,11 @@ class RunnerBase(ABC):
     @abstractmethod
     def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run on checked, C-contiguous feeds; return arrays that nothing else writes to."""
+
+
+def _never_free(runner: RunnerBase, keep: Any = ctypes.pythonapi.Py_IncRef) -> None:
+    """Keep what a runner holds until a forked process ends: to free it would wait for threads that are not there."""
+    keep(ctypes.py_object(runner))
 
 
 def check_feeds(feeds: Arrays, inputs: tuple[TensorSpec, ...], ranges: Ranges) -> dict[str, npt.NDArray[Any]]:

@@ -107,12 +107,12 @@ class Classifier:
 
     @property
     def backend(self) -> str:
-        """What runs the model: "openvino", "onnxruntime", "tensorrt" or "tensorrt-rtx"."""
+        """What runs the model: "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnxruntime-openvino" ..."""
         return self._chosen.backend
 
     @property
     def precision(self) -> str:
-        """Which form of the model it runs: "int8", "fp16" or "fp32"."""
+        """Which form of the model it runs: "int8", "fp16", "bf16" or "fp32"."""
         return self._chosen.precision
 
     @property
