@@ -139,3 +139,21 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], words: str) 
     with pytest.raises(InputError, match=words) as caught:
         BenchSettings(**options)
     assert caught.value.hint
+
+
+def test_what_analyze_found_of_each_layer_is_in_the_report(tiny_bundle_copy: Path, tiny_images: Path) -> None:
+    from vitdeploy.compiler.int8 import analyze
+    from vitdeploy.compiler.recipe import Recipe
+
+    images = load_dataset(tiny_images, "all")
+    quick = BenchSettings(latency=False, threads=1, precisions=("fp32",), backends=("onnxruntime",))
+    before = bench(tiny_bundle_copy, images, quick)
+    assert before.analysis is None and "Layer by layer" not in render_html(before)
+    found = analyze(tiny_bundle_copy, Recipe(dataset="digits"), count=8)
+    after = bench(tiny_bundle_copy, images, quick)
+    assert after.bundle == before.bundle and after.analysis is not None
+    assert [item["layer"] for item in after.analysis["rows"]] == [item.layer for item in found.rows]
+    page = render_html(BenchReport.from_json(json.loads(after.dumps())))
+    assert "<h2>Layer by layer</h2>" in page and found.rows[0].layer in page and "On 8 images of digits" in page
+    (tiny_bundle_copy / "analysis.json").write_text("[]")  # damaged: the report goes without it
+    assert bench(tiny_bundle_copy, images, quick).analysis is None

@@ -234,4 +234,4 @@ def _explanation(bundle: Bundle) -> tuple[dict[str, str], ...]:
 
 
 _NOT_THE_MODEL = ("bench", "analysis", "explanation")
-_LAYER = ("layer", "kind", "macs_share", "sqnr_db", "drop", "agreement")
+_LAYER = ("layer", "kind", "macs_share", "sqnr_db", "logits_db", "drop", "agreement")

@@ -1,4 +1,4 @@
-"""The section on layers: what each costs in accuracy when it alone is INT8, where `vitdeploy analyze` has been run."""
+"""The section on layers: what each does to the model when it alone is in INT8, as `vitdeploy analyze` found."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from vitdeploy.bench.report import BenchReport
 __all__ = ["layers_section"]
 
 _MOST = 24
+_COLUMNS = (  # head, field, how it is written
+    ("SQNR, its output", "sqnr_db", "{:.1f} dB"),
+    ("SQNR, the logits", "logits_db", "{:.1f} dB"),
+    ("agreement", "agreement", "{:.2f} %"),
+    ("of all work", "macs_share", "{:.1%}"),
+)
 
 
 def layers_section(report: BenchReport) -> str:
-    """The layers that cost most, as bars."""
+    """The most damaging layers, as bars."""
     rows = [row for row in (report.analysis or {}).get("rows", []) if row.get("layer")]
     if not rows:
         return ""
-    key = "drop" if any(row.get("drop") is not None for row in rows) else "sqnr_db"
-    rows = [row for row in rows if row.get(key) is not None]
-    # A large drop is bad, and so is a low signal-to-noise ratio.
-    rows.sort(key=lambda row: -row["drop"] if key == "drop" else row["sqnr_db"])
+    rows.sort(key=_damage, reverse=True)
     shown = rows[:_MOST]
-    most = max((abs(row["drop"]) for row in shown), default=0) if key == "drop" else 0
-    lines = "".join(_line(row, most) for row in shown)
+    most = max(_noise(row) for row in shown) or 1.0
+    columns = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in shown)]
+    lines = "".join(_line(row, most, columns) for row in shown)
+    heads = ("points lost", *(name for name, _, _ in columns))
+    cut = f" The first {len(shown)} of {len(rows)}." if len(shown) < len(rows) else ""
     lead = (
-        "What happens when one layer alone is in INT8: points of top-1 that are lost, the signal-to-noise ratio of its "
-        "output, and how often the best class stays the same. The most sensitive first"
-        + (f", {len(shown)} of {len(rows)}." if len(shown) < len(rows) else ".")
+        "One group of layers in INT8, the rest in FP32: what is lost, the signal-to-noise ratio, and how often the "
+        "best class stays the same. The most damaging first; the bars compare the noise that reaches the logits."
+        f"{_images(report)}{cut}"
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("points lost", "SQNR dB", "agreement", "of all work"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     card = (
         f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">layer</th>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
@@ -38,26 +44,35 @@ def layers_section(report: BenchReport) -> str:
     return section("Layer by layer", lead, card)
 
 
-def _line(row: dict[str, Any], most: float) -> str:
+def _images(report: BenchReport) -> str:
+    data = (report.analysis or {}).get("data") or {}
+    if not isinstance(data, dict) or "count" not in data:
+        return ""
+    words = f" On {data['count']} images of {data.get('name')}, {data.get('split')}."
+    return escape(words)
+
+
+def _damage(row: dict[str, Any]) -> tuple[float, float]:
+    """A large drop is bad, and so is much noise."""
+    return row.get("drop") or 0.0, _noise(row)
+
+
+def _noise(row: dict[str, Any]) -> float:
+    """The amplitude of the noise relative to the signal, at the logits if that is known."""
+    decibels = row.get("logits_db") if row.get("logits_db") is not None else row.get("sqnr_db")
+    return 0.0 if decibels is None else float(10 ** (-decibels / 20))
+
+
+def _line(row: dict[str, Any], most: float, columns: list[tuple[str, str, str]]) -> str:
     drop = row.get("drop")
-    share = 0.0 if drop is None or not most else 100 * abs(drop) / most
-    tint = "loss" if (drop or 0) > 0 else "gain"
-    bar = f'<td class="meter {tint}"><i style="width:{share:.1f}%"></i><span>{_number(drop, "{:+.2f}")}</span></td>'
+    tint = "loss" if (drop or 0) > 0 else "even"
+    lost = "–" if drop is None else f"{drop:+.2f}".replace("-", "−").replace("+0.00", "0.00")
+    bar = f'<i style="width:{100 * _noise(row) / most:.1f}%"></i><span>{lost}</span>'
     name = f"<b>{escape(str(row['layer']))}</b><small>{escape(str(row.get('kind') or ''))}</small>"
-    others = "".join(
-        f"<td>{value}</td>"
-        for value in (
-            _number(row.get("sqnr_db"), "{:.1f}"),
-            _number(_percent(row.get("agreement")), "{:.2f} %"),
-            _number(_percent(row.get("macs_share")), "{:.1f} %"),
-        )
-    )
-    return f'<tr><td class="name layer">{name}</td>{bar}{others}</tr>'
+    cells = "".join(f"<td>{_written(row, field, form)}</td>" for _, field, form in columns)
+    return f'<tr><td class="name layer">{name}</td><td class="meter {tint}">{bar}</td>{cells}</tr>'
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _number(value: float | None, form: str) -> str:
+def _written(row: dict[str, Any], field: str, form: str) -> str:
+    value = row.get(field)
     return "–" if value is None else form.format(value).replace("-", "−")

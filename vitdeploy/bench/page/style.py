@@ -133,7 +133,7 @@ td.meter i {
   position: absolute; left: 8px; top: 9px; height: 22px; max-width: calc(100% - 16px); border-radius: 4px;
   background: var(--own, var(--baseline)); opacity: .22;
 }
-td.meter.loss { --own: rgb(var(--loss)); } td.meter.gain { --own: rgb(var(--gain)); }
+td.meter.loss { --own: rgb(var(--loss)); }
 td.meter span { position: relative; }
 td.stack, th.stack { min-width: 210px; width: 40%; }
 td.stack span {
