@@ -18,7 +18,7 @@ from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, InputError, ModelError, OutputExistsError
-from vitdeploy.qat import QatConfig, QatResult, rebuild, tune
+from vitdeploy.qat import QatConfig, QatResult, rebuild, run, tune
 from vitdeploy.storage import locked
 from vitdeploy.training import FinetuneConfig, create_vit, finetune
 
@@ -130,6 +130,25 @@ def test_a_bundle_that_is_being_written_is_left_alone(trained: tuple[Path, Path]
     with locked(tmp_path / "bundle" / ".lock"), pytest.raises(BundleError, match="another command"):
         tune(asked)
     assert snapshot(tmp_path / "bundle") == before
+
+
+def test_a_bundle_that_changed_meanwhile_is_left_alone(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(trained, tmp_path, max_steps=10)
+    compare = run.compare_logits
+
+    def change_it(*arguments: Any) -> Any:
+        """As if the bundle were exported again while the tune runs."""
+        with Bundle.open(asked.bundle).edit() as editor:
+            editor.path_for("model.onnx").write_bytes(b"another")
+            editor.add("model.onnx", kind="onnx", precision="fp32")
+        return compare(*arguments)
+
+    monkeypatch.setattr(run, "compare_logits", change_it)
+    with pytest.raises(BundleError, match="during the tune"):
+        tune(asked)
+    assert (tmp_path / "bundle" / "model.onnx").read_bytes() == b"another"
 
 
 def test_refusals_come_before_the_tune(trained: tuple[Path, Path], tmp_path: Path, tiny_checkpoint: Path) -> None:

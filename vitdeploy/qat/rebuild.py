@@ -17,7 +17,7 @@ from vitdeploy.compiler.build import PRECISIONS, build
 from vitdeploy.compiler.calibration import Calibration, code_fingerprint
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.parity import Check, compare
-from vitdeploy.errors import ModelError, require
+from vitdeploy.errors import BundleError, ModelError, require
 from vitdeploy.qat.fake import FakeQuantized
 from vitdeploy.storage import locked, scratch_folder, staged_folder
 
@@ -116,7 +116,7 @@ def put_in_place(new: Bundle, old: Bundle, check: Check) -> Bundle:
 
     Raises:
         ModelError: the check failed, and the old bundle stays.
-        BundleError: another command is writing to it.
+        BundleError: another command is writing to it, or gave it other weights or another calibration meanwhile.
     """
     if not check.passed:
         raise ModelError(
@@ -127,9 +127,20 @@ def put_in_place(new: Bundle, old: Bundle, check: Check) -> Bundle:
         locked(old.path / ".lock"),
         staged_folder(old.path, overwrite=True, ours=Bundle.is_bundle, what="bundle") as staging,
     ):
+        if _tuned_parts(old.reopen()) != _tuned_parts(old):
+            raise BundleError(
+                f"{old.path} was exported or calibrated anew during the tune, so it is left as it is now",
+                hint="tune again; one command at a time should change a bundle",
+            )
         for artifact in new.manifest.artifacts:
             target = staging / artifact.path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(new.file(artifact), target)
         shutil.copyfile(new.path / "manifest.json", staging / "manifest.json")
     return Bundle.open(old.path)
+
+
+def _tuned_parts(bundle: Bundle) -> tuple[str | None, ...]:
+    """The hashes of what a tune starts from."""
+    parts = (bundle.find(kind="onnx", precision="fp32"), bundle.find(kind="calibration"))
+    return tuple(None if part is None else part.sha256 for part in parts)

@@ -179,7 +179,7 @@ td.name.layer b { white-space: normal; overflow-wrap: anywhere; font-size: 13.5p
 .image li b { font-weight: 600; color: var(--bad); }
 .image li.right b { color: var(--good); }
 .image li small { display: block; color: var(--faint); font-size: 12px; line-height: 1.35; }
-.explained { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+.explained { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 12px; }
 .explained figure { margin: 0; padding: 12px; background: #fff; }
 .explained img { display: block; width: 100%; height: auto; }
 .explained figcaption { margin-top: 8px; color: #5b6472; font-size: 13px; }
