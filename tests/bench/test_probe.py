@@ -70,6 +70,20 @@ def test_a_process_that_hangs_is_ended(graph: Path, tmp_path: Path, monkeypatch:
             os.kill(int(pid.read_text()), 0)
 
 
+def test_ctrl_c_ends_the_process_too(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = tmp_path / "pid"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\nif 'vitdeploy.bench.probe' in sys.orig_argv:\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n    os.kill(os.getppid(), signal.SIGINT)\n"
+        "    time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(KeyboardInterrupt):
+        probe(RunnerSpec("onnxruntime", str(graph), 1), [SMALL])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_of_this_process_is_read() -> None:
     before = host_peak_bytes()

@@ -47,7 +47,7 @@ def distribution_section(report: BenchReport) -> str:
         return ""
     lead = (
         "Every dot is a call, the band holds the middle half of them; lines mark p50 (thick), p95 (thin) and p99 "
-        "(dashed). Calls beyond p99 of all forms sit at the border."
+        "(dashed), p50 and p99 in numbers. Calls beyond p99 of all forms sit at the border."
     )
     return section("How steady each form is", lead, f'<div class="card plot">{wide}{narrow}</div>')
 

@@ -122,7 +122,8 @@ def _lane(row: Row, x: Scale, middle: float, width: int, jitter: np.random.Gener
     )
     label = text(named(row), x=10, y=middle - 17, class_="lane")
     short = f"p50 {_number(latency.p50)}, p99 {_number(latency.p99)} ms"
-    value = text(short, x=width - 12, y=middle - 17, class_="value", text_anchor="end")
+    shown = short if width >= 600 else f"{_number(latency.p50)} · {_number(latency.p99)} ms"
+    value = text(shown, x=width - 12, y=middle - 17, class_="value", text_anchor="end")
     title = element("title", escape(f"{named(row)}: {short}, {len(latency.samples)} samples kept"))
     marks = element("g", dots, class_="dots") + element("g", box, class_="half") + lines
     return element("g", title + label + value + marks, class_=f"series {colour(row)}")
