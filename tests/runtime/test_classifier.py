@@ -171,6 +171,7 @@ def test_what_is_no_image(classifier: Classifier, wrong: Any) -> None:
     with pytest.raises(ImageError) as caught:
         classifier.predict(wrong)
     assert caught.value.hint
+    assert classifier.predict(image()).label in LABELS  # it works on
 
 
 def test_the_error_names_the_image(classifier: Classifier, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_fastest_here_is_taken(tiny_bundle_copy: Path) -> None:
     benchmarked(tiny_bundle_copy, rows)
     precision, backend, why = taken(tiny_bundle_copy)
     assert (precision, backend) == ("fp16", "onnxruntime")
-    assert "3.25 ms" in why and "batch 1" in why and "2 threads" in why and "1 points" in why
+    assert "3.25 ms" in why and "batch 1" in why and "2 threads" in why and "1 point of" in why
     assert taken(tiny_bundle_copy, precision="int8")[:2] == ("int8", "openvino")
     assert taken(tiny_bundle_copy, backend="openvino")[:2] == ("int8", "openvino")
     assert taken(tiny_bundle_copy, precision="fp32", backend="onnxruntime")[2] == "it was asked for by name"

@@ -185,8 +185,9 @@ def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
         return f"vitdeploy bench chose it on this machine: {choice.why}"
     row = measured.row(candidate.artifact, candidate.backend, candidate.device)
     if row is not None:
+        unit = "point" if measured.budget == 1 else "points"
         return (
-            f"the fastest within {measured.budget:g} points of top-1 in the benchmark of this machine:"
+            f"the fastest within {measured.budget:g} {unit} of top-1 in the benchmark of this machine:"
             f" {row.time_ms:.3g} ms an image at batch {row.batch_size}{measured.settings}"
         )
     ground = {None: "it was not benchmarked", False: "its benchmark is of another machine"}.get(
