@@ -1,6 +1,6 @@
 """FP16 and BF16 against FP32 on labelled images, as a device rounds: top-1, paired, and mean |logit difference|.
 
-    python benchmarks/half_accuracy.py CHECKPOINT DATASET [--split test] [--count 8000] [--batch 50] [--json FILE]
+    python benchmarks/half_accuracy.py CHECKPOINT DATASET [--split test] [--forms fp16 bf16] [--count 8000] [--json FILE]
 
 The checkpoint is exported and its half-precision forms are made in a temporary folder, FP16 with 32 images of the
 training split to look for values that it can't hold. ONNX Runtime's CPU provider would drop roundings, so each form is
@@ -29,17 +29,17 @@ from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import load_dataset
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
-FORMS = ("fp32", "fp16", "bf16")
+HALVES = ("fp16", "bf16")
 
 
-def prepare(checkpoint: str, dataset: str, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+def prepare(checkpoint: str, dataset: str, folder: Path, forms: list[str]) -> tuple[dict[str, Path], dict[str, Any]]:
     """The graphs to run, and what the bundle says of its half-precision forms."""
     import onnx_ir as ir
 
     export(checkpoint, folder / "bundle")
-    bundle = build(folder / "bundle", ["fp16", "bf16"], target="onnx", recipe=Recipe(dataset=dataset)).bundle
+    bundle = build(folder / "bundle", forms, target="onnx", recipe=Recipe(dataset=dataset)).bundle
     paths, said = {"fp32": bundle.path / "model.onnx"}, {}
-    for form in FORMS[1:]:
+    for form in forms:
         artifact = bundle.find(kind="onnx", precision=form)
         assert artifact is not None
         paths[form] = folder / f"{form}.onnx"
@@ -73,7 +73,7 @@ def compare(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]
     exact = logits["fp32"]
     right = exact.argmax(axis=1) == labels
     found: dict[str, Any] = {"fp32": {"top1": 100 * float(right.mean())}}
-    for form in FORMS[1:]:
+    for form in [name for name in logits if name != "fp32"]:
         values = logits[form]
         ours = values.argmax(axis=1) == labels
         won, lost = int((ours & ~right).sum()), int((right & ~ours).sum())
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("dataset")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--forms", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--count", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
@@ -106,7 +107,7 @@ def main() -> None:
     images = load_dataset(arguments.dataset, arguments.split, limit=arguments.count)
     labels = np.asarray(images.label_ids)
     with tempfile.TemporaryDirectory() as folder:
-        paths, said = prepare(arguments.checkpoint, arguments.dataset, Path(folder))
+        paths, said = prepare(arguments.checkpoint, arguments.dataset, Path(folder), arguments.forms)
         found = compare(measure(paths, images, arguments.batch, arguments.threads), labels)
     for form, entry in found.items():
         line = f"{form}: top-1 {entry['top1']:.3f}"
