@@ -1,6 +1,6 @@
 """The exported graph against the raw one: speed on CPUs, TensorRT-RTX engines, the time of an export.
 
-    python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--rounds 10] [--json FILE]
+    python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--rounds 10] [--json F] [--markdown F]
 
 The model is a ViT-B/16 at 224 of random weights (`--model small`: ViT-S/16). The graphs, all of the same weights, from
 pixel values to logits:
@@ -259,6 +259,31 @@ def export_time(work: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The numbers as tables."""
+    lines = [f"ViT-{found['model'].title()}/16 at 224, random weights, {found['threads']} threads.", ""]
+    if "speed" in found:
+        lines += ["| runtime | batch | graph | minimum ms | median ms | of raw |", "|---|---:|---|---:|---:|---:|"]
+        for row in found["speed"]:
+            lines.append(
+                f"| {row['backend']} | {row['batch']} | {row['graph']} | {row['min_ms']:.1f} | {row['median_ms']:.1f} |"
+                f" {row['ratio_to_raw']:.3f} |"
+            )
+        lines.append("")
+    if "engines" in found:
+        lines += ["| TensorRT-RTX engine | graph | build, s | MB |", "|---|---|---:|---:|"]
+        lines += [
+            f"| {row['precision']} | {row['graph']} | {row['build_s']:.1f} | {row['megabytes']:.1f} |"
+            for row in found["engines"]
+        ]
+        lines.append("")
+    if "export" in found:
+        lines += ["| export | seconds |", "|---|---:|"]
+        lines += [f"| {name} | {value:.1f} |" for name, value in found["export"].items() if name != "ratio"]
+        lines += ["", f"`vitdeploy export` takes {found['export']['ratio']:.2f} times the bare exporter.", ""]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -267,7 +292,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="add the numbers to this file")
+    parser.add_argument("--markdown", type=Path, help="write everything in the JSON file, or of this run, as tables")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"model": arguments.model, "threads": arguments.threads}
@@ -281,7 +307,10 @@ def main() -> None:
         found["export"] = export_time(arguments.work, max(1, arguments.rounds // 5))
     if arguments.json:
         before = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
-        arguments.json.write_text(json.dumps({**before, **found}, indent=1) + "\n")
+        found = {**before, **found}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(found))
 
 
 if __name__ == "__main__":

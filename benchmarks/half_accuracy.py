@@ -1,6 +1,6 @@
 """FP16 and BF16 against FP32 on labelled images, as a device rounds: top-1, paired, and mean |logit difference|.
 
-    python benchmarks/half_accuracy.py CHECKPOINT DATASET [--split test] [--forms fp16 bf16] [--count 8000] [--json FILE]
+    python benchmarks/half_accuracy.py CHECKPOINT DATASET [--split test] [--forms fp16 bf16] [--count 8000] [--json F]
 
 The checkpoint is exported and its half-precision forms are made in a temporary folder, FP16 with 32 images of the
 training split to look for values that it can't hold. ONNX Runtime's CPU provider would drop roundings, so each form is

@@ -91,6 +91,28 @@ def test_an_existing_bundle_is_kept_without_overwrite(tiny_checkpoint: Path, tin
     assert (tiny_bundle_copy / "manifest.json").read_bytes() == before
 
 
+def test_a_model_too_large_for_one_file_goes_through_all_forms(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over 2 GiB, with the limit moved down: weights beside every graph, in the manifest, and the same logits."""
+    from vitdeploy.compiler.build import build
+    from vitdeploy.compiler.graph import save
+
+    monkeypatch.setattr(save, "_LIMIT", 20_000)
+    bundle = build(export(tiny_checkpoint, tmp_path / "bundle"), ["fp16", "bf16"], target="onnx").bundle
+    bundle.verify()
+    parts = {artifact.path for artifact in bundle.select(kind="weights")}
+    assert parts == {"model.onnx.data", "model.fp16.onnx.data", "model.bf16.onnx.data"}
+    image = np.stack(pictures([(40, 24)]))
+    moved = tmp_path / "moved"
+    bundle.path.rename(moved)  # the graphs refer to their weights by name alone
+    for form in ("model.onnx", "model.fp16.onnx"):
+        with OnnxRuntimeRunner(moved / form) as ours, OnnxRuntimeRunner(tiny_bundle / form) as whole:
+            np.testing.assert_allclose(
+                ours.infer({"image": image})["logits"], whole.infer({"image": image})["logits"], atol=1e-4
+            )
+
+
 def test_a_graph_that_differs_stops_the_export(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

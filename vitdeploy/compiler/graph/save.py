@@ -25,16 +25,16 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in onnx.proto: ModelP
 _LENGTH_DELIMITED = 2
 
 
-def save(model: ir.Model, path: Path, *, limit_bytes: int = _LIMIT, external: bool = False) -> Path | None:
+def save(model: ir.Model, path: Path, *, limit_bytes: int | None = None, external: bool = False) -> Path | None:
     """Write `model` to `path`; the file with its weights if they did not fit into one.
 
     Args:
         model: the graph; it is the same afterwards.
-        limit_bytes: weights of more than this go to a file of their own.
+        limit_bytes: weights of more than this go to a file of their own; None: what protobuf can hold.
         external: they go there in any case.
     """
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if external or sum(tensor.nbytes for tensor in tensors) > limit_bytes:
+    if external or sum(tensor.nbytes for tensor in tensors) > (_LIMIT if limit_bytes is None else limit_bytes):
         return _save_external(model, path)
     _save_whole(model, path)
     return None
