@@ -1,6 +1,6 @@
 """The exported graph against the raw one: speed on CPUs, TensorRT-RTX engines, the time of an export.
 
-    python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--rounds 10] [--json F] [--markdown F]
+    python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--json F] [--markdown F]
 
 The model is a ViT-B/16 at 224 of random weights (`--model small`: ViT-S/16). The graphs, all of the same weights, from
 pixel values to logits:
