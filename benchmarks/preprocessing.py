@@ -1,6 +1,6 @@
 """Preprocessing in the graph against Pillow, both in one process, taking turns: prints milliseconds and ratios.
 
-    python benchmarks/preprocessing.py [--resample bicubic] [--threads 1] [--rounds 60]
+    python benchmarks/preprocessing.py [--resample bicubic] [--target cpu] [--threads 1] [--rounds 60]
 
 Pillow's time is that of `Image.resize` alone; "to float32" adds what the graph also does: rescale, normalise, channels
 first, in NumPy. The graph's time is a whole call of the runtime with the pixels as input and the pixel values as
@@ -34,14 +34,14 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def graph_calls(
-    spec: PreprocessSpec, input_size: tuple[int, int] | None, threads: int
+    spec: PreprocessSpec, input_size: tuple[int, int] | None, target: str, threads: int
 ) -> dict[str, Callable[..., Any]]:
     """One call per runtime: uint8 (1, height, width, 3) -> pixel values."""
     import onnx_ir as ir
     import onnxruntime
     import openvino
 
-    data = ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString()
+    data = ir.to_proto(build_preprocessing(spec, input_size=input_size, target=target)).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -72,19 +72,23 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resample", choices=sorted(PILLOW), default="bicubic")
+    parser.add_argument("--target", choices=["any", "cpu"], default="cpu", help="the graph's layout (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtimes; Pillow has one (default: 1)")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--size", type=int, default=224, help="edge of the pixel values (default: 224)")
     arguments = parser.parse_args()
     resize = ResizeSpec(arguments.resample, height=arguments.size, width=arguments.size)
     spec = PreprocessSpec(resize, None, 1 / 255, MEAN, STD)
-    any_size = {f"{name}, any size": call for name, call in graph_calls(spec, None, arguments.threads).items()}
+    any_size = {
+        f"{name}, any size": call for name, call in graph_calls(spec, None, arguments.target, arguments.threads).items()
+    }
     pillow = pillow_calls(arguments.resample, arguments.size)
-    print(f"{arguments.resample} to {arguments.size}x{arguments.size}, {arguments.threads} thread(s)")
+    made = f"{arguments.resample} to {arguments.size}x{arguments.size}"
+    print(f"{made}, the graph for {arguments.target}, {arguments.threads} thread(s)")
     for height, width in SIZES:
         pixels = photograph(height, width)
         image = Image.fromarray(pixels)
-        known = graph_calls(spec, (height, width), arguments.threads)
+        known = graph_calls(spec, (height, width), arguments.target, arguments.threads)
         calls: dict[str, tuple[Callable[..., Any], Any]] = {name: (call, image) for name, call in pillow.items()}
         for name, call in {**any_size, **{f"{name}, known size": call for name, call in known.items()}}.items():
             calls[name] = (call, pixels[np.newaxis])

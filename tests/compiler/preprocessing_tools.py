@@ -26,7 +26,7 @@ def only_resize(resample: str, height: int, width: int) -> PreprocessSpec:
     return PreprocessSpec(ResizeSpec(resample, height=height, width=width), None, None, None, None)
 
 
-def runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None) -> Run:
+def runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None, target: str = "any") -> Run:
     """`uint8 (batch, height, width, 3) -> float32 (batch, 3, h, w)` in ONNX Runtime."""
     import onnx_ir as ir
     import onnxruntime
@@ -34,7 +34,7 @@ def runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None) -> R
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    data = ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString()
+    data = ir.to_proto(build_preprocessing(spec, input_size=input_size, target=target)).SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(images: Pixels) -> Floats:
@@ -44,12 +44,12 @@ def runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None) -> R
     return run
 
 
-def openvino_runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None) -> Run:
+def openvino_runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None, target: str = "any") -> Run:
     """The same in OpenVINO, in float32: left alone it computes in bfloat16 where the processor can."""
     import onnx_ir as ir
     import openvino
 
-    data = ir.to_proto(build_preprocessing(spec, input_size=input_size)).SerializeToString()
+    data = ir.to_proto(build_preprocessing(spec, input_size=input_size, target=target)).SerializeToString()
     core = openvino.Core()
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     request = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", config).create_infer_request()
@@ -57,9 +57,9 @@ def openvino_runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = N
 
 
 @functools.lru_cache(maxsize=64)
-def resizer(resample: str, height: int, width: int) -> Run:
+def resizer(resample: str, height: int, width: int, target: str = "any") -> Run:
     """A runner of `only_resize` for images of any size, made once."""
-    return runner(only_resize(resample, height, width))
+    return runner(only_resize(resample, height, width), target=target)
 
 
 def pillow_resize(pixels: Pixels, size: tuple[int, int], resample: str) -> Floats:

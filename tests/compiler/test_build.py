@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vitdeploy.bundle import Bundle
@@ -46,6 +47,21 @@ def test_forms_are_smaller_and_tied_to_their_source(tiny_bundle: Path) -> None:
     for artifact in bundle.manifest.artifacts:
         if artifact.path != "model.onnx":
             assert artifact.built_from == single.sha256
+
+
+def test_cpus_get_another_layout_and_the_same_pixel_values(tiny_bundle: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
+    values = []
+    for name, first in (("model.onnx", "Cast"), ("model.int8-cpu.onnx", "Transpose")):
+        model = onnx.load(tiny_bundle / name)
+        assert first in {node.op_type for node in model.graph.node if "image" in node.input}
+        model.graph.output.append(onnx.helper.make_tensor_value_info("pixel_values", onnx.TensorProto.FLOAT, None))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        values.append(session.run(["pixel_values"], {"image": image})[0])
+    np.testing.assert_array_equal(*values)
 
 
 def test_nothing_is_built_twice(tiny_bundle_copy: Path) -> None:

@@ -32,6 +32,7 @@ from vitdeploy.specs import PreprocessSpec, ResizeSpec
 EDGES = st.floats(0, 12).map(lambda power: min(4096, round(2**power)))
 SIZES = st.tuples(EDGES, EDGES).filter(lambda size: size[0] * size[1] <= 2_000_000)
 SMALL = st.tuples(st.integers(1, 90), st.integers(1, 90))
+CROPS = st.tuples(st.integers(1, 60), st.integers(1, 60))
 OUTPUTS = st.sampled_from([(224, 224), (112, 112), (32, 32), (256, 192), (37, 61)])
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 FULL = settings(max_examples=2500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -106,6 +107,27 @@ def test_the_reference_is_pillow_bit_for_bit(
     pixels = noise(*size, seed)
     theirs = pillow_resize(pixels, made, resample)
     np.testing.assert_array_equal(resize(pixels, made, resample).transpose(2, 0, 1), theirs)
+
+
+@QUICK
+@given(SIZES, OUTPUTS, st.integers(0, 1000), st.sampled_from(CONTINUOUS))
+@example((300, 200), (32, 32), 1, "bicubic")
+@example((2048, 100), (112, 112), 1, "bicubic")  # the height first
+def test_the_layout_for_cpus_makes_the_same_bits(
+    size: tuple[int, int], made: tuple[int, int], seed: int, resample: str
+) -> None:
+    images = np.stack([photograph(*size, seed), noise(*size, seed)])
+    np.testing.assert_array_equal(resizer(resample, *made, "cpu")(images), resizer(resample, *made)(images))
+
+
+@QUICK
+@given(SMALL, SMALL, CROPS, st.integers(0, 1000), st.sampled_from(sorted(PILLOW)))
+def test_the_layout_for_cpus_makes_the_same_bits_of_a_known_size(
+    size: tuple[int, int], made: tuple[int, int], crop: tuple[int, int], seed: int, resample: str
+) -> None:
+    spec = PreprocessSpec(ResizeSpec(resample, height=made[0], width=made[1]), crop, 1 / 255, MEAN, STD)
+    images = noise(*size, seed)[np.newaxis]
+    np.testing.assert_array_equal(runner(spec, size, "cpu")(images), runner(spec, size)(images))
 
 
 @pytest.mark.parametrize("resample", CONTINUOUS)
@@ -191,9 +213,6 @@ class TestTwins:
             self.compare(self.pixels, self.spec)
 
 
-CROPS = st.tuples(st.integers(1, 60), st.integers(1, 60))
-
-
 @settings(QUICK, max_examples=60)
 @given(SMALL, CROPS)
 def test_the_crop_is_that_of_transformers(size: tuple[int, int], crop: tuple[int, int]) -> None:
@@ -250,11 +269,12 @@ def test_sizes_are_those_of_transformers(size: tuple[int, int], shortest: int, m
 )
 def test_openvino_makes_the_same(spec: PreprocessSpec) -> None:
     level = np.ones(3) if spec.std is None else 1 / 255 / np.array(spec.std)
-    ours, theirs = openvino_runner(spec), runner(spec)
+    ours, for_cpus, theirs = openvino_runner(spec), openvino_runner(spec, target="cpu"), runner(spec)
     for size in [(32, 32), (200, 70), (90, 331)]:
         pixels = photograph(*size)[np.newaxis]
         # both add in float32, in another order: a sum at a half may fall to the other side
-        assert_levels(ours(pixels)[0], theirs(pixels)[0], levels=1, share=0.001, level=level)
+        for other in (ours, for_cpus):
+            assert_levels(other(pixels)[0], theirs(pixels)[0], levels=1, share=0.001, level=level)
 
 
 def test_only_a_cast_sees_uint8_and_every_name_has_the_prefix() -> None:

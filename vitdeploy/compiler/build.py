@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import __version__, machine, progress
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.calibration import Calibration
+from vitdeploy.compiler.graph.compose import exchange_front
 from vitdeploy.compiler.graph.half import single_by_standard, to_half
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
 from vitdeploy.compiler.half_plan import HalfPlan
 from vitdeploy.compiler.int8 import VALIDATION_IMAGES, Int8Request, Int8Stage
+from vitdeploy.compiler.preprocessing import build_preprocessing
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.compiler.structure import check_structure
@@ -160,7 +162,9 @@ class _Forms:
             quantize(model, calibration, target=target)
         kept: frozenset[str] = frozenset()
         lacking = single_by_standard(model, _HALVES[precision]) if precision in _HALVES else {}
-        if target != "cpu":
+        if target == "cpu":
+            model = exchange_front(self._preprocessing_for_cpus(model), model)
+        else:
             kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
             to_half(model, kept, dtype=_HALVES.get(precision, "float16"))
         made_with: dict[str, Any] = {"vitdeploy": __version__, **origin}
@@ -188,6 +192,11 @@ class _Forms:
             built_from=self._single.sha256,
             built_with=made_with,
         )
+
+    def _preprocessing_for_cpus(self, model: Any) -> Any:
+        height, width = model.graph.inputs[0].shape[1:3]
+        known = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        return build_preprocessing(self._bundle.manifest.preprocess, input_size=known, target="cpu")
 
 
 def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:

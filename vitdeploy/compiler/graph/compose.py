@@ -9,7 +9,7 @@ from vitdeploy.errors import ModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PIXEL_VALUES", "put_in_front"]
+__all__ = ["PIXEL_VALUES", "exchange_front", "put_in_front"]
 
 PIXEL_VALUES = "pixel_values"
 """The tensor between preprocessing and model, (batch, channels, height, width), by this name in every graph."""
@@ -49,6 +49,24 @@ def put_in_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:
     graph.insert_before(first, nodes)
     made.name = PIXEL_VALUES
     return model
+
+
+def exchange_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:
+    """Take the preprocessing off a model that has one and put another in its place; both arguments are used up."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = model.graph
+    image = graph.inputs[0]
+    made = next(value for node in graph for value in node.outputs if value.name == PIXEL_VALUES)
+    bare = ir.Value(name=PIXEL_VALUES, type=made.type, shape=made.shape)
+    ir.convenience.replace_all_uses_with(made, bare)
+    RemoveUnusedNodesPass()(model)
+    graph.inputs.clear()
+    graph.inputs.append(bare)
+    whole = put_in_front(preprocessing, model)
+    ir.convenience.replace_all_uses_with(image, graph.inputs[0])  # what else reads the image's shape
+    return whole
 
 
 def _size(value: ir.Value) -> tuple[object, object]:
