@@ -54,19 +54,36 @@ def put_in_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:
 def exchange_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:
     """Take the preprocessing off a model that has one and put another in its place; both arguments are used up."""
     import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = model.graph
     image = graph.inputs[0]
     made = next(value for node in graph for value in node.outputs if value.name == PIXEL_VALUES)
     bare = ir.Value(name=PIXEL_VALUES, type=made.type, shape=made.shape)
     ir.convenience.replace_all_uses_with(made, bare)
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(graph)
     graph.inputs.clear()
     graph.inputs.append(bare)
     whole = put_in_front(preprocessing, model)
     ir.convenience.replace_all_uses_with(image, graph.inputs[0])  # what else reads the image's shape
     return whole
+
+
+def _remove_unused(graph: ir.Graph) -> None:
+    """Remove nodes and constants that nothing reads; what the branches of an unused If read counts for nothing."""
+    outputs = set(graph.outputs)
+    for node in reversed(graph):
+        if any(value in outputs or value.uses() for value in node.outputs):
+            continue
+        for attribute in node.attributes.values():
+            if attribute.type.name == "GRAPH":
+                branch = attribute.as_graph()
+                branch.outputs.clear()
+                for step in reversed(branch):
+                    branch.remove(step, safe=True)
+        graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]
 
 
 def _size(value: ir.Value) -> tuple[object, object]:
