@@ -54,15 +54,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
-@pytest.fixture(scope="session")
-def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_images(root: Path) -> Path:
     """Class folders of 40 small PNG files of two sizes: noise over a gradient that depends on the class."""
     from PIL import Image
 
-    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(3)
     for index, label in enumerate(LABELS):
-        (root / label).mkdir()
+        (root / label).mkdir(parents=True)
         for number in range(4):
             height, width = (24, 40) if number % 2 else (36, 30)
             ramp = np.linspace(0, 25 * index, width)[np.newaxis, :, np.newaxis] + np.zeros((height, 1, 3))
@@ -72,16 +70,33 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `tiny_checkpoint` with FP32, FP16 and both INT8 graphs. Read-only: copy it to change it."""
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `write_images`. Read-only."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def write_bundle(path: Path, checkpoint: Path, images: Path, precisions: tuple[str, ...] = ("fp16", "int8")) -> Path:
+    """The bundle of a tiny checkpoint with those forms, INT8 calibrated on 24 of the images."""
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.export import export
     from vitdeploy.compiler.recipe import Recipe
 
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    export(tiny_checkpoint, path)
-    build(path, ["fp16", "int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=24))
+    export(checkpoint, path)
+    build(path, precisions, target="onnx", recipe=Recipe(dataset=str(images), count=24))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_checkpoint` with FP32, FP16 and both INT8 graphs. Read-only: copy it to change it.
+
+    A device without PyTorch takes one that `python -m tests.gpu.make_bundle` wrote elsewhere: VITDEPLOY_TINY_BUNDLE.
+    """
+    made = os.environ.get("VITDEPLOY_TINY_BUNDLE")
+    if made:
+        return Path(made)
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    return write_bundle(path, request.getfixturevalue("tiny_checkpoint"), request.getfixturevalue("tiny_images"))
 
 
 @pytest.fixture

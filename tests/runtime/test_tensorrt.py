@@ -353,6 +353,25 @@ def test_an_engine_that_was_exchanged(here: Here, tmp_path: Path) -> None:
     assert here.released()
 
 
+def test_an_engine_of_an_older_graph_is_refused(here: Here, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b", graph=b"a graph")
+    with TensorRTRunner(path) as runner:
+        assert logits(runner, images(1)).shape == (1, 4)
+    with Bundle.open(tmp_path / "b").edit() as editor:
+        editor.path_for("model.fp16.onnx").write_bytes(b"a newer graph")
+        editor.add("model.fp16.onnx", kind="onnx", precision="fp16")
+    with pytest.raises(EngineError, match="another graph than the model.fp16.onnx") as caught, TensorRTRunner(path):
+        pass
+    assert "--fp16 --target tensorrt" in str(caught.value.hint)
+    with Bundle.open(tmp_path / "b").edit() as editor:  # the CPU's graph is no source of engines
+        editor.path_for("model.fp16.onnx").write_bytes(b"a graph")
+        editor.add("model.fp16.onnx", kind="onnx", precision="fp16")
+        editor.path_for("model.cpu.onnx").write_bytes(b"for the CPU")
+        editor.add("model.cpu.onnx", kind="onnx", precision="fp16", target="cpu")
+    with TensorRTRunner(path) as runner:
+        assert logits(runner, images(1)).shape == (1, 4)
+
+
 def test_load_reads_an_engine_once_and_stops_at_an_exchanged_one(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

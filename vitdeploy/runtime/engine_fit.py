@@ -15,7 +15,7 @@ from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import BundleError, EngineError
 from vitdeploy.machine import Gpu
 
-__all__ = ["Described", "check_fit", "check_version", "described", "read_engine", "weights_of"]
+__all__ = ["Described", "check_fit", "check_source", "check_version", "described", "read_engine", "weights_of"]
 
 _AMPERE = (8, 0)  # hardware-compatible engines run from here on
 
@@ -62,6 +62,23 @@ def read_engine(path: Path, artifact: Artifact | None) -> bytes:
             hint="copy the bundle again or rebuild the engine; do not load a file that was tampered with",
         )
     return data
+
+
+def check_source(engine: Described) -> None:
+    """Compare the graph that an engine was built from with the graphs of its bundle.
+
+    Raises:
+        EngineError: the bundle holds another graph in its place: the engine would answer for an older model.
+    """
+    artifact = engine.artifact
+    graphs = [
+        graph for graph in engine.bundle.select(kind="onnx", precision=artifact.precision) if graph.target != "cpu"
+    ]
+    if artifact.built_from is not None and graphs and artifact.built_from not in {graph.sha256 for graph in graphs}:
+        raise EngineError(
+            f"{artifact.path} was built from another graph than the {graphs[0].path} that the bundle holds now",
+            hint=f"build it again: vitdeploy build-engine BUNDLE --{artifact.precision} --target {artifact.target}",
+        )
 
 
 def weights_of(engine: Described) -> Path | None:

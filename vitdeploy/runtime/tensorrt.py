@@ -24,7 +24,7 @@ from vitdeploy.machine import Gpu, gpus, problem_with_gpu
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.runtime.cuda import OutOfMemory, select_device
 from vitdeploy.runtime.engine import LoadedEngine
-from vitdeploy.runtime.engine_fit import check_fit, check_version, described, read_engine, weights_of
+from vitdeploy.runtime.engine_fit import check_fit, check_source, check_version, described, read_engine, weights_of
 from vitdeploy.runtime.lane import GRAPHS, Lane
 
 __all__ = ["TensorRTRunner"]
@@ -100,6 +100,7 @@ class TensorRTRunner(RunnerBase):
         if found is not None:
             check_version(found.artifact, self.backend, str(trt.__version__))
             check_fit(found.artifact, gpu)
+            check_source(found)
         cuda = _cuda_runtime(extra)
         data = read_engine(self._path, None if found is None else found.artifact)
         weights = self._weights if found is None else weights_of(found)
