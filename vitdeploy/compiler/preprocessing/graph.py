@@ -236,7 +236,8 @@ def _along_width(tape: Tape, pixels: _Pixels, band: Band, clip: bool) -> _Pixels
     joined = tape.Reshape(joined, tape.ints(0, 0, band.blocks, 2, band.block * channels))
     # without the dimension of one: ONNX Runtime's broadcasting takes five times as long with it
     flat = tape.ints(0, 0, band.padded * channels)
-    levels = _levels(tape, *(tape.Reshape(part, flat) for part in tape.split(joined, 2, 3)), clip)
+    high, low = (tape.Reshape(part, flat) for part in tape.split(joined, 2, 3))
+    levels = _levels(tape, high, low, clip)
     if band.padded != band.count:
         levels = tape.Slice(levels, tape.ints(0), tape.ints(band.count * channels), tape.ints(2))
     return _Pixels(levels, channels)
