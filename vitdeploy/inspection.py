@@ -83,6 +83,7 @@ class BundleReport:
             "calibration": self.calibration,
             "checks": self.checks,
             "bench": self.bench,
+            "choice": manifest.get("choice"),
             "provenance": manifest["provenance"],
         }
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bench.small_bundle import write_small_bundle
+from vitdeploy import load
 from vitdeploy.bench import BenchReport, BenchSettings, bench, render_html, save
 from vitdeploy.bench.accuracy import Accuracy
 from vitdeploy.bench.report import ArtifactRef, Latency, Memory, Row
@@ -100,7 +101,9 @@ def test_the_sentence_names_limits_and_preference(report: BenchReport) -> None:
     assert "is the smallest form" in text and "within 20 ms (p95)" in text and "at most 150 MB" in text
 
 
-def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(tiny_images: Path, tmp_path: Path) -> None:
+def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(
+    cli: Any, tiny_images: Path, tmp_path: Path
+) -> None:
     bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
     settings = BenchSettings(rounds=2, threads=1, memory=False, phases=False, precisions=("fp32", "int8"))
     images = load_dataset(tiny_images, "all")
@@ -109,6 +112,12 @@ def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(tiny_image
     kept = bundle.reopen().choice
     assert kept is not None and kept == written and f"{kept.precision}/{kept.backend}" == report.recommendation["key"]
     assert kept.sha256 == report.row(report.recommendation["key"]).artifact.sha256  # type: ignore[union-attr]
+    with load(bundle.path) as classifier:  # and there `load` finds it
+        assert (classifier.precision, classifier.backend) == (kept.precision, kept.backend)
+        assert classifier.describe()["why"].startswith("vitdeploy bench chose it on this machine")
+    shown = cli("inspect", bundle.path)
+    assert f"{kept.precision} on {kept.backend}; load() takes it there" in " ".join(shown.stdout.split())
+    assert json.loads(cli("inspect", bundle.path, "--json").stdout)["choice"] == kept.to_json()
     # A choice is no reason to call it another bundle.
     again = bench(bundle.reopen(), images, settings, max_latency_ms=1e-6)
     assert again.bundle == report.bundle and again.recommendation["key"] is None
