@@ -41,9 +41,10 @@ def command(path: str, layers: bool, trusted: bool, as_json: bool) -> None:
 
     The JSON of a bundle has schema_version, type ("bundle"), name, model, labels, preprocess, preprocess_text, inputs,
     outputs, artifacts (the manifest's entries with state: ok, changed or missing, and stale: why it should be made
-    again, or null), sound, calibration (recipe, images), checks, bench, choice (of the last benchmark,
-    or null) and provenance. That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its entry), graph (opsets, inputs,
-    outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes, products, int8_products) and
+    again, or null), sound, calibration (recipe, images), checks, bench, choice (of the last benchmark, or null) and
+    provenance. That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its
+    entry), graph (opsets, inputs, outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes,
+    products, int8_products) and
     engine (asked: products, int8_products, layers; found: layers, tensors, by_precision, fused; int8: asked, running,
     elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why nothing was found).
 
