@@ -1,39 +1,55 @@
-"""examples/classify.py does what it says."""
+"""The short examples: they do what they say, and are as short as they say."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.conftest import LABELS
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "classify.py"
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+from tests.examples.running import code_lines, run
+from vitdeploy import load
 
 
-def test_classify(tiny_bundle: Path, tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    done = run(tiny_bundle, tmp_path / "photo.png", tmp_path / "none.png")
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_classify(tiny_bundle: Path, photo: Path) -> None:
+    done = run("classify.py", tiny_bundle, photo, photo.with_name("none.png"))
     assert done.returncode == 1
-    name, label, score = done.stdout.strip().split("\t")
-    assert name == str(tmp_path / "photo.png")
-    assert label in LABELS
-    assert 0 < float(score) <= 1
-    assert "none.png" in done.stderr
-    assert run(tiny_bundle, tmp_path / "photo.png").returncode == 0
+    good, bad = done.stdout.splitlines()
+    name, label, score = good.split("\t")
+    with load(tiny_bundle) as classifier:
+        expected = classifier.predict(photo)
+    assert (name, label, float(score)) == (str(photo), expected.label, pytest.approx(expected.score, abs=1e-3))
+    assert "none.png" in bad
+    assert run("classify.py", tiny_bundle, photo).returncode == 0
 
 
 def test_usage() -> None:
-    done = run()
+    done = run("classify.py")
     assert done.returncode == 1
     assert "usage" in done.stderr
+
+
+def test_without_vitdeploy(tiny_bundle: Path, photo: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    done = run("plain_onnxruntime.py", tiny_bundle / "model.onnx", photo)
+    assert done.returncode == 0, done.stderr
+    with load(tiny_bundle, "onnxruntime", "fp32") as classifier:
+        expected = classifier.predict(photo, 5)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [LABELS[int(index)] for index, _ in lines] == [score.label for score in expected.top_k]
+    np.testing.assert_allclose([float(s) for _, s in lines], [score.score for score in expected.top_k], atol=2e-6)
+
+
+def test_they_are_short() -> None:
+    assert len(code_lines("classify.py")) <= 15
+    assert len(code_lines("plain_onnxruntime.py")) <= 10
+    assert "vitdeploy" not in "".join(code_lines("plain_onnxruntime.py"))

@@ -1,0 +1,61 @@
+"""A nightly job: classify a folder, and say which images a person should look at.
+
+    python examples/batch_job.py bundles/vit inbox reports --unsure 0.6
+
+writes into `reports`: results.csv, one row an image; review.txt, the images whose best score is under `--unsure` or
+that could not be read; summary.json, the counts. A job that was killed goes on where it was when it is started again;
+one that was done classifies nothing. Needs `pip install 'vitdeploy[cpu]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from vitdeploy import VitdeployError, load
+from vitdeploy.bulk import predict_files
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Classify a folder of images for a report.")
+    parser.add_argument("bundle")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("reports", type=Path)
+    parser.add_argument("--unsure", type=float, default=0.5, help="a best score under this is reviewed (default: 0.5)")
+    given = parser.parse_args()
+    results = given.reports / "results.csv"
+    if not results.exists():
+        try:
+            with load(given.bundle) as classifier:
+                done = predict_files(classifier, [given.images], results)
+        except VitdeployError as error:
+            print(f"{error.message}\n{error.hint}", file=sys.stderr)
+            return 1
+        print(f"{done.images} images, {done.resumed} of them before, {done.failed} failed")
+    report(results, given.unsure)
+    return 0
+
+
+def report(results: Path, unsure: float) -> None:
+    """Write summary.json and review.txt beside the results."""
+    classes: Counter[str] = Counter()
+    review = []
+    with open(results, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["error"]:
+                review.append(f"{row['image']}\t{row['error']}")
+                continue
+            classes[row["label"]] += 1
+            if float(row["score"]) < unsure:
+                review.append(f"{row['image']}\t{row['label']} {float(row['score']):.2f}, or {row['label_2']}")
+    results.with_name("review.txt").write_text("".join(f"{line}\n" for line in review), encoding="utf-8")
+    summary = {"classes": dict(classes.most_common()), "to_review": len(review)}
+    results.with_name("summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""A web service around one classifier, with a page to try it on.
+
+    python examples/service/app.py bundles/vit
+
+    GET  /          a page: drop an image, see its label, the scores and the latency
+    POST /predict   the image file as the body -> JSON
+    GET  /health    200 and what is being run, 503 while it closes
+    GET  /metrics   Prometheus text
+
+    curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+
+Needs `pip install 'vitdeploy[cpu,examples]'`, or the extra of another backend. One process serves all requests with one
+classifier: images that come at the same time go through the model together. What is too large, too slow or too much is
+refused with a 4xx or 503 and a message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from vitdeploy import Classifier, VitdeployError, load
+from vitdeploy.errors import DeadlineError, ImageError, InputError, OutOfMemoryError, QueueFullError, RunnerClosedError
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {  # the page loads nothing from anywhere else
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob: data:; style-src 'unsafe-inline';"
+    " script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+STATUS: dict[type[VitdeployError], int] = {  # the first that fits
+    ImageError: 422,
+    OutOfMemoryError: 413,
+    InputError: 400,
+    DeadlineError: 504,
+    QueueFullError: 503,
+    RunnerClosedError: 503,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost."""
+
+    max_bytes: int = 10 * 2**20  # of the file
+    max_pixels: int = 50_000_000  # of the image: a small file may hold many
+    upload_seconds: float = 30.0
+    timeout_ms: float = 10_000.0  # from the end of the upload to the answer
+    max_waiting: int = 64  # requests that wait or run; the next one is refused
+
+
+class Metrics:
+    """What Prometheus reads: a registry of this application's own."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "vitdeploy_requests", "Requests to /predict by status code", ["status"], registry=self.registry
+        )
+        self.predictions = Counter(
+            "vitdeploy_predictions", "Answers by their best class", ["label"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "vitdeploy_predict_seconds",
+            "From the end of the upload to the answer",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        waiting = Gauge("vitdeploy_requests_pending", "Requests that wait or run", registry=self.registry)
+        waiting.set_function(lambda: classifier.pending)
+        model = Gauge(
+            "vitdeploy_model", "What is being run", ["backend", "precision", "sha256"], registry=self.registry
+        )
+        model.labels(classifier.backend, classifier.precision, classifier.describe()["sha256"]).set(1)
+
+
+def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
+    """The application; it closes the classifier when it stops."""
+    metrics = Metrics(classifier)
+    serving = True
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal serving
+        yield
+        serving = False
+        await asyncio.to_thread(classifier.close)  # answers what was accepted
+
+    # no /docs and /redoc: those pages load their scripts from the internet
+    app = FastAPI(title="vitdeploy", lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html", headers=PAGE_HEADERS)
+
+    @app.post("/predict")
+    async def predict(request: Request, top_k: int = Query(default=5, ge=1, le=1000)) -> dict[str, Any]:
+        image = await upload(request, limits)
+        began = time.perf_counter()
+        answer = await classifier.predict_async(image, top_k, timeout_ms=limits.timeout_ms)
+        seconds = time.perf_counter() - began
+        metrics.seconds.observe(seconds)
+        metrics.predictions.labels(answer.label).inc()
+        return {**answer.to_json(), "milliseconds": round(1000 * seconds, 3)}
+
+    @app.get("/health")
+    def health() -> JSONResponse:
+        about = {name: classifier.describe()[name] for name in ("backend", "precision", "device", "sha256", "classes")}
+        state = {"status": "ok" if serving else "closing", **about, "max_bytes": limits.max_bytes}
+        return JSONResponse(state, 200 if serving else 503)
+
+    @app.get("/metrics")
+    def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.middleware("http")
+    async def count(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        if request.url.path == "/predict":
+            metrics.requests.labels(response.status_code).inc()
+        return response
+
+    @app.exception_handler(VitdeployError)
+    async def failed(_: Request, error: VitdeployError) -> JSONResponse:
+        status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+        headers = {"Retry-After": "1"} if status == 503 else None
+        return JSONResponse({"error": error.message, "hint": error.hint}, status, headers)
+
+    @app.exception_handler(StarletteHTTPException)  # FastAPI's own, and that of a path that is not there
+    async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail, "hint": None}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def misread(_: Request, error: RequestValidationError) -> JSONResponse:
+        said = "; ".join(f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors())
+        return JSONResponse({"error": said, "hint": None}, 400)
+
+    return app
+
+
+async def upload(request: Request, limits: Limits) -> bytes:
+    """The body of a request, read no further than the limit.
+
+    Raises:
+        HTTPException: 408 too slow, 413 too large, 415 a form, 400 nothing.
+    """
+    too_large = HTTPException(413, f"the file is larger than {limits.max_bytes} bytes", headers={"Connection": "close"})
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise HTTPException(415, "send the image file itself as the body, not a form: curl --data-binary @cat.jpg")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limits.max_bytes:
+        raise too_large
+    body = bytearray()
+
+    async def read() -> None:
+        async for chunk in request.stream():
+            body.extend(chunk)
+            if len(body) > limits.max_bytes:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), limits.upload_seconds)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"the upload took longer than {limits.upload_seconds:g} seconds") from error
+    if not body:
+        raise HTTPException(400, "the body is empty: send an image file")
+    return bytes(body)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve a bundle over HTTP.")
+    parser.add_argument("bundle")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also from other machines (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model")
+    parser.add_argument("--max-batch", type=int, default=8, help="images of one call of the model (default: 8)")
+    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of an upload (default: %(default)s)")
+    parser.add_argument("--max-waiting", type=int, default=Limits.max_waiting, help="requests (default: %(default)s)")
+    given = parser.parse_args()
+    limits = Limits(max_bytes=given.max_bytes, max_waiting=given.max_waiting)
+    try:
+        classifier = load(
+            given.bundle,
+            given.backend,
+            given.precision,
+            threads=given.threads,
+            max_batch=given.max_batch,
+            max_queue=limits.max_waiting,
+            when_full="raise",
+            max_pixels=limits.max_pixels,
+        )
+        classifier.predict(np.zeros((480, 640, 3), np.uint8))  # the first call is slow: nobody shall wait for it
+    except VitdeployError as error:
+        raise SystemExit(f"Error: {error.message}\nHint: {error.hint}") from error
+    print(f"{classifier.precision} on {classifier.backend}: http://{given.host}:{given.port}", flush=True)
+    # twice as many connections as places: a refusal must get through, too
+    options = {"limit_concurrency": 2 * limits.max_waiting + 8, "timeout_graceful_shutdown": 10}
+    uvicorn.run(create_app(classifier, limits), host=given.host, port=given.port, log_level="warning", **options)
+
+
+if __name__ == "__main__":
+    main()
