@@ -228,7 +228,9 @@ class Lane:
 
     def _drop_graphs(self) -> None:
         while self._graphs:
-            self._graphs.popitem()[1].graph.close()
+            key, captured = self._graphs.popitem()
+            captured.graph.close()
+            self._calls[key] = 1  # captured again when it comes again
 
     def _buffer(self, name: str) -> Memory:
         return self._memory.setdefault(name, Memory(self._cuda))
