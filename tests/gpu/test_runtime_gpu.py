@@ -189,3 +189,24 @@ def test_a_tensor_on_the_gpu_is_used_there(tiny_bundle: Path, monkeypatch: pytes
         np.testing.assert_allclose(classifier.logits(made), last, atol=0.01 * float(np.ptp(last)), rtol=0)
     # other kernels may be taken for other batches
     np.testing.assert_allclose(answers, expected, atol=0.01 * float(np.ptp(expected)), rtol=0)
+
+
+def test_an_engine_uses_a_tensor_on_the_gpu_there(
+    bundle: Path, runtime_flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs PyTorch with CUDA")
+    pixels = images(9, 48, 64)
+    with load(bundle, backend=runtime_flavour, precision="fp16") as classifier:
+        expected = classifier.logits(pixels)  # in batches of at most 4
+        monkeypatch.setattr(classifier._runner, "infer", None)  # the way through the machine's memory is closed
+        tensor = torch.from_numpy(pixels).cuda()
+        for _ in range(3):
+            np.testing.assert_array_equal(classifier.logits(tensor), expected)
+        one = classifier.logits(tensor[3])  # 9,216 bytes an image: every one aligned
+        shifted = torch.empty(pixels[3].size + 1, dtype=torch.uint8, device="cuda")[1:].view(48, 64, 3)
+        shifted.copy_(tensor[3])
+        np.testing.assert_array_equal(classifier.logits(shifted), one)
+    # TensorRT takes other kernels for other batches
+    np.testing.assert_allclose(one[0], expected[3], atol=TOLERANCES["fp16"] * float(np.ptp(expected)), rtol=0)

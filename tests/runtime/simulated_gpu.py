@@ -32,6 +32,7 @@ class Status(IntEnum):
 class Kind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class CaptureMode(IntEnum):
@@ -88,7 +89,7 @@ class SimulatedCuda(ModuleType):
     def cudaStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:
         assert int(stream) not in self.capturing
         with self.lock:
-            queue = self.streams[int(stream)]
+            queue = self.streams[int(stream)] if int(stream) else []  # 0 is the default stream, which nothing uses
             while queue:
                 queue.pop(0)()
         return (Status.cudaSuccess,)
@@ -167,8 +168,8 @@ class SimulatedCuda(ModuleType):
         return (Status.cudaSuccess,)
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Kind, stream: Any) -> tuple[Any, ...]:
-        up = kind is Kind.cudaMemcpyHostToDevice
-        targets, origins = (self.device, self.host) if up else (self.host, self.device)
+        targets = self.host if kind is Kind.cudaMemcpyDeviceToHost else self.device
+        origins = self.host if kind is Kind.cudaMemcpyHostToDevice else self.device
 
         def work() -> None:
             assert 0 < size <= min(ctypes.sizeof(targets[to]), ctypes.sizeof(origins[source]))

@@ -6,6 +6,7 @@ On a real GPU the contract suite and tests/gpu run it.
 from __future__ import annotations
 
 import ast
+import ctypes
 import gc
 import importlib
 import sys
@@ -22,6 +23,7 @@ from vitdeploy import load, machine
 from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, RunnerClosedError
 from vitdeploy.runtime import engine, engine_fit, lane, selection, tensorrt
+from vitdeploy.runtime.dlpack import DeviceArray
 from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import PreprocessSpec, ShapeRange, TensorSpec
 
@@ -103,6 +105,28 @@ def test_answers_of_many_shapes_in_turn(here: Here, tmp_path: Path) -> None:
             np.testing.assert_array_equal(answer, expected)
             assert answer.flags.owndata
     assert here.released()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_inputs_on_the_gpu_do_not_come_here(here: Here, tmp_path: Path, aligned: bool) -> None:
+    """Aligned as TensorRT asks it is read where it lies, else from a copy on the GPU; there is no pinned memory."""
+    with TensorRTRunner(write_bundle(tmp_path / "b")) as runner:
+        assert runner.device_memory == (2, 0)
+        for seed, count in enumerate([2, 3, 2, 2, 2]):  # a shape that comes again would become a CUDA graph
+            pixels = images(count, seed=seed)
+            block = (ctypes.c_uint8 * (pixels.nbytes + 512)).from_buffer_copy(pixels.tobytes() + bytes(512))
+            start = ctypes.addressof(block)
+            address = start + (-start % 256) + (0 if aligned else 16)
+            tensor = (ctypes.c_uint8 * pixels.nbytes).from_address(address)
+            ctypes.memmove(tensor, pixels.tobytes(), pixels.nbytes)
+            here.cuda.device[address] = tensor
+            answer = runner.infer_on_device({"image": DeviceArray(address, pixels.shape, (2, 0), block)})["logits"]
+            del here.cuda.device[address]
+            np.testing.assert_array_equal(answer, model(pixels, 4))
+            np.testing.assert_array_equal(logits(runner, pixels), model(pixels, 4))
+    assert here.released()
+    with pytest.raises(RunnerClosedError):
+        runner.infer_on_device({"image": DeviceArray(0, (1, 8, 8, 3), (2, 0), None)})
 
 
 def test_memory_is_kept_and_grows(here: Here, tmp_path: Path) -> None:

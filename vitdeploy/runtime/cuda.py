@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import EngineError, InputError
+from vitdeploy.errors import EngineError, InputError, OutOfMemoryError
 
 __all__ = ["Graph", "Memory", "OutOfMemory", "Stream", "select_device"]
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
-class OutOfMemory(InputError):
+class OutOfMemory(OutOfMemoryError):
     """The GPU, or the machine's pinned memory, has no room for what was asked."""
 
 
@@ -100,6 +100,15 @@ class Stream:
         """Start copying from the GPU to pinned memory."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         checked(self._cuda, self._cuda.cudaMemcpyAsync(memory.host, memory.device, size_bytes, kind, self._stream))
+
+    def copy(self, memory: Memory, address: int, size_bytes: int) -> None:
+        """Start copying from elsewhere on the GPU."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        checked(self._cuda, self._cuda.cudaMemcpyAsync(memory.device, address, size_bytes, kind, self._stream))
+
+    def wait_for_default(self) -> None:
+        """Wait for the legacy default stream, on which other libraries hand their tensors over."""
+        checked(self._cuda, self._cuda.cudaStreamSynchronize(0))
 
     def synchronize(self) -> None:
         """Wait until all that was started is done."""

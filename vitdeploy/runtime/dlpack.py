@@ -55,6 +55,14 @@ class DeviceArray:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, images: slice) -> DeviceArray:
+        start, end, _ = images.indices(len(self))
+        return self.part(start, end)
+
     def part(self, start: int, end: int) -> DeviceArray:
         """Images `start` to `end` of the batch."""
         end = min(end, len(self))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from vitdeploy.errors import EngineError
 from vitdeploy.runtime.cuda import Graph, Memory, OutOfMemory, Stream
+from vitdeploy.runtime.dlpack import DeviceArray
 from vitdeploy.runtime.engine import LoadedEngine
 
 __all__ = ["GRAPHS", "Lane"]
@@ -32,7 +33,9 @@ _KNOWN = 64  # shapes of which it is counted how often they came
 _NEVER = -(10**9)
 _SENT_BACK = -30  # a shape whose graph had to go has to come this often until it gets another
 
+_ALIGNMENT = 256  # bytes: what TensorRT asks of an address
 _Arrays = dict[str, npt.NDArray[Any]]
+_Feeds = Mapping[str, npt.NDArray[Any] | DeviceArray]
 _Key = tuple[Any, ...]  # profile and shapes
 
 
@@ -91,8 +94,8 @@ class Lane:
         self._graphs: OrderedDict[_Key, _Captured] = OrderedDict()
         self._calls: OrderedDict[_Key, int] = OrderedDict()  # plain calls of a shape; it is captured in the second
 
-    def run(self, feeds: _Arrays, profile: int) -> _Arrays:
-        """Copy in, run, copy out, wait; the results are the caller's.
+    def run(self, feeds: _Feeds, profile: int) -> _Arrays:
+        """Copy in, run, copy out, wait; the results are the caller's. What lies on this GPU is not copied in.
 
         Raises:
             OutOfMemory: the GPU has no room for inputs of these shapes.
@@ -126,7 +129,20 @@ class Lane:
         while self._memory:
             self._memory.popitem()[1].free()
 
-    def _run(self, feeds: _Arrays, profile: int) -> _Arrays:
+    def _run(self, feeds: _Feeds, profile: int) -> _Arrays:
+        here = {name: array for name, array in feeds.items() if isinstance(array, np.ndarray)}
+        if len(here) < len(feeds):
+            return self._run_there(feeds, profile)
+        return self._run_here(here, profile)
+
+    def _run_there(self, feeds: _Feeds, profile: int) -> _Arrays:
+        """On inputs that lie on this GPU. No CUDA graph: it would hold their addresses."""
+        self._stream.wait_for_default()
+        prepared = self._prepare(self._usual_context(profile), feeds)
+        self._timed(lambda: self._start(prepared))
+        return self._results(prepared)
+
+    def _run_here(self, feeds: _Arrays, profile: int) -> _Arrays:
         key = (profile, *((name, array.shape) for name, array in feeds.items()))
         captured = self._graphs.get(key)
         if captured is not None:
@@ -158,7 +174,7 @@ class Lane:
             self._contexts[profile] = self._engine.context(profile, self._stream.handle)
         return self._contexts[profile]
 
-    def _prepare(self, context: Any, feeds: _Arrays) -> _Prepared:
+    def _prepare(self, context: Any, feeds: _Feeds) -> _Prepared:
         """Set shapes and addresses; memory grows here and nowhere else before the run."""
         for name, array in feeds.items():
             if not context.set_input_shape(name, array.shape):
@@ -168,10 +184,20 @@ class Lane:
             self._reserve(self._scratch, scratch_bytes)
             context.set_device_memory(self._scratch.device, self._scratch.size_bytes)
         for name, array in feeds.items():
-            self._reserve(self._buffer(name), array.nbytes)
-            context.set_tensor_address(name, self._buffer(name).device)
+            context.set_tensor_address(name, self._address_of(name, array))
         outputs = tuple(self._prepare_output(context, spec.name, np.dtype(spec.dtype)) for spec in self._engine.outputs)
-        return _Prepared(context, tuple((name, array.shape, array.nbytes) for name, array in feeds.items()), outputs)
+        copied = ((name, array) for name, array in feeds.items() if isinstance(array, np.ndarray))
+        return _Prepared(context, tuple((name, array.shape, array.nbytes) for name, array in copied), outputs)
+
+    def _address_of(self, name: str, array: npt.NDArray[Any] | DeviceArray) -> int:
+        """Where an input will be on the GPU: where it is, if it lies there as TensorRT wants it."""
+        if isinstance(array, DeviceArray) and array.address % _ALIGNMENT == 0:
+            return array.address
+        buffer = self._buffer(name)
+        self._reserve(buffer, array.nbytes)
+        if isinstance(array, DeviceArray):
+            self._stream.copy(buffer, array.address, array.nbytes)
+        return buffer.device
 
     def _prepare_output(self, context: Any, name: str, dtype: np.dtype[Any]) -> _Output:
         shape = tuple(map(int, context.get_tensor_shape(name)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from vitdeploy.errors import DependencyError, EngineError, InputError, RunnerClo
 from vitdeploy.machine import Gpu, gpus, problem_with_gpu
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.runtime.cuda import OutOfMemory, select_device
+from vitdeploy.runtime.dlpack import CUDA, DeviceArray
 from vitdeploy.runtime.engine import LoadedEngine
 from vitdeploy.runtime.engine_fit import check_fit, check_source, check_version, described, read_engine, weights_of
 from vitdeploy.runtime.lane import GRAPHS, Lane
@@ -31,6 +32,7 @@ __all__ = ["TensorRTRunner"]
 
 _FLAVOURS = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 _Arrays = dict[str, npt.NDArray[Any]]
+_Feeds = Mapping[str, npt.NDArray[Any] | DeviceArray]
 _Piece = tuple[int, slice]  # profile, images of the batch
 
 
@@ -129,7 +131,17 @@ class TensorRTRunner(RunnerBase):
             lanes.close()  # calls of other threads end first
         self._engine = None
 
-    def _run(self, feeds: _Arrays) -> _Arrays:
+    @property
+    def device_memory(self) -> tuple[int, int] | None:
+        """The memory of the GPU that the engine runs on."""
+        return CUDA, self._number
+
+    def infer_on_device(self, feeds: Mapping[str, DeviceArray]) -> _Arrays:
+        """Run the engine once on uint8 inputs that lie on its GPU; see `infer`."""
+        self._check_open()
+        return self._run(feeds)
+
+    def _run(self, feeds: _Feeds) -> _Arrays:
         engine, lanes = self._engine, self._lanes
         if engine is None or lanes is None:  # closed by another thread since it was checked
             raise _closed()
@@ -142,7 +154,7 @@ class TensorRTRunner(RunnerBase):
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _on_a_lane(lanes: _Lanes, feeds: _Arrays, profile: int) -> tuple[_Arrays, float]:
+def _on_a_lane(lanes: _Lanes, feeds: _Feeds, profile: int) -> tuple[_Arrays, float]:
     """The answer, and the milliseconds that it took on the GPU."""
     while True:
         lane = lanes.take()
@@ -159,7 +171,7 @@ def _on_a_lane(lanes: _Lanes, feeds: _Arrays, profile: int) -> tuple[_Arrays, fl
             return answer, took
 
 
-def _pieces(engine: LoadedEngine, feeds: _Arrays) -> list[_Piece]:
+def _pieces(engine: LoadedEngine, feeds: _Feeds) -> list[_Piece]:
     """How a batch is run: whole in the profile that suits it best, or else in equal parts that one profile takes.
 
     Raises:
