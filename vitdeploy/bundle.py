@@ -255,6 +255,9 @@ class Bundle:
                 f"{path} is not the file that the manifest describes (its SHA-256 differs)",
                 hint="copy the whole folder again, or rebuild the file; do not load a file that was tampered with",
             )
+        weights = f"{artifact.path}.data"  # where a graph keeps what does not fit into it
+        for beside in (entry for entry in self.manifest.artifacts if entry.path == weights):
+            self.file(beside, verify=verify)
         return path
 
     def verify(self) -> None:

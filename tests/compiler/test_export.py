@@ -15,7 +15,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import export as exporter
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.parity import compare, compare_levels
-from vitdeploy.errors import ModelError, OutputExistsError, VitdeployError
+from vitdeploy.errors import BundleError, ModelError, OutputExistsError, VitdeployError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
 from vitdeploy.runtime.pytorch import PyTorchRunner
@@ -104,6 +104,8 @@ def test_a_model_too_large_for_one_file_goes_through_all_forms(
     parts = {artifact.path for artifact in bundle.select(kind="weights")}
     assert parts == {"model.onnx.data", "model.fp16.onnx.data", "model.bf16.onnx.data"}
     image = np.stack(pictures([(40, 24)]))
+    graph = bundle.find(kind="onnx", precision="fp32")
+    assert graph is not None and bundle.file(graph)
     moved = tmp_path / "moved"
     bundle.path.rename(moved)  # the graphs refer to their weights by name alone
     for form in ("model.onnx", "model.fp16.onnx"):
@@ -111,6 +113,25 @@ def test_a_model_too_large_for_one_file_goes_through_all_forms(
             np.testing.assert_allclose(
                 ours.infer({"image": image})["logits"], whole.infer({"image": image})["logits"], atol=1e-4
             )
+    with open(moved / "model.onnx.data", "r+b") as file:
+        file.write(b"other numbers")
+    with pytest.raises(BundleError, match=r"model.onnx.data is not the file"):
+        Bundle.open(moved).file(graph)
+
+
+def test_int8_finds_its_layers_in_merged_projections(tiny_checkpoint: Path, tiny_images: Path, tmp_path: Path) -> None:
+    """One group fewer tensors, the same products in INT8, and logits near those of FP32."""
+    from vitdeploy.compiler.build import build
+    from vitdeploy.compiler.recipe import Recipe
+
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", merge_qkv=True)
+    built = build(bundle, ["int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=16)).bundle
+    form = built.find(kind="onnx", precision="int8", target="cpu")
+    assert form is not None
+    image = np.stack(pictures([(40, 24)]))
+    with OnnxRuntimeRunner(built.path / "model.onnx") as exact, OnnxRuntimeRunner(built.file(form)) as rounded:
+        expected, found = (runner.infer({"image": image})["logits"] for runner in (exact, rounded))
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.ptp(expected)
 
 
 def test_a_graph_that_differs_stops_the_export(
