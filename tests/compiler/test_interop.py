@@ -135,7 +135,7 @@ def test_polygraphy_compares_the_forms(bundle: Path, images: npt.NDArray[np.uint
 
 @pytest.mark.full
 def test_accuracy_on_a_real_model_is_unchanged(test_data: Path, tmp_path: Path) -> None:
-    """Top-1 on 200 test images, after onnxslim and after ONNX Runtime's optimiser against neither."""
+    """Top-1 on 100 test images, after onnxslim and after ONNX Runtime's optimiser against neither."""
     onnxslim = pytest.importorskip("onnxslim", reason="onnxslim is not installed: pip install onnxslim")
     from vitdeploy.compiler.export import export
     from vitdeploy.compiler.recipe import Recipe
@@ -144,7 +144,7 @@ def test_accuracy_on_a_real_model_is_unchanged(test_data: Path, tmp_path: Path) 
     made = export(test_data / "models" / "vit-small-patch14-112-cifar10", tmp_path / "bundle")
     recipe = Recipe(dataset=str(test_data / "cifar10"), count=32)
     folder = build(made, ["fp16", "int8"], target="onnx", recipe=recipe).bundle.path
-    data = load_dataset(str(test_data / "cifar10"), "test", limit=200, seed=1)
+    data = load_dataset(str(test_data / "cifar10"), "test", limit=100, seed=1)
     pixels = np.stack([data.image(index) for index in range(len(data))])
     labels = np.asarray(data.label_ids)
     plain = onnxruntime.SessionOptions()
@@ -157,4 +157,7 @@ def test_accuracy_on_a_real_model_is_unchanged(test_data: Path, tmp_path: Path) 
     for form in TOLERANCES:
         slim = onnxslim.slim(str(folder / FORMS[form])).SerializeToString()
         found = top1(folder / FORMS[form], sess_options=plain), top1(folder / FORMS[form]), top1(slim)
-        assert min(found) > 0.8 and max(found) - min(found) <= 0.005, (form, found)  # a tie that rounding decides
+        assert min(found) > 0.8 and max(found) - min(found) <= 0.011, (
+            form,
+            found,
+        )  # one image: a tie that rounding decides
