@@ -111,6 +111,7 @@ def test_everything_is_saved(trained: tuple[Path, FinetuneResult]) -> None:
     assert saved["settings"]["learning_rate"] == 3e-3
     assert saved["data"]["train"]["count"] + saved["data"]["validation"]["count"] == 1437
     json.dumps(result.to_json())
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1  # who may read one may read all
     for path in output.glob("*.json"):
         assert str(output.parent) not in path.read_text(), f"{path.name} holds a path of this machine"
 

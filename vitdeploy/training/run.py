@@ -186,6 +186,8 @@ def _publish(
     result = replace(result, seconds=time.perf_counter() - started)
     with staged_folder(output, overwrite=run.config.overwrite, ours=_is_ours, what=_WHAT) as staging:
         module.save_pretrained(staging)
+        for weights in staging.glob("*.safetensors"):
+            shutil.copymode(staging / "config.json", weights)  # they are written for the owner alone
         run.model.processor.save_pretrained(staging)
         save_metrics(trainer, staging, metrics)
         save_report(staging, run.config, result, model_is_local=run.folder.is_local)
