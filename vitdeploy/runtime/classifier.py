@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from vitdeploy import progress
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, ImageError, InputError, RunnerClosedError
-from vitdeploy.images import MAX_PIXELS, Source
+from vitdeploy.images import Source
 from vitdeploy.machine import usable_cores
 from vitdeploy.runtime.admission import Places, deadline_after, late, left, result_by, result_by_async
 from vitdeploy.runtime.base import Runner
@@ -34,33 +33,12 @@ from vitdeploy.runtime.limits import BATCH
 from vitdeploy.runtime.predictions import prediction
 from vitdeploy.runtime.scoring import Scorer
 from vitdeploy.runtime.selection import Candidate
+from vitdeploy.runtime.serving import Serving
 from vitdeploy.specs import Prediction
 
-__all__ = ["Classifier", "Serving"]
+__all__ = ["Classifier"]
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How a classifier serves its callers; `vitdeploy.load` says what each means."""
-
-    max_batch: int = 1
-    max_delay_ms: float = 2.0
-    max_queue: int = 256
-    when_full: str = "wait"
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "max_pixels"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}", hint="give a whole number of at least 1")
-        delay = self.max_delay_ms
-        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay < float("inf"):
-            raise InputError(f"max_delay_ms is {delay!r}", hint="give milliseconds, 0 or more")
-        if self.when_full not in ("wait", "raise"):
-            raise InputError(f"when_full is {self.when_full!r}", hint='one of "wait", "raise"')
 
 
 class Classifier:

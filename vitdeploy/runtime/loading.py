@@ -10,8 +10,9 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, VitdeployError
 from vitdeploy.images import MAX_PIXELS
 from vitdeploy.runtime.base import Runner
-from vitdeploy.runtime.classifier import Classifier, Serving
+from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.selection import Candidate, candidates
+from vitdeploy.runtime.serving import Serving
 
 __all__ = ["load"]
 
