@@ -1,12 +1,14 @@
 """Bulk prediction against its two halves: does decoding hide behind inference? All in one process, taking turns.
 
-    python benchmarks/bulk.py bundles/vit [--precision int8] [--threads 1] [--workers 1] [--rounds 5]
+    python benchmarks/bulk.py bundles/vit [--precision int8] [--threads 1] [--workers 1] [--rounds 4]
 
 For each size of image: the rate of decoding JPEG files alone (`--workers` threads), of inference alone (`predict` on
 decoded pixels, `--threads` threads), of `classifier.stream` from the files, and of a whole `predict_files` that writes
 parquet (CSV where pyarrow is missing). A round makes one of each; the ratio is that of a round's end-to-end rate to the
-slower half's, and the median over the rounds counts. The halves have disjoint threads, so on a machine with at least
-`workers + threads` free cores the ratio can reach 1; with fewer, they share the cores and it cannot.
+slower half's, and the median over the rounds counts. There are at least 24 batches in each: the first is decoded before
+the model has anything to do, which counts in a run of a few batches and not in one of thousands. The halves have
+threads of their own, so with at least `workers + threads` free cores the ratio can reach 1; with fewer they share them,
+and it cannot.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from vitdeploy import Classifier, load
 from vitdeploy.bulk import predict_files
 from vitdeploy.images import decode
 
-SIZES = {"32x32": (32, 32, 128), "480x640": (480, 640, 64), "1080x1920": (1080, 1920, 32)}  # height, width, images
+SIZES = {"32x32": (32, 32, 256), "480x640": (480, 640, 192), "1080x1920": (1080, 1920, 192)}  # height, width, images
 SUFFIX = "parquet" if importlib.util.find_spec("pyarrow") else "csv"
 
 
@@ -48,9 +50,11 @@ def write_images(folder: Path, height: int, width: int, count: int) -> list[str]
     return paths
 
 
-def sides(classifier: Classifier, paths: list[str], workers: int, folder: Path) -> dict[str, Callable[[], Any]]:
+def sides(
+    classifier: Classifier, paths: list[str], workers: int, batch: int, folder: Path
+) -> dict[str, Callable[[], Any]]:
     """The work of each side, on all images once."""
-    pixels = [decode(path) for path in paths]
+    pixels = [decode(path) for path in paths[:batch]]
     outputs: Iterator[Path] = (folder / f"results{number}.{SUFFIX}" for number in range(1_000_000))
 
     def decoding() -> None:
@@ -58,11 +62,15 @@ def sides(classifier: Classifier, paths: list[str], workers: int, folder: Path) 
             for _ in pool.map(decode, paths):
                 pass
 
+    def inference() -> None:
+        for start in range(0, len(paths), batch):
+            classifier.predict(pixels[: len(paths) - start])
+
     return {
         "decoding": decoding,
-        "inference": lambda: classifier.predict(pixels),
-        "stream": lambda: list(classifier.stream(paths, workers=workers)),
-        "predict_files": lambda: predict_files(classifier, paths, next(outputs), workers=workers),
+        "inference": inference,
+        "stream": lambda: list(classifier.stream(paths, workers=workers, batch=batch)),
+        "predict_files": lambda: predict_files(classifier, paths, next(outputs), workers=workers, batch=batch),
     }
 
 
@@ -85,11 +93,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1, help="of the model (default: 1)")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8, help="images of one call of the model (default: 8)")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--sizes", default=",".join(SIZES), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write all rates here")
     given = parser.parse_args()
-    kept: dict[str, Any] = {"threads": given.threads, "workers": given.workers, "rates": {}}
+    kept: dict[str, Any] = {"threads": given.threads, "workers": given.workers, "batch": given.batch, "rates": {}}
     with load(given.bundle, given.backend, given.precision, threads=given.threads) as classifier:
         kept |= {"backend": classifier.backend, "precision": classifier.precision}
         form = f"{classifier.precision} on {classifier.backend}"
@@ -101,7 +110,7 @@ def main() -> None:
             height, width, count = SIZES[name]
             with tempfile.TemporaryDirectory() as folder:
                 paths = write_images(Path(folder), height, width, count)
-                rates = measure(sides(classifier, paths, given.workers, Path(folder)), count, given.rounds)
+                rates = measure(sides(classifier, paths, given.workers, given.batch, Path(folder)), count, given.rounds)
             kept["rates"][name] = rates
             slower = [min(pair) for pair in zip(rates["decoding"], rates["inference"], strict=True)]
             line = f"{name:10}{median(rates['decoding']):10.1f}{median(rates['inference']):11.1f}"
