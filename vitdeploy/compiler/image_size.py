@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from vitdeploy.compiler.tracing import configured_size
+from vitdeploy.compiler.tracing import configured_size, takes_interpolation
 from vitdeploy.errors import ModelError
 from vitdeploy.specs import PreprocessSpec
 
@@ -68,8 +67,7 @@ def check_size(module: Any, spec: PreprocessSpec, asked: tuple[int, int] | None)
             hint="set size to {'height': ..., 'width': ...} in preprocessor_config.json",
         )
     # A family without the switch fits its positions to any image by itself, as DINOv2, or has none, as ConvNeXt.
-    fixed = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
-    if asked is None and fixed and wanted is not None and made != wanted:
+    if asked is None and takes_interpolation(module) and wanted is not None and made != wanted:
         raise ModelError(
             f"the image processor makes {made[0]}x{made[1]} pixels, the model takes {wanted[0]}x{wanted[1]}",
             hint="mend preprocessor_config.json so that it fits the model's image_size, or say which size to export:"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.checkpoints import Checkpoint
 
-__all__ = ["OPSET", "OUTPUTS", "Reference", "configured_size", "run_pytorch", "trace"]
+__all__ = ["OPSET", "OUTPUTS", "Reference", "configured_size", "run_pytorch", "takes_interpolation", "trace"]
 
 OPSET = 20  # Gelu as one op (20), FP16 scales of Q/DQ (19), LayerNormalization (17); TensorRT 10.3 reads up to 20
 OUTPUTS = ("logits", "scores", "features", "attention")
@@ -152,9 +152,18 @@ def _last_attention(module: Any, batch: Any) -> Any:
 
 def _interpolates(module: Any, size: tuple[int, int]) -> bool:
     """Whether the model must be told to fit its position embeddings to images of this size."""
-    if "interpolate_pos_encoding" not in inspect.signature(module.forward).parameters:
-        return False
-    return size != configured_size(module)
+    return takes_interpolation(module) and size != configured_size(module)
+
+
+def takes_interpolation(module: Any) -> bool:
+    """Whether the model fits its positions to other images when told so: by an argument of its own, or one that it
+    hands on to its tower, as CLIP does."""
+    argument = "interpolate_pos_encoding"
+    own = inspect.signature(module.forward).parameters
+    hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values())
+    return argument in own or (
+        hands_on and any(argument in inspect.signature(part.forward).parameters for part in module.modules())
+    )
 
 
 def configured_size(module: Any) -> tuple[int, int] | None:
