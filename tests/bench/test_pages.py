@@ -211,7 +211,9 @@ def shown(report: BenchReport, width: int) -> str:
 
 
 def test_the_terminal_shows_every_form_and_drops_intervals_where_it_is_narrow(report: BenchReport) -> None:
-    wide, narrow = shown(report, 160), shown(report, 86)
+    wide, narrow = shown(report, 240), shown(report, 86)
+    for width in range(100, 180):  # wherever it changes from one to the other, no number is cut off
+        assert "…" not in shown(report, width).split("skipped")[0]
     assert max(len(line) for line in narrow.splitlines()) <= 86
     for text in (wide, narrow):
         assert "INT8" in text and "no GPU" in text and "Noisy" in text and "fastest form" in text

@@ -32,7 +32,6 @@ _HEAD = {  # column: (what it is called, in a narrow terminal)
 }
 _WIDE_ONLY = ("start", "p99", "agreement")  # what a narrow terminal leaves out
 _NONE = "–"
-_FULL_WIDTH = 158  # terminal columns that the table with its intervals takes
 
 
 def markdown(report: BenchReport) -> str:
@@ -52,7 +51,7 @@ def markdown(report: BenchReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal_table(report: BenchReport, width: int = _FULL_WIDTH) -> RenderableType:
+def terminal_table(report: BenchReport, width: int = 240) -> RenderableType:
     """The table for a terminal, with the forms that are missing and the sentence below it.
 
     Args:
@@ -64,7 +63,7 @@ def terminal_table(report: BenchReport, width: int = _FULL_WIDTH) -> RenderableT
     from rich.table import Table
     from rich.text import Text
 
-    narrow = width < _FULL_WIDTH
+    narrow = width < _full_width(report)
     columns = [name for name in _columns(report) if not (narrow and name in _WIDE_ONLY)]
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=not narrow, padding=0 if narrow else (0, 1), header_style="bold"
@@ -93,6 +92,14 @@ def terminal_table(report: BenchReport, width: int = _FULL_WIDTH) -> RenderableT
     if report.partial:
         parts.append(Text("Partial: the benchmark was interrupted.", style="yellow"))
     return Group(*parts)
+
+
+def _full_width(report: BenchReport) -> int:
+    """Terminal columns that the table with all columns and intervals takes."""
+    columns = _columns(report)
+    lines = [{name: _HEAD[name][0] for name in columns}]
+    lines += [cells(row, latency, is_baseline=row is report.base) for row, latency in _lines(report)]
+    return sum(max(len(line[name]) for line in lines) + 3 for name in columns)
 
 
 def about(report: BenchReport) -> list[str]:

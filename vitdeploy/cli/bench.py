@@ -243,7 +243,7 @@ def show_report(report: BenchReport) -> None:
 
     console = Console(highlight=False)
     # What is piped has no width of its own and keeps everything; no window makes the table cut its numbers off.
-    width = max(console.width, 86) if console.is_terminal else 160
+    width = max(console.width, 86) if console.is_terminal else 240
     console.width = width
     console.print(terminal_table(report, width))
 
