@@ -15,7 +15,7 @@ from tests.training.conftest import DIGITS, weights_of
 from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.datasets import load_dataset
 from vitdeploy.errors import DatasetError, InputError, ModelError, OutputExistsError
-from vitdeploy.training import FinetuneConfig, FinetuneResult, finetune
+from vitdeploy.training import FinetuneConfig, FinetuneResult, create_digits_vit, digits_config, finetune
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +321,14 @@ def test_damaged_weights(scratch: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="can't be read"):
         finetune(settings(copy, tmp_path / "out"))
+
+
+@pytest.mark.full
+def test_digits_from_scratch(tmp_path: Path) -> None:
+    """The demo's settings; how long it takes is measured by benchmarks/digits.py."""
+    start = create_digits_vit(tmp_path / "start")
+    result = finetune(digits_config(start, tmp_path / "out"))
+    assert result.test_accuracy >= 0.97
 
 
 @pytest.mark.full
