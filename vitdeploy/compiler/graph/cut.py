@@ -30,7 +30,8 @@ def cut(model: ir.Model, start: str | None, end: str) -> ir.Model:
     graph.outputs.extend(outputs)
     needed = _producers(outputs)
     graph.remove([node for node in reversed(list(graph)) if node not in needed])
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+    read = {value for node in graph for value in reads(node)}
+    for name in [name for name, value in graph.initializers.items() if value not in read]:
         del graph.initializers[name]
     return model
 
