@@ -95,6 +95,9 @@ def test_errors(tiny_bundle: Path, tmp_path: Path, photos: list[Path]) -> None:
     outcome = invoke("predict", tiny_bundle, photos[0], "--backend", "tensorrt")
     assert outcome.exit_code == 1
     assert "no form for tensorrt" in outcome.stderr
+    outcome = invoke("predict", tiny_bundle, photos[0], "--precision", "bf16", "--backend", "onnxruntime-tensorrt")
+    assert outcome.exit_code == 1  # names that load knows are no wrong usage
+    assert "Hint:" in outcome.stderr and "bf16" in outcome.stderr
 
 
 @pytest.mark.parametrize(

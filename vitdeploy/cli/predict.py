@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitdeploy.cli.terminal import echo_json
+from vitdeploy.runtime.selection import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
     from vitdeploy.bulk import BulkResult
 
 __all__ = ["command"]
 
-_BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 _FAILURES_SHOWN = 5
-_PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
 @click.command("predict")
@@ -26,9 +25,15 @@ _PRECISIONS = ("auto", "fp32", "fp16", "int8")
 @click.option(
     "-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
 )
-@click.option("--backend", type=click.Choice(_BACKENDS), default="auto", show_default=True, help="What runs the model.")
 @click.option(
-    "--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True, help="Which form of the model."
+    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="What runs the model."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", *PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="Which form of the model.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
 @click.option(
