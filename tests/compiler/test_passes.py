@@ -291,3 +291,14 @@ def test_more_than_two_gigabytes_go_to_a_file_beside_it(tmp_path: Path) -> None:
         expected = expected @ model.graph.initializers[f"w{index}"].const_value.numpy()
     session = onnxruntime.InferenceSession(tmp_path / "big.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x0": x})[0], expected, atol=1e-3)
+
+
+def test_the_check_images_are_photographs_and_noise_of_several_sizes() -> None:
+    from vitdeploy.compiler.samples import check_batches
+
+    batches = check_batches()
+    assert [len(batch) for batch in batches] == [1, 2, 7] and len({batch.shape[1:] for batch in batches}) == 3
+    assert all(batch.dtype == np.uint8 for batch in batches)
+    photograph, noise = (np.abs(np.diff(batch.astype(int), axis=2)).mean() for batch in batches[:2])
+    assert photograph < 20 < 70 < noise  # neighbours in a photograph are alike
+    assert {batch.shape[1:3] for batch in check_batches((24, 40))} == {(24, 40)}
