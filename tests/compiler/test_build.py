@@ -13,6 +13,7 @@ import pytest
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import build as builder
 from vitdeploy.compiler.build import build
+from vitdeploy.compiler.export import export
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, DatasetError, InputError, ModelError
 
@@ -100,6 +101,18 @@ def test_int8_needs_images_or_a_calibration(plain: Path) -> None:
         build(plain, ["int8"], target="onnx")
     assert "--calibration-data" in str(caught.value.hint)
     assert snapshot(plain) == before
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_calibration_images_of_another_size_than_the_graphs_are_refused(
+    precision: str, tiny_checkpoint: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    export(tiny_checkpoint, tmp_path / "fixed", input_size=(48, 48))
+    before = snapshot(tmp_path / "fixed")
+    with pytest.raises(InputError, match="exported for 48x48 only") as caught:
+        build(tmp_path / "fixed", [precision], target="onnx", recipe=Recipe(str(tiny_images), count=8))
+    assert "--input-size" in caught.value.hint
+    assert snapshot(tmp_path / "fixed") == before
 
 
 def test_missing_images_leave_the_bundle(plain: Path) -> None:

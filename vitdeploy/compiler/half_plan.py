@@ -27,6 +27,7 @@ from vitdeploy import __version__, progress
 from vitdeploy.compiler.graph.half import MOVES, count_casts, fewer_casts, model_nodes
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.graph.values import constant, new_initializer
+from vitdeploy.compiler.samples import check_size
 from vitdeploy.errors import BundleError, require
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def _measure(path: Path, images: Iterable[np.ndarray]) -> dict[str, _Measured]:
         session = onnxruntime.InferenceSession(probe, options, providers=["CPUExecutionProvider"])
         with progress.task("Looking for values that FP16 can't hold", unit="images") as step:
             for image in images:
+                check_size(session, image)
                 numbers = session.run(["probes"], {"image": image[np.newaxis]})[0].reshape(len(names), 3)
                 for name, row in zip(names, numbers.astype(float), strict=True):
                     measured[name].add(*row)

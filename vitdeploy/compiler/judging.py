@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.compiler.samples import check_size
 from vitdeploy.datasets import ImageDataset
 from vitdeploy.errors import DatasetError
 
@@ -101,6 +102,7 @@ def logits_of(session: Any, images: ImageDataset, step: Any = None) -> np.ndarra
     """Logits (count, classes) of an ONNX Runtime session whose input is `image`."""
     parts = []
     for indices, pixels in image_batches(images):
+        check_size(session, pixels[0])
         parts.append(session.run(["logits"], {"image": pixels})[0])
         if step is not None:
             step.advance(len(indices))

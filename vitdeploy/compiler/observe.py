@@ -14,6 +14,7 @@ import numpy as np
 
 from vitdeploy.compiler.attention import AttentionProducts
 from vitdeploy.compiler.layers import LayerGroup
+from vitdeploy.compiler.samples import check_size
 from vitdeploy.errors import require
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.nda
     finally:
         del model.graph.outputs[len(outputs) :]
     for image in images:
+        check_size(session, image)
         yield [array[0] for array in session.run(names, {"image": image[np.newaxis]})]
 
 

@@ -1,17 +1,34 @@
-"""The images that an export is checked with: photographs, drawn shapes and noise, in batches of 1, 2 and 7."""
+"""The images that an export is checked with: photographs, drawn shapes and noise, in batches of 1, 2 and 7; and whether
+an image fits a graph."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vitdeploy.errors import InputError
 from vitdeploy.images import decode
 
-__all__ = ["check_batches", "drawn_image"]
+__all__ = ["check_batches", "check_size", "drawn_image"]
 
 _SIZES = ((427, 640), (32, 32), (301, 97))
+
+
+def check_size(session: Any, image: np.ndarray) -> None:
+    """Refuse an image (height, width, 3) that a graph of one size, in an ONNX Runtime session, can't take.
+
+    Raises:
+        InputError: the image has another size.
+    """
+    wanted = tuple(session.get_inputs()[0].shape[1:3])
+    if wanted != image.shape[:2] and all(isinstance(edge, int) for edge in wanted):
+        raise InputError(
+            f"an image is {image.shape[0]}x{image.shape[1]}; the graph was exported for {wanted[0]}x{wanted[1]} only",
+            hint="take images of that size, or export without --input-size",
+        )
 
 
 def check_batches(input_size: tuple[int, int] | None = None) -> list[np.ndarray]:
