@@ -29,6 +29,7 @@ from vitdeploy.bench.report import Phases
 from vitdeploy.bench.runners import open_runner
 from vitdeploy.bench.statistics import median, ratio_interval, softmax
 from vitdeploy.errors import VitdeployError
+from vitdeploy.storage import disk_errors
 
 __all__ = ["PhasesRun", "cut_preprocessing", "time_decoding"]
 
@@ -143,7 +144,8 @@ def cut_preprocessing(graph: Path, part: Path) -> bool:
     weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
     cut = onnx.helper.make_graph(nodes[::-1], "preprocess", list(model.graph.input), [output], weights)
     # Functions and metadata stay behind: the preprocessing uses neither.
-    onnx.save(onnx.helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version), part)
+    with disk_errors("the preprocessing apart"):
+        onnx.save(onnx.helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version), part)
     return True
 
 
