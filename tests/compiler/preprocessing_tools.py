@@ -47,10 +47,11 @@ def runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None, targ
 def openvino_runner(spec: PreprocessSpec, input_size: tuple[int, int] | None = None, target: str = "any") -> Run:
     """The same in OpenVINO, in float32: left alone it computes in bfloat16 where the processor can."""
     import onnx_ir as ir
-    import openvino
+
+    from vitdeploy.runtime.openvino import shared_core
 
     data = ir.to_proto(build_preprocessing(spec, input_size=input_size, target=target)).SerializeToString()
-    core = openvino.Core()
+    core = shared_core()
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     request = core.compile_model(core.read_model(io.BytesIO(data)), "CPU", config).create_infer_request()
     return lambda images: np.array(request.infer({0: images})[0])

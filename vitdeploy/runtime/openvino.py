@@ -17,11 +17,28 @@ from vitdeploy.runtime.admission import Places
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
 
-__all__ = ["OpenVinoRunner"]
+__all__ = ["OpenVinoRunner", "shared_core"]
 
 _DTYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32"}
 _DTYPES |= {"i64": "int64", "boolean": "bool"}
 _NO_MEMORY = ("alloc", "memory")
+_cores: dict[int, Any] = {}  # by process: one that was made before a fork is of no use in the child
+_cores_lock = threading.Lock()
+
+
+def shared_core() -> Any:
+    """The one `openvino.Core` of this process, which is kept until the process ends.
+
+    Each Core of OpenVINO 2026.4 gives its thread a stack for signal handlers, on processors with AVX-512, and on its
+    end puts back the one it found. When a second Core ends after the first, that is a stack that the first has freed,
+    and the next signal that Python handles (Ctrl-C, a child's end) kills the process.
+    """
+    openvino = require("openvino", extra="cpu")
+    with _cores_lock:
+        process = os.getpid()
+        if process not in _cores:
+            _cores[process] = openvino.Core()
+        return _cores[process]
 
 
 class OpenVinoRunner(RunnerBase):
@@ -92,7 +109,7 @@ class OpenVinoRunner(RunnerBase):
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
         try:
-            core = openvino.Core()
+            core = shared_core()
             model = core.read_model(self._path)
             inputs, outputs = tuple(map(_spec, model.inputs)), tuple(map(_spec, model.outputs))
             _keep_branch_results(model)
