@@ -1,6 +1,7 @@
 """The exported graph against the raw one: speed on CPUs, TensorRT-RTX engines, the time of an export.
 
     python benchmarks/export.py --work FOLDER [--prepare] [--speed] [--engines] [--time] [--json F] [--markdown F]
+        [--backend onnxruntime|openvino] [--batch N] [--rounds N]
 
 The model is a ViT-B/16 at 224 of random weights (`--model small`: ViT-S/16). The graphs, all of the same weights, from
 pixel values to logits:
@@ -12,9 +13,10 @@ pixel values to logits:
     patch product  cleaned, its patch embedding a MatMul over cut patches instead of a convolution
 
 `--prepare` writes them to FOLDER once. `--speed` runs all of them in one process, taking turns in an order that is
-shuffled every round, in ONNX Runtime and OpenVINO, at batch 1 and 8; the ratio is of the minima to raw's. `--time`
-exports in turns with the bare torch.onnx.export and with `vitdeploy export`, everything included. `--engines` needs
-tensorrt-rtx.
+shuffled every round, in ONNX Runtime and OpenVINO, at batch 1 and 8 (or as `--backend` and `--batch` say); a ratio is
+the median over the rounds of a graph's time over raw's in the same round, with its 95 % interval. `--time` exports in
+turns with the bare torch.onnx.export and with `vitdeploy export`, everything included. `--engines` needs tensorrt-rtx.
+Calls with the same `--json` add to it, so that a long measurement can be taken in parts.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.bench.statistics import ratio_interval
+from vitdeploy.machine import machine, versions
+
 GRAPHS = ("raw", "optimised", "cleaned", "merged", "patch product")
+BACKENDS = ("onnxruntime", "openvino")
 SIZES = {"base": (768, 12, 12), "small": (384, 12, 6)}
 
 
@@ -166,32 +172,40 @@ def calls(work: Path, names: tuple[str, ...], backend: str, threads: int) -> dic
     return made
 
 
-def speed(work: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
+def speed(work: Path, threads: int, rounds: int, backend: str, batch: int) -> list[dict[str, Any]]:
+    """Milliseconds of every graph in every round, and their ratios to the raw and the optimised graph."""
+    names = tuple(name for name in GRAPHS if backend == "onnxruntime" or name != "optimised")  # its own operators
+    run = calls(work, names, backend, threads)
+    pixels = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
+    exact = run["raw"](pixels)
+    for name in (*names, *names):  # also the warm-up
+        assert np.abs(run[name](pixels) - exact).max() < 1e-3 * np.ptp(exact), name
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in random.sample(names, len(names)):
+            started = time.perf_counter()
+            run[name](pixels)
+            times[name].append(1000 * (time.perf_counter() - started))
     found = []
-    for backend in ("onnxruntime", "openvino"):
-        names = tuple(name for name in GRAPHS if backend == "onnxruntime" or name != "optimised")  # its own operators
-        run = calls(work, names, backend, threads)
-        for batch in (1, 8):
-            pixels = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
-            exact = run["raw"](pixels)
-            for name in names:  # also the warm-up
-                assert np.abs(run[name](pixels) - exact).max() < 1e-3 * np.ptp(exact), name
-            times: dict[str, list[float]] = {name: [] for name in names}
-            for _ in range(rounds if batch == 1 else max(3, rounds // 3)):
-                for name in random.sample(names, len(names)):
-                    started = time.perf_counter()
-                    run[name](pixels)
-                    times[name].append(1000 * (time.perf_counter() - started))
-            for name in names:
-                best, median = min(times[name]), float(np.median(times[name]))
-                ratio = best / min(times["raw"])
-                found.append(
-                    {"backend": backend, "batch": batch, "graph": name, "min_ms": best, "median_ms": median,
-                     "ratio_to_raw": ratio}
-                )  # fmt: skip
-                print(f"{backend:12} batch {batch}  {name:14} min {best:8.1f} ms  median {median:8.1f} ms  {ratio:.3f}")
-        del run
+    for name in names:
+        row: dict[str, Any] = {
+            "backend": backend,
+            "batch": batch,
+            "graph": name,
+            "ms": [round(t, 3) for t in times[name]],
+        }
+        row |= {"min_ms": min(times[name]), "median_ms": float(np.median(times[name]))}
+        for other in ("raw", "optimised"):
+            if other in times:
+                row[f"to_{other}"] = ratio_interval(times[name], times[other])
+        found.append(row)
+        print(f"{backend:12} batch {batch}  {name:14} median {row['median_ms']:8.1f} ms  of raw {shown(row['to_raw'])}")
     return found
+
+
+def shown(ratio: Any) -> str:
+    middle, (low, high) = ratio
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def engines(work: Path) -> list[dict[str, Any]]:
@@ -259,29 +273,63 @@ def export_time(work: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
+def verdicts(found: dict[str, Any]) -> list[str]:
+    """Each bar, with what was measured. A bar of "not slower" is missed where the whole interval is above 1."""
+    lines = []
+    for row in found.get("speed", []):
+        if row["graph"] != "cleaned":
+            continue
+        for other in ("raw", "optimised"):
+            if f"to_{other}" in row:
+                middle, (low, _) = row[f"to_{other}"]
+                word = "holds" if middle <= 1 else "holds within the noise" if low <= 1 else "missed"
+                lines.append(
+                    f"- cleaned is not slower than {other}, {row['backend']}, batch {row['batch']}: **{word}**,"
+                    f" {shown(row[f'to_{other}'])}"
+                )
+    if "export" in found:
+        ratio = found["export"]["ratio"]
+        word = "holds" if ratio <= 1.5 else "missed"
+        lines.append(f"- an export takes at most 1.5 times the bare exporter: **{word}**, {ratio:.2f}")
+    return lines
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The numbers as tables."""
-    lines = [f"ViT-{found['model'].title()}/16 at 224, random weights, {found['threads']} threads.", ""]
+    processor = found["machine"]["cpu"]
+    lines = [f"ViT-{found['model'].title()}/16 at 224, random weights, {found['threads']} threads of {processor}.", ""]
     if "speed" in found:
-        lines += ["| runtime | batch | graph | minimum ms | median ms | of raw |", "|---|---:|---|---:|---:|---:|"]
+        lines += ["| runtime | batch | graph | median ms | of raw [95 %] | of optimised [95 %] |"]
+        lines += ["|---|---:|---|---:|---:|---:|"]
         for row in found["speed"]:
+            optimised = shown(row["to_optimised"]) if "to_optimised" in row else "–"
             lines.append(
-                f"| {row['backend']} | {row['batch']} | {row['graph']} | {row['min_ms']:.1f} | {row['median_ms']:.1f} |"
-                f" {row['ratio_to_raw']:.3f} |"
+                f"| {row['backend']} | {row['batch']} | {row['graph']} | {row['median_ms']:.1f} |"
+                f" {shown(row['to_raw'])} | {optimised} |"
             )
         lines.append("")
     if "engines" in found:
-        lines += ["| TensorRT-RTX engine | graph | build, s | MB |", "|---|---|---:|---:|"]
+        lines += ["| TensorRT-RTX engine | graph | build, s | MB | layers of the network |", "|---|---|---:|---:|---:|"]
         lines += [
-            f"| {row['precision']} | {row['graph']} | {row['build_s']:.1f} | {row['megabytes']:.1f} |"
+            f"| {row['precision']} | {row['graph']} | {row['build_s']:.1f} | {row['megabytes']:.1f} | {row['layers']} |"
             for row in found["engines"]
         ]
         lines.append("")
     if "export" in found:
         lines += ["| export | seconds |", "|---|---:|"]
         lines += [f"| {name} | {value:.1f} |" for name, value in found["export"].items() if name != "ratio"]
-        lines += ["", f"`vitdeploy export` takes {found['export']['ratio']:.2f} times the bare exporter.", ""]
-    return "\n".join(lines)
+        lines.append("")
+    return "\n".join([*lines, *verdicts(found), ""])
+
+
+def added(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What a file held, with what was measured now in its place."""
+    measured = {(row["backend"], row["batch"]) for row in found.get("speed", [])}
+    kept = [row for row in before.get("speed", []) if (row["backend"], row["batch"]) not in measured]
+    whole = {**before, **found}
+    if rows := [*kept, *found.get("speed", [])]:
+        whole["speed"] = sorted(rows, key=lambda row: (row["backend"], row["batch"]))
+    return whole
 
 
 def main() -> None:
@@ -290,6 +338,8 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(SIZES), default="base")
     for name in ("prepare", "speed", "engines", "time"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--backend", choices=BACKENDS, action="append")
+    parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path, help="add the numbers to this file")
@@ -297,18 +347,23 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"model": arguments.model, "threads": arguments.threads}
+    found |= {"machine": machine(), "versions": versions()}
     if arguments.prepare:
         prepare(arguments.work, arguments.model)
     if arguments.speed:
-        found["speed"] = speed(arguments.work, arguments.threads, arguments.rounds)
+        found["speed"] = []
+        for backend in arguments.backend or BACKENDS:
+            for batch in arguments.batch or (1, 8):
+                found["speed"] += speed(arguments.work, arguments.threads, arguments.rounds, backend, batch)
     if arguments.engines:
         found["engines"] = engines(arguments.work)
     if arguments.time:
-        found["export"] = export_time(arguments.work, max(1, arguments.rounds // 5))
+        found["export"] = export_time(arguments.work, arguments.rounds)
     if arguments.json:
         before = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
-        found = {**before, **found}
+        found = added(before, found)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(verdicts(found)))
     if arguments.markdown:
         arguments.markdown.write_text(markdown(found))
 

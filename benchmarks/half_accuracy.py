@@ -1,11 +1,14 @@
 """FP16 and BF16 against FP32 on labelled images, as a device rounds: top-1, paired, and mean |logit difference|.
 
-    python benchmarks/half_accuracy.py CHECKPOINT DATASET [--split test] [--forms fp16 bf16] [--count 8000] [--json F]
+    python benchmarks/half_accuracy.py CHECKPOINT DATASET --work FOLDER [--split test] [--forms fp16 bf16]
+        [--count 8000] [--at-most N] [--json F] [--markdown F]
 
-The checkpoint is exported and its half-precision forms are made in a temporary folder, FP16 with 32 images of the
-training split to look for values that it can't hold. ONNX Runtime's CPU provider would drop roundings, so each form is
-run with an explicit rounding behind every operation (`vitdeploy.compiler.half_simulation`). All forms see the same
-batches, one after the other.
+The checkpoint is exported and its half-precision forms are made in FOLDER, FP16 with 32 images of the training split to
+look for values that it can't hold. ONNX Runtime's CPU provider would drop roundings, so each form is run with an
+explicit rounding behind every operation (`vitdeploy.compiler.half_simulation`). All forms see the same batches.
+
+It takes an hour of one core for 8,000 images. Graphs and logits stay in FOLDER, and a further call goes on where the
+last one ended: `--at-most N` ends it after N forward passes of one image.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,40 +34,43 @@ from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 HALVES = ("fp16", "bf16")
 
 
-def prepare(checkpoint: str, dataset: str, folder: Path, forms: list[str]) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The graphs to run, and what the bundle says of its half-precision forms."""
+def prepare(checkpoint: str, dataset: str, folder: Path, forms: list[str]) -> dict[str, Path]:
+    """The graphs to run, made unless they are there, with what the bundle says of its half-precision forms."""
     import onnx_ir as ir
 
-    export(checkpoint, folder / "bundle")
+    if not (folder / "bundle").exists():
+        export(checkpoint, folder / "bundle")
     bundle = build(folder / "bundle", forms, target="onnx", recipe=Recipe(dataset=dataset)).bundle
     paths, said = {"fp32": bundle.path / "model.onnx"}, {}
     for form in forms:
         artifact = bundle.find(kind="onnx", precision=form)
         assert artifact is not None
         paths[form] = folder / f"{form}.onnx"
-        save(simulate(ir.load(bundle.path / artifact.path)), paths[form])
+        if not paths[form].exists():
+            save(simulate(ir.load(bundle.path / artifact.path)), paths[form])
         said[form] = {name: artifact.built_with[name] for name in ("check", "mean_logit_difference", "kept_fp32")}
-    return paths, said
+    (folder / "said.json").write_text(json.dumps(said))
+    return paths
 
 
-def measure(paths: dict[str, Path], images: Any, batch: int, threads: int) -> dict[str, np.ndarray]:
-    """Logits of every form on all images, which share one size."""
-    runners = {form: OnnxRuntimeRunner(path, threads) for form, path in paths.items()}
-    logits: dict[str, list[np.ndarray]] = {form: [] for form in paths}
+def measure(paths: dict[str, Path], images: Any, folder: Path, batch: int, threads: int, at_most: int) -> bool:
+    """Run what is missing, up to `at_most` passes, and keep logits (images, classes) by form; whether all are there."""
     started = time.perf_counter()
-    try:
-        for runner in runners.values():
-            runner.__enter__()
-        for start in range(0, len(images), batch):
-            pixels = np.stack([images.image(index) for index in range(start, min(start + batch, len(images)))])
-            for form, runner in runners.items():
-                logits[form].append(runner.infer({"image": pixels})["logits"])
-            if start % (20 * batch) == 0:
-                print(f"{start} images, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    finally:
-        for runner in runners.values():
-            runner.__exit__(None, None, None)
-    return {form: np.concatenate(parts) for form, parts in logits.items()}
+    for form, path in paths.items():
+        kept = folder / f"{form}.npy"
+        parts = [np.load(kept)] if kept.exists() else []
+        done = sum(map(len, parts))
+        with OnnxRuntimeRunner(path, threads) as runner:
+            while done < len(images) and at_most > 0:
+                end = min(done + batch, len(images))
+                pixels = np.stack([images.image(index) for index in range(done, end)])
+                parts.append(runner.infer({"image": pixels})["logits"])
+                done, at_most = end, at_most - (end - done)
+        np.save(kept, np.concatenate(parts))
+        print(f"{form}: {done} images, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        if done < len(images):
+            return False
+    return True
 
 
 def compare(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
@@ -93,36 +98,60 @@ def compare(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]
     return found
 
 
+def lines(data: dict[str, Any]) -> list[str]:
+    """The numbers as a table."""
+    found = data["forms"]
+    rows = [
+        "| form | top-1 | change, points [95 %] | won, lost | same class as FP32 | mean abs. logit difference | largest"
+        " | nodes in FP32 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| FP32 | {found['fp32']['top1']:.3f} % | baseline | | | | | |",
+    ]
+    for form, entry in found.items():
+        if form != "fp32":
+            low, high = entry["interval_points"]
+            rows.append(
+                f"| {form.upper()} | {entry['top1']:.3f} % | {-entry['drop_points']:+.3f} [{-high:+.3f}, {-low:+.3f}]"
+                f" | {entry['won']}, {entry['lost']} | {entry['agreement']:.2f} %"
+                f" | {entry['mean_logit_difference']:.2g} | {entry['largest_logit_difference']:.2g}"
+                f" | {len(data['said'][form]['kept_fp32'])} |"
+            )
+    rows += ["", f"The logits of all images span {entry['logit_range']:.1f}."]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("dataset")
+    parser.add_argument("--work", type=Path, required=True, help="where graphs and logits stay between calls")
     parser.add_argument("--split", default="test")
     parser.add_argument("--forms", nargs="+", choices=HALVES, default=list(HALVES))
     parser.add_argument("--count", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-most", type=int, default=sys.maxsize, help="passes of one image in this call")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--markdown", type=Path, help="and as a table here")
     arguments = parser.parse_args()
+    folder: Path = arguments.work
+    folder.mkdir(parents=True, exist_ok=True)
     images = load_dataset(arguments.dataset, arguments.split, limit=arguments.count)
-    labels = np.asarray(images.label_ids)
-    with tempfile.TemporaryDirectory() as folder:
-        paths, said = prepare(arguments.checkpoint, arguments.dataset, Path(folder), arguments.forms)
-        found = compare(measure(paths, images, arguments.batch, arguments.threads), labels)
-    for form, entry in found.items():
-        line = f"{form}: top-1 {entry['top1']:.3f}"
-        if form != "fp32":
-            low, high = entry["interval_points"]
-            line += (
-                f", drop {entry['drop_points']:+.3f} points (95 % {low:+.3f} to {high:+.3f}), won {entry['won']}, lost"
-                f" {entry['lost']}, mean |logit difference| {entry['mean_logit_difference']:.2g}, largest"
-                f" {entry['largest_logit_difference']:.2g} of a range of {entry['logit_range']:.1f};"
-                f" {len(said[form]['kept_fp32'])} nodes in FP32"
-            )
-        print(line)
+    paths = prepare(arguments.checkpoint, arguments.dataset, folder, arguments.forms)
+    if not measure(paths, images, folder, arguments.batch, arguments.threads, arguments.at_most):
+        sys.exit("not all images yet: call it again")
+    logits = {form: np.load(folder / f"{form}.npy") for form in paths}
+    data = {
+        "dataset": images.describe(),
+        "count": len(images),
+        "forms": compare(logits, np.asarray(images.label_ids)),
+        "said": json.loads((folder / "said.json").read_text()),
+    }
+    print("\n".join(lines(data)))
     if arguments.json:
-        data = {"dataset": images.describe(), "count": len(images), "forms": found, "said": said}
         arguments.json.write_text(json.dumps(data, indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(lines(data)) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.command_line import invoke
 from vitdeploy.bundle import Bundle
+from vitdeploy.cli.app import run
 
 
 @pytest.mark.parametrize("command", ["export", "build-engine", "demo"])
@@ -31,6 +33,28 @@ def test_export_prints_the_manifest_as_json_and_refuses_to_replace(tiny_checkpoi
     again = invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle")
     assert again.exit_code == 1 and "already exists" in again.stderr and "Hint:" in again.stderr
     assert invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--overwrite").exit_code == 0
+
+
+def test_export_makes_the_size_and_the_outputs_that_are_asked_for(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--output-attention", "--output-scores", "--output-features", "--merge-qkv"]
+    arguments = ["export", str(tiny_checkpoint), "-o", str(tmp_path / "bundle"), "--image-size", "48x64", *flags]
+    code, shown = run(arguments), capsys.readouterr()
+    assert code == 0, shown.err
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    tokens = 1 + (48 // 8) * (64 // 8)
+    assert {spec.name: spec.shape[1:] for spec in manifest.outputs} == {
+        "logits": (10,),
+        "scores": (10,),
+        "features": (48,),
+        "attention": (4, tokens, tokens),
+    }
+    assert manifest.model["image_size"] == [48, 64]
+    assert "merge-qkv 3" in shown.out
+    notes = " ".join(shown.err.split())
+    for output in ("FP32 graph", "scores", "features", "attention"):
+        assert re.search(rf"✓ {output} against PyTorch: \S+ ≤ 0\.0001 of", notes), notes
 
 
 @pytest.mark.parametrize(

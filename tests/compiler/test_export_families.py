@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.compiler.families import write_family
+from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.graph.half import model_nodes
 from vitdeploy.errors import ModelError
@@ -64,10 +65,33 @@ def test_the_family_exports(family: str, tmp_path: Path) -> None:
         values = runner.infer({"image": image})
     exponential = np.exp(values["logits"] - values["logits"].max(axis=1, keepdims=True))
     np.testing.assert_allclose(values["scores"], exponential / exponential.sum(axis=1, keepdims=True), atol=1e-5)
+    operators = Counter(node.op_type for node in model_nodes(ir.load(tmp_path / "bundle" / "model.onnx")))
+    assert operators["LayerNormalization"] == _layer_norms(checkpoint)
+    assert not {"IsNaN", "Erf", "Expand"} & set(operators)
     if "attention" in values:
         np.testing.assert_allclose(values["attention"].sum(axis=-1), 1, atol=1e-5)
     for spec in manifest.outputs:
         assert values[spec.name].shape[1:] == tuple(spec.shape[1:]) and values[spec.name].shape[0] == 3
+
+
+def _layer_norms(checkpoint: Path) -> int:
+    """How often the model runs one: each must be one operator of the graph."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    module, count = AutoModelForImageClassification.from_pretrained(checkpoint).eval(), 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.register_forward_hook(counted)
+    size = 64 if module.config.model_type == "hiera" else 32
+    with torch.inference_mode():
+        module(pixel_values=torch.zeros(1, 3, size, size))
+    return count
 
 
 def test_a_family_without_attention_over_all_tokens_has_none_to_give(tmp_path: Path) -> None:
@@ -127,6 +151,42 @@ def test_another_image_size_is_baked(family: str, size: tuple[int, int], tmp_pat
     assert not {"Resize", "Range", "Where"} & set(nodes) or family in ("swin", "convnext")
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("size", "merged"), [(None, False), ((224, 224), True), ((98, 126), False)])
+def test_trained_weights_at_their_size_and_at_others(
+    size: tuple[int, int] | None, merged: bool, test_data: Path, tmp_path: Path
+) -> None:
+    """A ViT-S/14 that was trained at 112: its graph against PyTorch with transformers' own interpolation."""
+    checkpoint = test_data / "models" / "vit-small-patch14-112-cifar10"
+    bundle = export(checkpoint, tmp_path / "bundle", image_size=size, merge_qkv=merged, outputs=("features",))
+    checks = bundle.manifest.provenance["checks"]
+    assert [check["name"] for check in checks[:2]] == ["FP32 graph against PyTorch", "features against PyTorch"]
+    assert all(check["passed"] for check in checks) and 0 < checks[0]["value"] <= 1e-4
+    _all_of_a_vit(bundle, merged)
+
+
+@pytest.mark.full
+def test_a_trained_backbone_with_a_head(test_data: Path, tmp_path: Path) -> None:
+    """Weights stored in float16, at 224; a head of random weights makes a classifier of them."""
+    import torch
+    from transformers import AutoImageProcessor, ViTForImageClassification
+
+    backbone = test_data / "models" / "vit-small-patch14-224-backbone"
+    torch.manual_seed(0)
+    module = ViTForImageClassification.from_pretrained(backbone, num_labels=20, dtype=torch.float32)
+    module.save_pretrained(tmp_path / "checkpoint")
+    AutoImageProcessor.from_pretrained(backbone).save_pretrained(tmp_path / "checkpoint")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert all(check["passed"] for check in bundle.manifest.provenance["checks"])
+    _all_of_a_vit(bundle, merged=False)
+
+
+def _all_of_a_vit(bundle: Bundle, merged: bool) -> None:
+    changed = {entry["name"]: entry["changed"] for entry in bundle.manifest.provenance["passes"]}
+    assert changed["fold-attention-scale"] == 12 and changed["fold-class-token"] == 1
+    assert changed["merge-qkv"] == (12 if merged else 0)
+
+
 def test_a_size_of_which_the_patches_leave_a_rest(tmp_path: Path) -> None:
     """transformers drops the rest of the pixels, and so does the graph: 36 rows are four patches of 8."""
     bundle = export(write_family("vit", tmp_path / "checkpoint"), tmp_path / "bundle", image_size=(36, 32))
@@ -146,7 +206,10 @@ def test_a_model_without_a_classifier_is_refused(tmp_path: Path) -> None:
 
 def test_a_timm_model_exports(tmp_path: Path) -> None:
     """With timm's own merged projection of queries, keys and values, and the preprocessing of its config."""
-    pytest.importorskip("timm", reason="timm needs torchvision, which is not installed")
+    try:
+        import timm  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
+        pytest.skip(f"timm is not installed or its torchvision does not fit this torch: {error}")
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
     settings = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from benchmarks.massive_activations import decompose_layer_norm, louder
 from tests.compiler.families import write_family
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
@@ -26,23 +26,6 @@ from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 IMAGES = [image for batch in check_batches() for image in batch]
 BATCH = check_batches()[2]
-
-
-def louder(checkpoint: Path, factor: float, folder: Path) -> Path:
-    """The checkpoint with all that is written to its residual stream times `factor`: LayerNorm cancels it."""
-    import shutil
-
-    import torch
-    from transformers import AutoModelForImageClassification
-
-    module = AutoModelForImageClassification.from_pretrained(checkpoint)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if "embeddings" in name or ".o_proj." in name or ".fc2." in name:
-                parameter.mul_(factor)
-    module.save_pretrained(folder)
-    shutil.copy(checkpoint / "preprocessor_config.json", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -74,40 +57,6 @@ def as_on_a_device(model: ir.Model, scratch: Path) -> np.ndarray:
     return logits(scratch / "rounded.onnx")
 
 
-def decompose_layer_norm(path: Path, folder: Path) -> ir.Model:
-    """The graph with each LayerNormalization in single steps, as exporters below opset 17 write it."""
-    proto = onnx.load(path)
-    nodes: list[onnx.NodeProto] = []
-    for node in proto.graph.node:
-        if node.op_type != "LayerNormalization":
-            nodes.append(node)
-            continue
-        x, scale, bias = node.input
-        epsilon = next(a.f for a in node.attribute if a.name == "epsilon")
-        proto.graph.initializer.append(numpy_helper.from_array(np.float32(epsilon), f"{node.name}.eps"))
-        y, axes = node.output[0], f"{node.name}.axes"
-        proto.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), axes))
-        steps = [
-            ("ReduceMean", [x, axes], "mean"),
-            ("Sub", [x, f"{y}.mean"], "centred"),
-            ("Mul", [f"{y}.centred", f"{y}.centred"], "square"),
-            ("ReduceMean", [f"{y}.square", axes], "variance"),
-            ("Add", [f"{y}.variance", f"{node.name}.eps"], "safe"),
-            ("Sqrt", [f"{y}.safe"], "deviation"),
-            ("Div", [f"{y}.centred", f"{y}.deviation"], "normal"),
-            ("Mul", [f"{y}.normal", scale], "scaled"),
-            ("Add", [f"{y}.scaled", bias], None),
-        ]
-        for op_type, inputs, name in steps:
-            out = y if name is None else f"{y}.{name}"
-            nodes.append(helper.make_node(op_type, inputs, [out], name=f"{node.name}/{name or 'shifted'}"))
-    del proto.graph.node[:], proto.graph.value_info[:]
-    proto.graph.node.extend(nodes)
-    proto = onnx.shape_inference.infer_shapes(proto)
-    onnx.save(proto, folder / "decomposed.onnx")
-    return ir.load(folder / "decomposed.onnx")
-
-
 def test_a_sound_model_is_half_throughout(massive: Callable[[float], Path], tmp_path: Path) -> None:
     path = massive(1) / "model.onnx"
     plan = plan_half(path, "x", IMAGES, {})
@@ -129,7 +78,7 @@ def test_a_residual_stream_of_thousands_needs_the_fused_layer_norm(
     model = ir.load(path)
     to_half(model, plan.names)
     assert np.abs(as_on_a_device(model, tmp_path) - exact).max() < 0.005 * np.ptp(exact)
-    naive = decompose_layer_norm(path, tmp_path)
+    naive = decompose_layer_norm(path, tmp_path / "decomposed.onnx")
     to_half(naive)
     wrong = as_on_a_device(naive, tmp_path)
     assert not np.isfinite(wrong).all() or np.abs(wrong - exact).max() > 0.2 * np.ptp(exact)
@@ -137,7 +86,7 @@ def test_a_residual_stream_of_thousands_needs_the_fused_layer_norm(
 
 def test_the_plan_mends_a_decomposed_layer_norm(massive: Callable[[float], Path], tmp_path: Path) -> None:
     path = massive(1000) / "model.onnx"
-    decompose_layer_norm(path, tmp_path)
+    decompose_layer_norm(path, tmp_path / "decomposed.onnx")
     plan = plan_half(tmp_path / "decomposed.onnx", "x", IMAGES, {})
     assert any("square" in entry.node for entry in plan.kept)
     assert not any("q_proj" in entry.node or "fc1" in entry.node for entry in plan.kept)  # just what needs it
