@@ -17,6 +17,7 @@ from vitdeploy.compiler.graph.no_ops import remove_no_ops
 from vitdeploy.compiler.graph.qkv import merge_qkv
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.graph.split_qkv import split_qkv
+from vitdeploy.compiler.graph.window_mask import fold_window_mask
 
 SCALED = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -243,6 +244,58 @@ def test_a_merged_projection_is_split_and_merged_again() -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
     assert split_qkv(model).declined == "no projection gives queries, keys and values at once"
     assert merge_qkv(model).changed == 1
+
+
+WINDOWS = """
+<ir_version: 10, opset_import: ["" : 20]>
+windows (float[windows, 2, 3, 3] scores, float[batch, 1] image) => (float[windows, 2, 3, 3] y)
+<float[1, 2, 3, 3] bias = {BIAS}, float[1, 4, 1, 3, 3] mask = {MASK}, int64[1] one = {1}, int64[4] flat = {-1, 1, 3, 3}>
+{
+   shape = Shape <start: int = 0, end: int = 1> (image)
+   target = Concat <axis: int = 0> (shape, one, one, one, one)
+   expanded = Expand (mask, target)
+   masks = Reshape (expanded, flat)
+   table = Add (bias, masks)
+   y0 = Add (scores, table)
+   y = Softmax <axis: int = -1> (y0)
+}
+"""
+
+
+def windows_model(**changed: np.ndarray) -> ir.Model:
+    generator = np.random.default_rng(4)
+    mask = np.where(generator.random((1, 4, 1, 3, 3)) < 0.4, -100, 0).astype(np.float32)
+    arrays = {"bias": generator.standard_normal((1, 2, 3, 3)).astype(np.float32), "mask": mask, **changed}
+    model = typed(parse(WINDOWS, **arrays))
+    for node in model.graph:  # what the exporter knows and shape inference does not
+        for value in node.outputs:
+            shapes = {"expanded": ["batch", 4, 1, 3, 3], "masks": ["4*batch", 1, 3, 3]}
+            if value.name in shapes:
+                value.shape = ir.Shape(shapes[value.name])
+    return model
+
+
+def test_the_mask_of_shifted_windows_is_not_repeated() -> None:
+    scores = GENERATOR.standard_normal((12, 2, 3, 3)).astype(np.float32)
+    feeds = {"scores": scores, "image": np.zeros((3, 1), np.float32)}
+    model = windows_model()
+    before = run(model, **feeds)
+    assert fold_window_mask(model).changed == 1
+    drop_unused(model)
+    assert op_types(model) == ["Reshape", "Add", "Reshape", "Softmax"]
+    np.testing.assert_array_equal(run(model, **feeds), before)
+    other = run(windows_model(mask=np.zeros((1, 4, 1, 3, 3), np.float32)), **feeds)
+    assert np.abs(other - before).max() > 0.1  # the mask shows
+    again = fold_window_mask(model)
+    assert again.changed == 0 and again.declined == "no mask is repeated for every image"
+
+
+def test_a_table_of_all_windows_must_not_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitdeploy.compiler.graph import window_mask
+
+    monkeypatch.setattr(window_mask, "_LARGEST", 71)
+    result = fold_window_mask(windows_model())
+    assert result.changed == 0 and result.declined == "bias and mask of all windows would be 72 numbers"
 
 
 def test_a_file_is_what_onnx_itself_would_write(tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def _attention(module: Any) -> Iterator[None]:
             module.set_attn_implementation(before)
 
 
+@contextlib.contextmanager
+def _pooling(module: Any) -> Iterator[None]:
+    """Let pooling to one value, (batch, channels, length) -> (batch, channels, 1), be a mean inside the block: the
+    exporter writes Swin's AdaptiveAvgPool1d(1) with a Gather whose indices are computed from the batch."""
+    import torch
+
+    pools = [part for part in module.modules() if isinstance(part, torch.nn.AdaptiveAvgPool1d)]
+    pools = [part for part in pools if part.output_size in (1, (1,))]
+    try:
+        for part in pools:
+            part.forward = lambda values: values.mean(dim=-1, keepdim=True)
+        yield
+    finally:
+        for part in pools:
+            del part.forward
+
+
 def _classifiers(module: Any) -> list[Any]:
     """The linear layers that may make the logits."""
     import torch
@@ -266,7 +283,7 @@ def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...],
     outputs = _outputs_module(module, names, _interpolates(module, size))
     example = torch.zeros(2, 3, *size)
     try:
-        with _attention(module), _baked(module, baked), _quiet(), torch.no_grad():
+        with _attention(module), _pooling(module), _baked(module, baked), _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 outputs,
                 (example,),

@@ -15,6 +15,7 @@ from vitdeploy.compiler.graph.no_ops import remove_no_ops
 from vitdeploy.compiler.graph.qkv import merge_qkv
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.split_qkv import split_qkv
+from vitdeploy.compiler.graph.window_mask import fold_window_mask
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,6 +31,7 @@ PASSES: tuple[Callable[[ir.Model], PassResult], ...] = (
     fold_attention_scale,
     fold_layer_scale,
     fold_class_token,
+    fold_window_mask,
 )
 
 
