@@ -101,6 +101,37 @@ def test_a_guard_that_is_needed_stays() -> None:
     assert nothing.changed == 0 and nothing.declined == "every operation changes something"
 
 
+NORMALISED = """
+<ir_version: 10, opset_import: ["" : 20]>
+normalised (float[batch, 4, 6] x) => (float[batch, 4, 6] y)
+<int64[1] last = {-1}>
+{
+   length = ReduceL2 (x, last)
+   shape = Shape (x)
+   everywhere = Expand (length, shape)
+   y0 = Div (x, everywhere)
+   y = Neg (y0)
+}
+"""
+
+
+def test_what_broadcasting_repeats_is_not_expanded() -> None:
+    model = ir.from_onnx_text(NORMALISED)
+    before = run(model, x=X)
+    shapes = {"length": ["batch", 4, 1], "everywhere": ["batch", 4, 6]}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in shapes:
+                value.shape = ir.Shape(shapes[value.name])
+    assert remove_no_ops(model).changed == 1
+    drop_unused(model)
+    assert op_types(model) == ["ReduceL2", "Div", "Neg"]
+    np.testing.assert_array_equal(run(model, x=X), before)
+    alone = ir.from_onnx_text(NORMALISED.replace("Div (x, everywhere)", "Identity (everywhere)"))  # nothing repeats it
+    remove_no_ops(alone)
+    assert "Expand" in op_types(alone)
+
+
 def test_the_bias_of_a_product_stays_where_it_is_zero() -> None:
     model = typed(parse(SCALED, **{**ARRAYS, "b": np.zeros(6, np.float32)}))
     assert remove_no_ops(model).changed == 0

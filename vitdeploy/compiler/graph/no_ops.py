@@ -1,6 +1,7 @@
 """Operations that give back what they got, and guards against what can't happen.
 
     x + 0 = x,   1 x = x,   Pad by nothing, Identity, Expand or Reshape to the shape that is there = x
+    x / Expand(y, shape of x) = x / y        and +, -, x: broadcasting repeats y as well, and needs no shape
     Where(IsNaN(softmax(z)), 0, softmax(z)) = softmax(z)        unless a whole row of z is -inf
 
 The last is what scaled_dot_product_attention leaves for rows that are masked everywhere; a mask of zeros is what eager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["remove_no_ops"]
+
+_BROADCASTING = ("Add", "Sub", "Mul", "Div")
 
 
 def remove_no_ops(model: ir.Model) -> PassResult:
@@ -47,6 +50,8 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
     if node.op_type == "Pad":
         pads = constant(node.inputs[1])
         return first if pads is not None and not pads.any() else None
+    if node.op_type == "Expand" and _is_broadcast_anyway(node.outputs[0]):
+        return first
     if node.op_type in ("Reshape", "Expand"):
         return first if first is not None and _same_static_shape(first, node.outputs[0]) else None
     if node.op_type in ("Add", "Mul"):
@@ -76,6 +81,19 @@ def _guarded(node: ir.Node) -> ir.Value | None:
         if mask is None or (mask.ndim and bool(np.isneginf(mask).all(axis=-1).any())):
             return None
     return value
+
+
+def _is_broadcast_anyway(expanded: ir.Value) -> bool:
+    """Whether each reader combines an expanded tensor, element by element, with one that has its shape already."""
+    if not expanded.uses() or expanded.is_graph_output():
+        return False
+    for use in expanded.uses():
+        others = [value for value in use.node.inputs if value is not expanded]
+        if use.node.op_type not in _BROADCASTING or len(others) != 1 or others[0] is None:
+            return False
+        if not _same_static_shape(others[0], expanded):
+            return False
+    return True
 
 
 def _same_shape(one: ir.Value, other: ir.Value) -> bool:
