@@ -14,6 +14,7 @@ last one ended: `--at-most N` ends it after N forward passes of one image.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -55,22 +56,22 @@ def prepare(checkpoint: str, dataset: str, folder: Path, forms: list[str]) -> di
 
 def measure(paths: dict[str, Path], images: Any, folder: Path, batch: int, threads: int, at_most: int) -> bool:
     """Run what is missing, up to `at_most` passes, and keep logits (images, classes) by form; whether all are there."""
+    kept = {form: folder / f"{form}.npy" for form in paths}
+    parts = {form: [np.load(file)] if file.exists() else [] for form, file in kept.items()}
+    done = {form: sum(map(len, arrays)) for form, arrays in parts.items()}
     started = time.perf_counter()
-    for form, path in paths.items():
-        kept = folder / f"{form}.npy"
-        parts = [np.load(kept)] if kept.exists() else []
-        done = sum(map(len, parts))
-        with OnnxRuntimeRunner(path, threads) as runner:
-            while done < len(images) and at_most > 0:
-                end = min(done + batch, len(images))
-                pixels = np.stack([images.image(index) for index in range(done, end)])
-                parts.append(runner.infer({"image": pixels})["logits"])
-                done, at_most = end, at_most - (end - done)
-        np.save(kept, np.concatenate(parts))
-        print(f"{form}: {done} images, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        if done < len(images):
-            return False
-    return True
+    with contextlib.ExitStack() as stack:
+        runners = {form: stack.enter_context(OnnxRuntimeRunner(path, threads)) for form, path in paths.items()}
+        while min(done.values()) < len(images) and at_most > 0:
+            form = min(done, key=lambda name: done[name])
+            start, end = done[form], min(done[form] + batch, len(images))
+            pixels = np.stack([images.image(index) for index in range(start, end)])
+            parts[form].append(runners[form].infer({"image": pixels})["logits"])
+            done[form], at_most = end, at_most - (end - start)
+    for form, file in kept.items():
+        np.save(file, np.concatenate(parts[form]))
+    print(f"{done}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return min(done.values()) == len(images)
 
 
 def compare(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
