@@ -278,7 +278,7 @@ def run_pytorch(checkpoint: Checkpoint, batches: list[np.ndarray], names: tuple[
 def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...], baked: dict[str, Any]) -> ir.Model:
     """The model's graph: pixel_values float32 (batch, 3, height, width) -> the named outputs."""
     torch = require("torch", extra="build")
-    require("onnxscript", extra="build")
+    optimizer = require("onnxscript.optimizer", extra="build")
     module = checkpoint.module
     outputs = _outputs_module(module, names, _interpolates(module, size))
     example = torch.zeros(2, 3, *size)
@@ -292,7 +292,10 @@ def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...],
                 input_names=["pixel_values"],
                 output_names=list(names),
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+                optimize=False,
             )
+            # Once round: the exporter's own two take a third of its time, and the second finds nothing more.
+            optimizer.optimize(program.model, num_iterations=1)
     except VitdeployError:
         raise
     except Exception as error:

@@ -11,8 +11,11 @@ file refers to by its name.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,6 +26,7 @@ DATA_SUFFIX = ".data"
 _LIMIT = (1 << 31) - (1 << 24)  # protobuf's, less what the graph itself may take
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in onnx.proto: ModelProto.graph, GraphProto.initializer ...
 _LENGTH_DELIMITED = 2
+_PAGE = 4096  # where each weight begins in a file of its own, so that it can be mapped
 
 
 def save(model: ir.Model, path: Path, *, limit_bytes: int | None = None, external: bool = False) -> Path | None:
@@ -44,14 +48,31 @@ def _save_external(model: ir.Model, path: Path) -> Path:
     import onnx_ir as ir
 
     data = path.with_name(path.name + DATA_SUFFIX)
-    # It puts the new places into the model's values; give the old tensors back, so that the argument is as it was.
-    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    weights = {name: value for name, value in model.graph.initializers.items() if _is_large(value)}
+    before = {name: value.const_value for name, value in weights.items()}
     try:
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
-    finally:
+        with data.open("wb") as file:
+            for name, value in weights.items():
+                file.seek(-(-file.tell() // _PAGE) * _PAGE)
+                value.const_value = _written(name, value, file, data)
+        ir.save(model, path)
+    finally:  # the argument is as it was
         for name, tensor in before.items():
-            model.graph.initializers[name].const_value = tensor
+            weights[name].const_value = tensor
     return data
+
+
+def _written(name: str, value: ir.Value, file: BinaryIO, data: Path) -> ir.ExternalTensor:
+    """Write a weight where the file stands; the tensor that lies there."""
+    import onnx_ir as ir
+
+    assert value.const_value is not None
+    tensor, offset = value.const_value, file.tell()
+    _write(value, file)
+    shape = ir.Shape(tensor.shape)
+    return ir.ExternalTensor(
+        data.name, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=data.parent
+    )
 
 
 def _save_whole(model: ir.Model, path: Path) -> None:
@@ -102,8 +123,14 @@ def _header(name: str, value: ir.Value) -> bytes:
 
 
 def _write(value: ir.Value, file: BinaryIO) -> None:
+    """Write a tensor's bytes, without a copy of them where they lie in memory as they do in ONNX."""
     assert value.const_value is not None
-    file.write(value.const_value.tobytes())
+    tensor = value.const_value
+    array = tensor.numpy()
+    if sys.byteorder == "little" and array.flags.c_contiguous and array.nbytes == tensor.nbytes:
+        file.write(array.reshape(-1).view(np.uint8).data)
+    else:  # types of less than a byte are packed
+        file.write(tensor.tobytes())
 
 
 def _tag(field: int, length: int) -> bytes:
