@@ -66,8 +66,29 @@ def test_colours_run_between_their_ends() -> None:
 def test_the_overlay_is_brightest_where_the_map_is_high() -> None:
     values = np.zeros((4, 4))
     values[3, 0] = 2
-    light = overlay(np.full((32, 32, 3), 128, np.uint8), values, (64, 64), 2.0).sum(axis=2)
+    light = overlay(np.full((32, 32, 3), 128, np.uint8), values, (64, 64), (0.0, 2.0)).sum(axis=2)
     assert light[56, 8] > light[8, 56] + 100
+
+
+def test_one_patch_far_above_all_others_leaves_them_as_they_are() -> None:
+    """DINOv2's notes in the background: seven times an even spread, beside patches of one."""
+    values = np.ones((4, 4))
+    grey = np.full((32, 32, 3), 128, np.uint8)
+    values[1, 1] = 1.5
+    just = overlay(grey, values, (64, 64), (0.5, 1.5))
+    values[1, 1] = 7.0
+    far = overlay(grey, values, (64, 64), (0.5, 1.5))
+    assert np.array_equal(just, far)
+    assert np.array_equal(far[24, 56], far[56, 56]) and far[24, 34:].sum(axis=1).min() == far[56, 56].sum()  # no ring
+
+
+def test_white_patches_have_edges(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 60, 3), 255, np.uint8)).save(tmp_path / "white.png")
+    explain(tiny_bundle, tmp_path / "white.png", tmp_path / "out")
+    for name in ("patches.png", "attention-rollout.png"):
+        drawn = np.asarray(Image.open(tmp_path / "out" / name).convert("L"))
+        rows = (drawn[:, : drawn.shape[1] // 2] < 230).sum(axis=1)
+        assert (rows > 200).sum() >= 2, name  # lines above and below the image
 
 
 def test_nothing_is_overwritten_unasked(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:

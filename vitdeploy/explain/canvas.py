@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAINT", "INK", "LINE", "SOFT", "Canvas", "colours", "overlay"]
 
-PAPER, INK, SOFT, FAINT, LINE = "#ffffff", "#1d2129", "#5b6472", "#8a93a1", "#e4e2dd"
+PAPER, INK, SOFT, FAINT, LINE = "#ffffff", "#1d2129", "#5b6472", "#8a93a1", "#c9ced6"
 MARGIN = 28
 
 # Stops of the colour maps, evenly spaced. "heat" rises in lightness from dark violet to pale yellow, so that it reads
@@ -33,15 +33,19 @@ def colours(values: np.ndarray, low: float, high: float, name: str) -> np.ndarra
     return np.asarray(np.rint(mixed), dtype=np.uint8)
 
 
-def overlay(pixels: np.ndarray, values: np.ndarray, size: tuple[int, int], high: float) -> np.ndarray:
-    """A map (rows, columns) from 0 to `high` laid over an image, both brought to `size` (height, width).
+def overlay(pixels: np.ndarray, values: np.ndarray, size: tuple[int, int], limits: tuple[float, float]) -> np.ndarray:
+    """A map (rows, columns) laid over an image, both brought to `size` (height, width).
 
-    Where the map is low the image is pale and grey, where it is high it has its colours under a warm tint.
+    Where the map is at the lower of `limits` the image is dark and grey, at the upper one it has its colours under a
+    warm tint. The map is cut off at its limits before it is spread over the pixels, linearly, so that a patch far above
+    them colours its neighbours no more than one that just reaches them.
     """
     height, width = size
     image = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
-    smooth = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    share = np.clip(np.asarray(smooth, dtype=np.float64) / max(high, 1e-12), 0, 1)[..., np.newaxis]
+    low, high = limits
+    shares = np.clip((values - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
+    smooth = Image.fromarray(shares).resize((width, height), Image.Resampling.BILINEAR)
+    share = np.asarray(smooth, dtype=np.float64)[..., np.newaxis]
     grey = 0.45 * image.mean(axis=2, keepdims=True) + 30
     tint = colours(share[..., 0], 0, 1, "heat").astype(np.float64)
     weight = 0.45 + 0.1 * share
@@ -72,18 +76,20 @@ class Canvas:
         picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), Image.Resampling.NEAREST)
         self.image.paste(picture, at)
 
-    def frame(self, at: tuple[int, int], size: tuple[int, int], fill: str = LINE) -> None:
-        """The outline of a (height, width) box."""
-        self._draw.rectangle((at[0] - 1, at[1] - 1, at[0] + size[1], at[1] + size[0]), outline=fill)
+    def box(self, at: tuple[int, int], size: tuple[int, int], edge: int = 1) -> None:
+        """A grey (height, width) box that shows `edge` pixels around what is pasted at the same place."""
+        self._draw.rectangle((at[0] - edge, at[1] - edge, at[0] + size[1] - 1 + edge, at[1] + size[0] - 1 + edge), LINE)
 
-    def bar(self, at: tuple[int, int], width: int, name: str, labels: Sequence[str]) -> None:
-        """A horizontal colour bar, labels spread evenly below it."""
+    def bar(self, at: tuple[int, int], width: int, name: str, ticks: Sequence[tuple[float, str]]) -> None:
+        """A horizontal colour bar; below it, words at shares 0..1 of its width."""
         ramp = np.repeat(np.linspace(0, 1, width)[np.newaxis], 12, axis=0)
         self.paste(at, colours(ramp, 0, 1, name), (12, width))
-        for number, label in enumerate(labels):
-            share = number / max(len(labels) - 1, 1)
-            anchor = "la" if number == 0 else "ra" if number == len(labels) - 1 else "ma"
-            self.text((at[0] + share * width, at[1] + 17), label, size=12, fill=SOFT, anchor=anchor)
+        for share, words in ticks:
+            x = at[0] + share * width
+            if 0 < share < 1:
+                self._draw.line((x, at[1] + 12, x, at[1] + 16), fill=SOFT)
+            anchor = "la" if share == 0 else "ra" if share == 1 else "ma"
+            self.text((x, at[1] + 17), words, size=12, fill=SOFT, anchor=anchor)
 
 
 def _font(size: int) -> Any:

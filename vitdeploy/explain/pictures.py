@@ -38,19 +38,23 @@ def draw_rollout(inside: Inside, rolled: np.ndarray, layers_alone: np.ndarray) -
         "It tells where information flows from, not which of it decided.",
     ]
     top = 54 + 19 * len(lines) + 16
-    page_height = top + height + 84 + rows * (small_height + 30) + MARGIN
+    page_height = top + height + 98 + rows * (small_height + 30) + MARGIN
     page = Canvas(_PAGE, page_height)
     page.heading("Attention rollout", lines)
     right = _PAGE - MARGIN - width
-    high = _cap(rolled)
-    end = f"{high:.1f}" if high >= rolled.max() else f"{high:.1f} and more, up to {rolled.max():.1f}"
+    low, high = _limits(rolled)
+    for x in (MARGIN, right):
+        page.box((x, top), (height, width))
     page.paste((MARGIN, top), inside.pixels, (height, width))
-    page.paste((right, top), overlay(inside.pixels, rolled, (height, width), high), (height, width))
+    page.paste((right, top), overlay(inside.pixels, rolled, (height, width), (low, high)), (height, width))
     page.text((MARGIN, top + height + 8), f"what the model sees, {_size(inside.pixels)} pixels", size=12, fill=SOFT)
-    page.bar((right, top + height + 8), width, "heat", ["0 times an even spread", end])
-    below = top + height + 58
-    words = f"the attention of {inside.looking} in each layer alone, mean of its heads, with the largest value"
-    page.text((MARGIN, below), words, size=12, fill=SOFT)
+    ends = (f"{low:.1f}", f"{high:.1f}" if high >= rolled.max() else f"{high:.1f} to {rolled.max():.1f}")
+    even = (1 - low) / (high - low)
+    page.bar((right, top + height + 8), width, "heat", [(0, ends[0]), (even, "1"), (1, ends[1])])
+    page.text((right, top + height + 42), "times as much as with an even spread (1)", size=12, fill=SOFT)
+    below = top + height + 72
+    words = f"the attention of {inside.looking} in each layer alone, mean of its heads: from 0 (dark) to an upper end"
+    page.text((MARGIN, below), f"{words} of its own; in grey its largest value", size=12, fill=SOFT)
     for layer, values in enumerate(layers_alone):
         x = MARGIN + (layer % across) * (small_width + 10)
         y = below + 22 + (layer // across) * (small_height + 30)
@@ -86,7 +90,7 @@ def draw_positions(inside: Inside, similarity: np.ndarray) -> Image:
         for right, column in enumerate(shown_columns):
             at = (MARGIN + right * (tile_width + gap), top + down * (tile_height + gap))
             page.paste(at, colours(similarity[row, column], -1, 1, "sign"), (tile_height, tile_width))
-    page.bar((MARGIN, bottom + 12), min(360, page_width - 2 * MARGIN), "sign", ["-1", "0", "1"])
+    page.bar((MARGIN, bottom + 12), min(360, page_width - 2 * MARGIN), "sign", [(0, "-1"), (0.5, "0"), (1, "1")])
     return page.image
 
 
@@ -109,6 +113,8 @@ def draw_patches(inside: Inside) -> Image:
     width = max(left + columns * (tile[1] + gap) + MARGIN + 26, 620)
     page = Canvas(width, top + rows * (tile[0] + gap) + MARGIN)
     page.heading("Patches", lines)
+    inner = (rows * (tile[0] + gap) - gap, columns * (tile[1] + gap) - gap)
+    page.box((left, top), inner, gap)  # seen between the patches, so that white ones have edges
     for row in range(rows):
         for column in range(columns):
             patch = inside.pixels[
@@ -120,6 +126,11 @@ def draw_patches(inside: Inside) -> Image:
         end = left + columns * (tile[1] + gap) + 4
         page.text((end, middle), str(special + (row + 1) * columns - 1), size=11, fill=FAINT, anchor="lm")
     return page.image
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Where the rollout's colours begin and end; a map that is nearly even is drawn as such, not stretched."""
+    return float(min(values.min(), 0.75)), float(max(1.5, min(values.max(), np.quantile(values, 0.95))))
 
 
 def _cap(values: np.ndarray) -> float:
