@@ -36,6 +36,7 @@ __all__ = [
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_DISK = re.compile(
     rf"os error ({'|'.join(map(str, sorted(_NO_SPACE)))})\b|No space left|File too large|file write failed"
+    r"|inline_container\.cc.*unexpected pos"  # torch.save's zip file, cut short
 )
 
 
