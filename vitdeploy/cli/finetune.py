@@ -151,7 +151,8 @@ def command(as_json: bool, dry_run: bool, **options: Any) -> None:
 
 def _print_result(result: FinetuneResult) -> None:
     test, sample = result.data["test"], result.sample
-    click.echo(f"test accuracy        {result.test_accuracy:.2%} of {test['count']} images of {test['name']}/test")
+    tested = f"{test['count']} images of {test['name']}/test, looked at once"
+    click.echo(f"test accuracy        {result.test_accuracy:.2%} of {tested}")
     if result.validation_accuracy is not None:
         count, step = result.data["validation"]["count"], result.curve.best_step
         click.echo(f"validation accuracy  {result.validation_accuracy:.2%} of {count} images, best at step {step}")

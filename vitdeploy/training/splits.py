@@ -20,6 +20,7 @@ from vitdeploy.training.config import FinetuneConfig
 __all__ = ["Splits", "load_splits"]
 
 _MOST_VALIDATION_IMAGES = 1000
+_USES = ("learning", "choosing: best weights, early stopping", "one look, after everything was decided")
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class Splits:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of its data, for JSON."""
-        return {
-            split.split: split.describe() for split in (self.train, self.validation, self.test) if split is not None
-        }
+        """What a result says of its data, for JSON; `used_for` says what each split had a say in."""
+        splits = zip((self.train, self.validation, self.test), _USES, strict=True)
+        return {split.split: {**split.describe(), "used_for": use} for split, use in splits if split is not None}
 
     def digest(self) -> str:
         """SHA-256 of which images are in which split with which class; their content is not read."""
