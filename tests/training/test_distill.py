@@ -16,7 +16,7 @@ import pytest
 from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.datasets import load_dataset
 from vitdeploy.errors import InputError, ModelError
-from vitdeploy.training import FinetuneConfig, create_vit, finetune
+from vitdeploy.training import FinetuneConfig, create_vit, dry_run, finetune
 from vitdeploy.training.distill import Distillation, Settings, soft_loss, teacher_view
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -188,6 +188,13 @@ def test_a_deit_student_with_its_distillation_token(teacher: Path, tmp_path: Pat
     assert float((decided == answered).float().mean()) > 0.4  # by chance 0.1
 
 
+def test_the_dry_run_counts_the_teacher(scratch: Path, teacher: Path, tmp_path: Path) -> None:
+    alone, taught = (dry_run(settings(scratch, tmp_path / "out", distill=who)) for who in (None, teacher))
+    weights = sum(value.numel() for value in load_checkpoint(teacher).module.parameters())
+    assert "teacher" not in alone.memory_bytes and taught.memory_bytes["teacher"] == 4 * weights
+    assert taught.memory_bytes["total"] >= alone.memory_bytes["total"] + 4 * weights
+
+
 def test_refusals_come_before_training(
     scratch: Path, teacher: Path, tmp_path: Path, tiny_checkpoint: Path, cli: Callable[..., Any]
 ) -> None:
@@ -197,7 +204,12 @@ def test_refusals_come_before_training(
         finetune(settings(scratch, tmp_path / "out", distill=tmp_path / "none"))
     for wrong in ({"distill_weight": 1.5}, {"distill_temperature": 0.0}, {"distill_kind": "loud"}):
         with pytest.raises(InputError):
-            dataclasses.replace(settings(scratch, tmp_path / "out"), **wrong)
+            dataclasses.replace(settings(scratch, tmp_path / "out", distill=teacher), **wrong)
+    for idle in ({"distill_weight": 0.9}, {"distill_temperature": 1.0}, {"distill_kind": "hard"}):
+        with pytest.raises(InputError, match="no effect without a teacher"):
+            dataclasses.replace(settings(scratch, tmp_path / "out"), **idle)
+    with pytest.raises(InputError, match="does not know"):  # and a dry run refuses what the run would refuse
+        dry_run(settings(scratch, tmp_path / "out", distill=tiny_checkpoint))
     assert not (tmp_path / "out").exists()
     done = cli(
         *("finetune", scratch, "--dataset", "digits", "--output", tmp_path / "cli", "--distill", teacher),

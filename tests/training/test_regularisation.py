@@ -394,6 +394,7 @@ def test_linear_probe_gives_the_head_that_the_full_model_has(tmp_path: Path) -> 
 
 
 def test_a_linear_probe_refuses_what_it_can_not_do() -> None:
-    for change in ({"augment": "shift"}, {"mixup": 0.1}, {"freeze": 1}, {"drop_path": 0.1}, {"distill": "teacher"}):
+    changes = {"augment": "shift", "mixup": 0.1, "freeze": 1, "drop_path": 0.1, "distill": "t", "layer_decay": 0.5}
+    for change in ({name: value} for name, value in changes.items()):
         with pytest.raises(InputError, match=next(iter(change))):
             FinetuneConfig("m", "d", "o", linear_probe=True, **change)  # type: ignore[arg-type]

@@ -27,7 +27,9 @@ _NOT_WITH_PROBE = (
     "drop_path",
     "freeze",
     "gradient_checkpointing",
+    "layer_decay",
 )
+_ONLY_WITH_DISTILL = ("distill_kind", "distill_temperature", "distill_weight")
 # What may differ when a run is taken up again: where and how fast it runs, not what it computes.
 _FREE = frozenset(["output", "overwrite", "resume", "threads", "workers", "tensorboard"])
 
@@ -160,14 +162,23 @@ class FinetuneConfig:
     def _check_together(self) -> None:
         if self.patience is not None and self.validation == 0:
             raise InputError("patience needs validation images", hint="leave --validation out, or --patience")
+        if self.distill is None and (idle := self._changed(_ONLY_WITH_DISTILL)):
+            raise InputError(
+                f"{idle[0]} has no effect without a teacher",
+                hint=f"name one with --distill, or leave --{idle[0].replace('_', '-')} out",
+            )
         if self.linear_probe:
-            defaults = {field.name: field.default for field in dataclasses.fields(self)}
-            wrong = [name for name in _NOT_WITH_PROBE if getattr(self, name) != defaults[name]]
+            wrong = self._changed(_NOT_WITH_PROBE)
             if wrong:
                 raise InputError(
                     f"a linear probe trains on features that are computed once, so {wrong[0]} can't be used",
                     hint=f"leave --{wrong[0].replace('_', '-')} out, or --linear-probe",
                 )
+
+    def _changed(self, names: tuple[str, ...]) -> list[str]:
+        """Those of `names` that are not at their default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
 
     def resolved(self) -> FinetuneConfig:
         """The same run with every default that depends on other settings filled in."""

@@ -108,6 +108,11 @@ class Distillation:
             lesson = soft_loss(taught.float(), answers, settings.temperature)
         return (1 - settings.weight) * base + settings.weight * lesson, output
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the teacher's weights take."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self._teacher.parameters())
+
     def teacher_logits(self, pixels: Any) -> Any:
         """What the teacher says of the student's pixels, (batch, classes) float32 in the student's order of classes."""
         torch = require("torch", extra="build")

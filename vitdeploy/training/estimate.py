@@ -16,8 +16,9 @@ from vitdeploy.datasets import ImageDataset
 from vitdeploy.errors import require
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import EpochSampler, Rows
+from vitdeploy.training.distill import load_distillation
 from vitdeploy.training.loop import resolve_precision
-from vitdeploy.training.objective import CrossEntropy
+from vitdeploy.training.objective import CrossEntropy, Objective
 from vitdeploy.training.parameters import parameter_counts, parameter_groups
 from vitdeploy.training.processes import Processes
 from vitdeploy.training.run import Prepared, device, make_batcher, own_randomness, prepare, threads
@@ -34,7 +35,8 @@ class DryRun:
 
     `settings` are the resolved ones, `images` the number a split. `seconds` is for training, validation and test on
     this machine, as `step_seconds` (one optimizer step, images decoded and augmented) makes one expect. `memory_bytes`
-    has weights, gradients, optimizer, activations (what a backward pass needs at this batch size) and their total.
+    has weights, gradients, optimizer, activations (what a backward pass needs at this batch size), a teacher's
+    weights if there is one, and their total.
     """
 
     settings: dict[str, Any]
@@ -63,8 +65,9 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     """
     run = prepare(config, Processes(0, processes))
     config, plan, splits = run.config, run.plan, run.splits
+    teacher = load_distillation(config, run.model, splits.train.labels)
     with hub.quiet_libraries(), own_randomness(), threads(config.threads), progress.task("Timing a few steps"):
-        measured = _measure(run)
+        measured = _measure(run, teacher or CrossEntropy(config.label_smoothing))
     total, trainable = parameter_counts(run.model.module)
     head = (
         sum(value.numel() for value in run.model.module.classifier.parameters()) if config.linear_probe else trainable
@@ -83,6 +86,7 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
         "gradients": 4 * head,
         "optimizer": 8 * head + (4 * head if config.ema else 0),
         "activations": 0 if config.linear_probe else measured.activation_bytes,
+        **({} if teacher is None else {"teacher": teacher.weight_bytes}),
     }
     return DryRun(
         settings=config.to_json(),
@@ -111,10 +115,10 @@ class _Measured:
     device: str
 
 
-def _measure(run: Prepared) -> _Measured:
+def _measure(run: Prepared, objective: Objective) -> _Measured:
     torch = require("torch", extra="build")
     config, module, where = run.config, run.model.module, device()
-    batcher, objective = make_batcher(run), CrossEntropy(config.label_smoothing)
+    batcher = make_batcher(run)
     module.to(where)
     assert config.learning_rate is not None
     groups = parameter_groups(
