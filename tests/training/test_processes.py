@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,47 @@ import numpy as np
 import pytest
 
 from tests.training.conftest import weights_of
+from vitdeploy import progress
 from vitdeploy.training import FinetuneConfig, create_vit, finetune
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+# --multi_gpu starts as many processes where there is no GPU too; --cpu starts one, whatever --num_processes says
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 # 400 images in global batches of 20, whole ones only; 101 test images, which two processes can't share evenly
 SETTINGS: dict[str, Any] = {"dataset": "digits", "limit_train": 440, "validation": 40, "limit_test": 101, "threads": 1}
 LEARNING: dict[str, Any] = {"max_steps": 30, "learning_rate": 3e-3, "augment": "shift", "label_smoothing": 0.1}
 
 
-def launch(launcher: list[str], model: Path, output: Path, *more: object) -> subprocess.Popen[str]:
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def launch(launcher: list[str], model: Path, output: Path, *more: object) -> subprocess.Popen[str]:
+    port = free_port()
     head = (
         [*launcher, port] if launcher is TORCHRUN else [*launcher, "--main_process_port", port, "--mixed_precision=no"]
     )
+    return begin([*head, "-m", "vitdeploy"], model, output, *more)
+
+
+def begin(head: list[str], model: Path, output: Path, *more: object, **variables: str) -> subprocess.Popen[str]:
     options = {**SETTINGS, **LEARNING, "batch_size": 10}
     flat = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     return subprocess.Popen(
-        [sys.executable, "-m", *head, "-m", "vitdeploy", "finetune", str(model), "--output", str(output), *flat]
-        + [str(part) for part in more],
+        [sys.executable, "-m", *head, "finetune", str(model), "--output", str(output), *flat, *map(str, more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables},
     )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def agree(output: Path, alone: Path) -> None:
@@ -99,13 +113,40 @@ def test_accelerate_launch_killed_and_resumed(scratch: Path, alone: Path, tmp_pa
     while not list(work.glob("checkpoint-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    for pid in (process.pid, *children(process.pid)):  # the launcher's processes have sessions of their own
+        os.kill(pid, signal.SIGKILL)
     process.wait()
     again = launch(ACCELERATE, scratch, tmp_path / "two", "--resume")
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
     agree(tmp_path / "two", alone)
     assert json.loads((tmp_path / "two" / "finetune.json").read_text())["resumed_from"]
+
+
+@pytest.mark.full
+def test_mpirun_is_understood(scratch: Path, alone: Path, tmp_path: Path) -> None:
+    """What Open MPI sets for two processes; accelerate launch --cpu uses mpirun for more than one."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMPI_COMM_WORLD_SIZE": "2"}
+    names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    both = [
+        begin(["vitdeploy"], scratch, tmp_path / "two", **common, **dict.fromkeys(names, rank)) for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "test accuracy" in said[0] and "test accuracy" not in said[1]
+    agree(tmp_path / "two", alone)
+
+
+def test_accelerates_single_process_is_not_silent(
+    short: Callable[..., FinetuneConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate launch --cpu --num_processes 2 starts one process, and says nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    notes: list[str] = []
+    monkeypatch.setattr(progress, "note", notes.append)
+    finetune(short(max_steps=1))
+    assert any("started one process only" in note and "torchrun" in note for note in notes)
 
 
 @pytest.mark.full

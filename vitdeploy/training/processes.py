@@ -1,4 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started: which one this is, and waiting for the others."""
+"""The processes that `torchrun`, `accelerate launch` or `mpirun` started: which one this is, waiting for the others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from vitdeploy.errors import require
 __all__ = ["Processes", "is_main_process", "joined"]
 
 
+# As accelerate reads them: torchrun's, Intel MPI's, Open MPI's, MVAPICH's.
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes and prints; without a launcher there is only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _first(_RANKS, 0) == 0
+
+
+def _first(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,12 @@ class Processes:
         return values
 
 
+_ONE_ONLY = (
+    "accelerate launch started one process only: with --cpu it needs mpirun for more. Give it --multi_gpu instead of"
+    " --cpu, or use torchrun: both start several on a CPU too."
+)
+
+
 class _Silent:
     def task(self, description: str, total: float | None, unit: str) -> Any:
         return nullcontext(self)
@@ -61,8 +76,9 @@ class _Silent:
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Join the other processes inside the block; only the main one reports progress."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if _first(_COUNTS, 1) == 1:
+        if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+            progress.note(_ONE_ONLY)
         yield Processes(0, 1)
         return
     torch = require("torch", extra="build")

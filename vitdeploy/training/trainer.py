@@ -1,6 +1,6 @@
 """The Hugging Face Trainer with this package's loss, learning rates, order of images, and checkpoints.
 
-Two parts of the Trainer are replaced since, up to transformers 5.23 at least, they read the saved names of weights
+Two parts of the Trainer are replaced since, up to transformers 5.24 at least, they read the saved names of weights
 without the renaming that from_pretrained does, and silently leave most of a ViT as it was: loading the best model, and
 loading the weights of a run that is taken up again.
 """
