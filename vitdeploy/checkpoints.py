@@ -110,6 +110,8 @@ def open_folder(model: str | os.PathLike[str], *, revision: str | None = None) -
     """
     name = os.fspath(model)
     path = Path(name).expanduser()
+    if path.exists() and revision is not None:
+        raise ModelError(f"{name} is a local folder, which has no revision", hint="leave --revision out")
     if path.exists():
         commit, source = None, path.resolve().name
     elif not isinstance(model, str) or hub.looks_like_path(name):

@@ -63,7 +63,7 @@ def fsync_path(path: Path) -> None:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder inside the block into an error with the next step.
+    """Turn a full disk, a forbidden folder or a file in its place inside the block into an error with the next step.
 
     Libraries in other languages (safetensors, torch, protobuf) tell of a full disk in exceptions of their own.
     """
@@ -78,7 +78,7 @@ def disk_errors(what: str) -> Iterator[None]:
                 f"no space left on the disk while writing {what}",
                 hint="free some space and run the command again; what was there before is unchanged",
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise VitdeployError(
                 f"not allowed to write {what}: {os.strerror(number or 0)}",
                 hint="choose an --output that you may write to",

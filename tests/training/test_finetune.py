@@ -14,7 +14,7 @@ import pytest
 from tests.training.conftest import DIGITS, weights_of
 from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.datasets import load_dataset
-from vitdeploy.errors import DatasetError, InputError, ModelError, OutputExistsError
+from vitdeploy.errors import DatasetError, InputError, ModelError, OutputExistsError, VitdeployError
 from vitdeploy.training import FinetuneConfig, FinetuneResult, create_digits_vit, digits_config, finetune
 
 
@@ -272,6 +272,12 @@ def test_refusals_come_before_training(scratch: Path, class_folders: Path, tmp_p
         finetune(settings(scratch, tmp_path / "out", dataset="digitz"))
     with pytest.raises(ModelError, match="no checkpoint at"):
         finetune(settings(tmp_path / "nowhere", tmp_path / "out"))
+    with pytest.raises(ModelError, match="is a local folder"):
+        finetune(settings(scratch, tmp_path / "out", revision="main"))
+    with pytest.raises(DatasetError, match="the 8 images to train on have none of"):
+        finetune(settings(scratch, tmp_path / "out", limit_train=8, validation=0))
+    with pytest.raises(VitdeployError, match="Not a directory"):
+        finetune(settings(scratch, tmp_path / "mine" / "letter.txt" / "out"))
     with pytest.raises(DatasetError, match="leave none"):
         finetune(settings(scratch, tmp_path / "out", validation=120))
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
@@ -288,6 +294,8 @@ def test_refusals_come_before_training(scratch: Path, class_folders: Path, tmp_p
         {"label_smoothing": -0.1},
         {"weight_decay": -1},
         {"validation": -1},
+        {"seed": -1},
+        {"seed": 2**32},
         {"augment": "rotate"},
     ],
     ids=str,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.errors import InputError
+from vitdeploy.training.config import check_seed
 
 __all__ = ["QatConfig", "QatResult"]
 
@@ -70,6 +71,7 @@ class QatConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} must be more than 0, not {value}")
+        check_seed(self.seed)
         if not 0 <= self.warmup_ratio < 1:
             raise InputError(f"warmup_ratio must be at least 0 and below 1, not {self.warmup_ratio}")
         if not 0 <= self.distill_weight <= 1:

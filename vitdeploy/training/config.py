@@ -12,7 +12,7 @@ from typing import Any
 from vitdeploy.errors import InputError
 from vitdeploy.training.distill import KINDS
 
-__all__ = ["AUGMENTATIONS", "PRECISIONS", "FinetuneConfig"]
+__all__ = ["AUGMENTATIONS", "PRECISIONS", "FinetuneConfig", "check_seed"]
 
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -152,6 +152,7 @@ class FinetuneConfig:
             raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
         if not 0 <= self.distill_weight <= 1:
             raise InputError(f"distill_weight must be from 0 to 1, not {self.distill_weight}")
+        check_seed(self.seed)
         if not 0 <= self.randaugment <= 29:
             raise InputError(f"randaugment must be 0 (off) to 29, not {self.randaugment}", hint="9 is usual")
         _one_of("augmentation", self.augment, AUGMENTATIONS)
@@ -203,6 +204,12 @@ class FinetuneConfig:
     def fixed(self) -> dict[str, Any]:
         """The settings that must be the same when the run is taken up again."""
         return {name: value for name, value in self.to_json().items() if name not in _FREE}
+
+
+def check_seed(seed: int) -> None:
+    """NumPy's old generator, which libraries still seed, takes 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
 
 
 def _positive(name: str, value: float | None) -> None:

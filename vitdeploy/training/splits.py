@@ -78,9 +78,13 @@ def load_splits(config: FinetuneConfig) -> Splits:
     notes = [
         f"{len(bad)} of the {split} images can't be decoded and are skipped." for split, bad in skipped.items() if bad
     ]
+    if missing := _without_images(test):
+        notes.append(f"The limited test images have none of {', '.join(missing[:5])}.")
     if count == 0:
+        _check_learnable(whole)
         return Splits(whole, None, test, (*notes, "No validation images: the last weights are kept."), skipped)
     validation, train = stratified_split(whole, [count], seed=config.seed)
+    _check_learnable(train)
     notes.append(f"{count} of the {len(whole)} training images are set aside to choose the best weights by.")
     missing = _without_images(validation)
     if missing:
@@ -103,6 +107,16 @@ def _check_classes(train: ImageDataset, test: ImageDataset) -> None:
             raise DatasetError(
                 f"{split} has no image of {', '.join(empty[:5])}", hint="add images of it, or remove the class"
             )
+
+
+def _check_learnable(train: ImageDataset) -> None:
+    """A sample, or what validation left, may lack a class that the whole split has."""
+    missing = _without_images(train)
+    if missing:
+        raise DatasetError(
+            f"the {len(train)} images to train on have none of {', '.join(missing[:5])}",
+            hint="use a larger --limit-train or a smaller --validation, or add images of it",
+        )
 
 
 def _without_images(split: ImageDataset) -> list[str]:
