@@ -1,7 +1,8 @@
 """A randomly initialised ViT on the disk, for `finetune` to start from; and the settings that suit the digits.
 
 The digits preset: 8x8 images resized to 32 (bicubic), patches of 8 (16 tokens and the class token), 4 layers of width
-64, 0.2 million parameters; 50 epochs with shifts and label smoothing give about 98 % on the 360 test images.
+64, 0.2 million parameters; 80 epochs with shifts, label smoothing, stochastic depth and averaged weights give about
+98 % on the 360 test images, whatever the seed (docs/results).
 """
 
 from __future__ import annotations
@@ -114,12 +115,14 @@ def create_digits_vit(folder: str | os.PathLike[str], *, overwrite: bool = False
 def digits_config(model: str | os.PathLike[str], output: str | os.PathLike[str], **changes: Any) -> FinetuneConfig:
     """How to train the model of `create_digits_vit` on the digits; `changes` are other fields of FinetuneConfig."""
     settings: dict[str, Any] = {
-        "epochs": 50,
+        "epochs": 80,
         "batch_size": 64,
         "learning_rate": 3e-3,
         "layer_decay": 1.0,
         "weight_decay": 0.05,
         "label_smoothing": 0.1,
+        "drop_path": 0.1,
+        "ema": 0.99,
         "augment": "shift",
         "threads": 1,
         **changes,
