@@ -12,7 +12,7 @@ from vitdeploy.bench import BenchReport, bench, render_html, save
 from vitdeploy.bench.memory import device_used_bytes
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
-from vitdeploy.compiler.engine import EngineOptions
+from vitdeploy.compiler.engine import EngineOptions, Profile
 from vitdeploy.datasets import load_dataset
 from vitdeploy.machine import gpus
 from vitdeploy.specs import ShapeRange
@@ -25,7 +25,7 @@ def bundle(tiny_bundle: Path, runtime_flavour: str, tmp_path_factory: pytest.Tem
     """A copy of the tiny bundle with FP16 and INT8 engines."""
     path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu-bench") / "bundle"))
     side = ShapeRange(16, 32, 128)
-    options = EngineOptions(flavour=runtime_flavour, batch=ShapeRange(1, 1, 4), height=side, width=side)
+    options = EngineOptions(flavour=runtime_flavour, profiles=(Profile(ShapeRange(1, 1, 4), side, side),))
     build(path, ["fp16", "int8"], target=runtime_flavour, engine_options=options)
     return path
 
