@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.command_line import invoke
 from vitdeploy.bundle import Bundle
 from vitdeploy.cli.app import run
+from vitdeploy.runtime.engine_command import rebuild_command
 
 
 @pytest.mark.parametrize("command", ["export", "build-engine", "demo"])
@@ -126,6 +128,10 @@ def test_engine_options_reach_the_engine(tiny_bundle_copy: Path) -> None:
     assert request["profiles"] == [{"batch": [1, 2, 4], "height": [8, 32, 64], "width": [8, 48, 96]}]
     assert request["workspace_mib"] == 256 and request["max_aux_streams"] == 0
     assert request["compute_capabilities"] == ["8.6", "8.9"]
+    artifact = Bundle.open(tiny_bundle_copy).find(kind="engine")
+    assert artifact is not None
+    again = invoke(*shlex.split(rebuild_command(artifact, tiny_bundle_copy, "tensorrt-rtx"))[1:])
+    assert "engines/tensorrt-rtx-fp32.engine is up to date: nothing to build" in " ".join(again.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from typing import Any
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import BundleError, EngineError
 from vitdeploy.machine import Gpu
+from vitdeploy.runtime.engine_command import rebuild_command
 
 __all__ = ["Described", "check_fit", "check_source", "check_version", "described", "read_engine", "weights_of"]
 
 _AMPERE = (8, 0)  # hardware-compatible engines run from here on
+_RTX, _RTX_FROM = ("8.0", "8.6", "8.9"), (12, 0)  # what TensorRT-RTX builds whole ViTs for
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def check_source(engine: Described) -> None:
     if artifact.built_from is not None and graphs and artifact.built_from not in {graph.sha256 for graph in graphs}:
         raise EngineError(
             f"{artifact.path} was built from another graph than the {graphs[0].path} that the bundle holds now",
-            hint=f"build it again: vitdeploy build-engine BUNDLE --{artifact.precision} --target {artifact.target}",
+            hint=f"build it again: {rebuild_command(artifact, engine.bundle.path, artifact.target)}",
         )
 
 
@@ -96,12 +98,12 @@ def weights_of(engine: Described) -> Path | None:
             return engine.bundle.file(graph)
     raise EngineError(
         f"{artifact.path} was built without its weights, and the graph that has them is not in the bundle",
-        hint="build it again: vitdeploy build-engine BUNDLE",
+        hint=f"build it again: {rebuild_command(artifact, engine.bundle.path, artifact.target)}",
     )
 
 
-def check_fit(artifact: Artifact, gpu: Gpu) -> None:
-    """Compare what an engine was built for with a GPU.
+def check_fit(artifact: Artifact, gpu: Gpu, bundle: Path | None = None) -> None:
+    """Compare what an engine was built for with a GPU; `bundle` is where it lies, for the command that rebuilds it.
 
     Raises:
         EngineError: it was built for another compute capability.
@@ -110,11 +112,11 @@ def check_fit(artifact: Artifact, gpu: Gpu) -> None:
     flags = built.get("flags") or {}
     listed = [str(capability) for capability in built.get("compute_capabilities") or ()]
     single = built.get("compute_capability")
-    here = _pair(gpu.compute_capability)
+    here = _numbers(gpu.compute_capability, 2)
     if listed:
-        fits = any(here >= _pair(c[:-1]) if c.endswith("+") else here == _pair(c) for c in listed)
+        fits = any(here >= _numbers(c[:-1], 2) if c.endswith("+") else here == _numbers(c, 2) for c in listed)
     elif single is not None:
-        fits = here == _pair(str(single)) or (bool(flags.get("hardware_compatible")) and here >= _AMPERE)
+        fits = here == _numbers(str(single), 2) or (bool(flags.get("hardware_compatible")) and here >= _AMPERE)
     else:
         fits = True
     if not fits:
@@ -122,33 +124,44 @@ def check_fit(artifact: Artifact, gpu: Gpu) -> None:
         raise EngineError(
             f"{artifact.path} was built for compute capability {wanted}, and the {gpu.name} here has"
             f" {gpu.compute_capability}",
-            hint="build an engine on this machine: vitdeploy build-engine BUNDLE --target tensorrt",
+            hint=f"build one for it: {_for_gpu(artifact, bundle, listed, gpu)}",
         )
 
 
-def check_version(artifact: Artifact, flavour: str, installed: str) -> None:
-    """Compare the TensorRT that built an engine with the one that is installed.
+def _for_gpu(artifact: Artifact, bundle: Path | None, listed: list[str], gpu: Gpu) -> str:
+    """The command that builds the engine for the GPU here: TensorRT-RTX for those it has kernels for."""
+    here, asked = gpu.compute_capability, (artifact.built_with.get("request") or {}).get("compute_capabilities", ())
+    if listed and not gpu.integrated and here in _RTX:
+        return rebuild_command(artifact, bundle, "tensorrt-rtx", compute_capabilities=[*asked, here])
+    if listed and not gpu.integrated and _numbers(here, 2) >= _RTX_FROM:  # among those that no option has to name
+        return rebuild_command(artifact, bundle, "tensorrt-rtx", compute_capabilities=())
+    return rebuild_command(artifact, bundle, "tensorrt")
 
-    Engines run on the major and minor version that built them; version-compatible ones on later ones of that major.
+
+def check_version(artifact: Artifact, flavour: str, installed: str, bundle: Path | None = None) -> None:
+    """Compare the TensorRT that built an engine with the one that is installed; `bundle` as above.
+
+    Engines run on the release that built them, to the third number: NVIDIA promises no more, and TensorRT's own check
+    says so (of the fourth it is asked when it loads). Version-compatible ones run on later ones of that major.
 
     Raises:
         EngineError: it was built by the other kind of TensorRT, or by another version.
     """
     maker: dict[str, Any] = artifact.built_with.get("tensorrt") or {}
     kind, version = maker.get("flavour", flavour), maker.get("version")
-    again = f"build it again with this version: vitdeploy build-engine BUNDLE --target {flavour}"
+    again = f"build it again with this version: {rebuild_command(artifact, bundle, flavour)}"
     if kind != flavour:
         raise EngineError(f"{artifact.path} was built by {kind}, not by {flavour}", hint=again)
     if version is None:
         return
-    built, here = _pair(str(version)), _pair(installed)
+    built, here = _numbers(str(version), 3), _numbers(installed, 3)
     flags = artifact.built_with.get("flags") or {}
     compatible = bool(flags.get("version_compatible")) and built[0] == here[0] and built <= here
     if built != here and not compatible:
         raise EngineError(f"{artifact.path} was built by {kind} {version}, and {installed} is installed", hint=again)
 
 
-def _pair(version: str) -> tuple[int, int]:
-    """The first two numbers of a version: "10.13.3.9" -> (10, 13)."""
-    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    return (numbers[0] if numbers else 0, numbers[1] if len(numbers) > 1 else 0)
+def _numbers(version: str, count: int) -> tuple[int, ...]:
+    """The first numbers of a version: "10.13.3.9" -> (10, 13, 3)."""
+    numbers = [int(part) for part in version.split(".")[:count] if part.isdigit()]
+    return (*numbers, *[0] * (count - len(numbers)))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vitdeploy.bundle import Artifact, Bundle
@@ -77,6 +78,7 @@ class Candidate:
 class _Wish:
     backend: str
     precision: str
+    bundle: Path  # where
 
 
 def candidates(bundle: Bundle, backend: str, precision: str, device: str | None) -> list[Candidate]:
@@ -101,7 +103,7 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
             hint=f"vitdeploy build-engine {bundle.path} --fp16 --int8 adds forms and engines",
         )
     measured = Measured(bundle)
-    judged = [_judged(c, measured, _Wish(backend, precision)) for c in fitting]
+    judged = [_judged(c, measured, _Wish(backend, precision, bundle.path)) for c in fitting]
     return sorted(judged, key=lambda c: _place(c, measured))
 
 
@@ -173,7 +175,7 @@ def _judged(candidate: Candidate, measured: Measured, wish: _Wish) -> Candidate:
     elif not has_module(module):
         reason, install = f"{package} is not installed", f"pip install 'vitdeploy[{extra}]'"
     else:
-        reason = _misfit(candidate, package) or _against(candidate, measured, wish)
+        reason = _misfit(candidate, package, wish.bundle) or _against(candidate, measured, wish)
     return replace(candidate, why=_why(candidate, measured, wish), reason=reason, install=install)
 
 
@@ -207,15 +209,15 @@ def _against(candidate: Candidate, measured: Measured, wish: _Wish) -> str | Non
     return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {measured.budget:g}"
 
 
-def _misfit(candidate: Candidate, package: str) -> str | None:
-    """Why an engine does not fit the GPU or the TensorRT here, by what the manifest says of it."""
+def _misfit(candidate: Candidate, package: str, bundle: Path) -> str | None:
+    """Why an engine does not fit the GPU or the TensorRT here, by what the manifest says of it, and what to do."""
     if candidate.artifact.kind != "engine":
         return None
     try:
-        check_fit(candidate.artifact, gpus()[0])
+        check_fit(candidate.artifact, gpus()[0], bundle)
         installed = version(package)
         if installed is not None:  # a system's own TensorRT is no Python distribution; it answers for itself
-            check_version(candidate.artifact, candidate.backend, installed)
+            check_version(candidate.artifact, candidate.backend, installed, bundle)
     except EngineError as error:
-        return error.message
+        return f"{error.message}; {error.hint}"
     return None

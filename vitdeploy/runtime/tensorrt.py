@@ -100,8 +100,8 @@ class TensorRTRunner(RunnerBase):
         module, extra = _FLAVOURS[self.backend]
         trt = require(module, extra=extra)
         if found is not None:
-            check_version(found.artifact, self.backend, str(trt.__version__))
-            check_fit(found.artifact, gpu)
+            check_version(found.artifact, self.backend, str(trt.__version__), found.bundle.path)
+            check_fit(found.artifact, gpu, found.bundle.path)
             check_source(found)
         cuda = _cuda_runtime(extra)
         data = read_engine(self._path, None if found is None else found.artifact)
