@@ -131,7 +131,7 @@ def test_engine_options_reach_the_engine(tiny_bundle_copy: Path) -> None:
     artifact = Bundle.open(tiny_bundle_copy).find(kind="engine")
     assert artifact is not None
     again = invoke(*shlex.split(rebuild_command(artifact, tiny_bundle_copy, "tensorrt-rtx"))[1:])
-    assert "engines/tensorrt-rtx-fp32.engine is up to date: nothing to build" in " ".join(again.stderr.split())
+    assert again.exit_code == 0 and "engines/tensorrt-rtx-fp32.engine  up to date" in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,24 @@ def test_what_tensorrt_rtx_cannot_do_is_refused_before_the_build(tiny_bundle_cop
     ):
         done = invoke("build-engine", tiny_bundle_copy, "--fp16", "--target", "tensorrt-rtx", option)
         assert done.exit_code == 1 and "Hint:" in done.stderr and option.partition("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--compute-capability=8.7", "builds nothing for compute capability 8.7"),
+        ("--image-size=1:32:40000", "8 images of 40000x40000 pixels have 38400000000 values"),
+        ("--batch=2,2", "profile 2 is the same as profile 1"),
+    ],
+)
+def test_what_no_engine_can_be_is_refused_before_the_calibration(
+    tiny_bundle_copy: Path, option: str, says: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    arguments = ["--int8", "--calibration-data", "./nowhere", "--target", "tensorrt-rtx"]
+    done = invoke("build-engine", tiny_bundle_copy, *arguments, option)
+    assert done.exit_code == 1 and says in " ".join(done.stderr.split()) and "Hint:" in done.stderr
+    assert "nowhere" in invoke("build-engine", tiny_bundle_copy, *arguments).stderr
 
 
 def test_a_folder_that_is_no_bundle_and_a_newer_bundle(tiny_bundle_copy: Path, tmp_path: Path) -> None:

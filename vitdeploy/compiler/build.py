@@ -75,19 +75,22 @@ def build(
         ModelError: INT8 can't meet the budget, or would be slower than FP16 by its structure.
         EngineError: the target can't be built here.
     """
-    from vitdeploy.compiler.engine import EngineOptions, choose_target
+    from vitdeploy.compiler.engine import EngineOptions, check_options, choose_target
 
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     wanted = _check_precisions(precisions)
     request = Int8Request(recipe, max_drop, validation_images)
     chosen = choose_target(target)
+    options = None
+    if chosen != "onnx":  # what the engines can't be is said before minutes go into calibration
+        options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
+        check_options(options, opened.manifest.inputs[0])
     before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
     if set(wanted) - {"fp32"}:
         with opened.edit() as editor:
             _Forms(opened, editor, request, force).make(wanted)
         opened = opened.reopen()
-    if chosen != "onnx":
-        options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
+    if options is not None:
         for precision in wanted:
             _build_engine(opened, precision, options, force)
             opened = opened.reopen()

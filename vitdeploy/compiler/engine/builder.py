@@ -31,13 +31,14 @@ from typing import Any
 from vitdeploy import __version__, machine, progress
 from vitdeploy.compiler.engine.network import network_flags, parse, survey
 from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
-from vitdeploy.compiler.engine.profiles import Shapes, check_profiles
+from vitdeploy.compiler.engine.profiles import Shapes, check_profiles, check_shapes
 from vitdeploy.compiler.engine.target import why_not
 from vitdeploy.compiler.engine.watch import BuildLog, explain_error, listen, watch
 from vitdeploy.errors import EngineError, InputError, ModelError, require
+from vitdeploy.specs import TensorSpec
 from vitdeploy.storage import sha256, write_atomically
 
-__all__ = ["EngineInfo", "build_engine"]
+__all__ = ["EngineInfo", "build_engine", "check_options"]
 
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when no compute capability is named
 _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
@@ -117,13 +118,9 @@ def build_engine(
         ModelError: the graph is damaged, or has something in it that TensorRT does not know.
         KeyboardInterrupt: Ctrl-C; TensorRT has stopped and nothing was written.
     """
-    obstacle = why_not(options.flavour)
-    if obstacle is not None:
-        raise EngineError(f"no {options.flavour} engine can be built here: {obstacle[0]}", hint=obstacle[1])
-    _check_here(options)
+    trt = _check_here(options)
     if not onnx_path.is_file():
         raise ModelError(f"there is no graph at {onnx_path}", hint="export the bundle again")
-    trt = _load(options.flavour)
     log_place = "" if log_path is None else f": {log_path}"
     began = time.perf_counter()
     with listen(trt, log_path or engine_path.with_suffix(".log")) as (logger, log):
@@ -173,12 +170,31 @@ def _load(flavour: str) -> ModuleType:
     return trt
 
 
-def _check_here(options: EngineOptions) -> None:
+def check_options(options: EngineOptions, image: TensorSpec) -> None:
+    """Raise what `build_engine` would of the options and of this machine, before a graph for it is made.
+
+    Args:
+        options: what the engine shall be for.
+        image: the bundle's input.
+    """
+    _check_here(options)
+    check_shapes(image.name, tuple(-1 if isinstance(size, str) else size for size in image.shape), options)
+
+
+def _check_here(options: EngineOptions) -> ModuleType:
+    """The TensorRT that is here, if it can fulfil the options."""
+    obstacle = why_not(options.flavour)
+    if obstacle is not None:
+        raise EngineError(f"no {options.flavour} engine can be built here: {obstacle[0]}", hint=obstacle[1])
     if options.hardware_compatible and machine.jetson_release() is not None:
         raise InputError(
             "--hardware-compatible: TensorRT has it for desktop and server GPUs only, and this is a Jetson",
             hint="leave it out; build on each kind of device",
         )
+    trt = _load(options.flavour)
+    for capability in options.compute_capabilities:
+        _capability(trt, capability)
+    return trt
 
 
 def _configure(

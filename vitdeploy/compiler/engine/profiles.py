@@ -8,7 +8,7 @@ from vitdeploy.compiler.engine.options import EngineOptions, Profile
 from vitdeploy.errors import InputError
 from vitdeploy.specs import ShapeRange
 
-__all__ = ["Shapes", "check_profiles"]
+__all__ = ["Shapes", "check_profiles", "check_shapes"]
 
 Shapes = dict[str, dict[str, list[int]]]  # {input: {"min": shape, "opt": shape, "max": shape}}
 
@@ -29,12 +29,20 @@ def check_profiles(network: Any, options: EngineOptions) -> tuple[Shapes, ...]:
             f"the graph's inputs are {found}; an engine is built from one that takes (batch, height, width, 3) images",
             hint="export the model with vitdeploy export",
         )
-    image = inputs[0]
-    profiles = tuple({image.name: _shapes(tuple(image.shape), profile)} for profile in options.profiles)
+    return check_shapes(inputs[0].name, tuple(inputs[0].shape), options)
+
+
+def check_shapes(name: str, graph: tuple[int, ...], options: EngineOptions) -> tuple[Shapes, ...]:
+    """The shapes of each profile for an input `name` that has the shape `graph` (-1: dynamic).
+
+    Raises:
+        InputError: a range does not fit the graph or is too large, or two profiles are the same.
+    """
+    profiles = tuple({name: _shapes(graph, profile)} for profile in options.profiles)
     for number, profile in enumerate(profiles, 1):
         if profile in profiles[: number - 1]:
             raise InputError(
-                f"profile {number} is the same as profile {profiles.index(profile) + 1}: {words(profile[image.name])}",
+                f"profile {number} is the same as profile {profiles.index(profile) + 1}: {words(profile[name])}",
                 hint="name each range once; on a graph of a fixed size there is one profile",
             )
     return profiles
