@@ -22,14 +22,15 @@ def check_profiles(network: Any, options: EngineOptions) -> tuple[Shapes, ...]:
     Raises:
         InputError: the graph takes no images, a range does not fit it or is too large, or two profiles are the same.
     """
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
-        found = ", ".join(f"{tensor.name} {tuple(tensor.shape)}" for tensor in inputs)
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    inputs = [(str(tensor.name), tuple(map(int, tensor.shape))) for tensor in tensors]
+    if len(inputs) != 1 or len(inputs[0][1]) != 4 or inputs[0][1][3] != 3:
+        found = ", ".join(f"{name} {shape}" for name, shape in inputs)
         raise InputError(
             f"the graph's inputs are {found}; an engine is built from one that takes (batch, height, width, 3) images",
             hint="export the model with vitdeploy export",
         )
-    return check_shapes(inputs[0].name, tuple(inputs[0].shape), options)
+    return check_shapes(*inputs[0], options)
 
 
 def check_shapes(name: str, graph: tuple[int, ...], options: EngineOptions) -> tuple[Shapes, ...]:
