@@ -102,6 +102,20 @@ def test_ctrl_c_leaves_what_was_there(arguments: list[str], ready: Ready, place:
     Bundle.open(place / "bundle").verify()
 
 
+def test_ctrl_c_in_an_engine_build_leaves_the_log_alone(place: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    before = snapshot(place)
+    log = place / "bundle" / "engines" / "tensorrt-rtx-fp32.log"
+    ranges = ["--batch", "1:1:8,1:2:4,1:4:4", "--image-size", "8:32:512"]  # three profiles, so that it takes a while
+    process = start(place, ["build-engine", "bundle", "--fp32", "--target", "tensorrt-rtx", *ranges])
+    interrupt(process, place, lambda folder, said: log.is_file() and "Compiler backend" in log.read_text())
+    said = (place / "stderr.txt").read_text()
+    assert process.returncode == 130 and "Ctrl-C again stops at once" in said and "Traceback" not in said, said
+    after = snapshot(place)
+    assert after.pop("bundle/engines/tensorrt-rtx-fp32.log") and after == before
+    Bundle.open(place / "bundle").verify()
+
+
 def test_ctrl_c_in_a_benchmark_keeps_what_was_measured(place: Path) -> None:
     import json
 

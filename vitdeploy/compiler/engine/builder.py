@@ -21,7 +21,6 @@ builder flag changes that. What the runtimes do differently is looked up when it
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from vitdeploy import __version__, machine, progress
+from vitdeploy.compiler.engine.interrupt import run_interruptible
 from vitdeploy.compiler.engine.network import network_flags, parse, survey
 from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
 from vitdeploy.compiler.engine.profiles import Shapes, check_profiles, check_shapes
@@ -101,6 +101,19 @@ class EngineInfo:
         return data
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What TensorRT works on, held until it has ended: the parser owns the weights that the network points to."""
+
+    builder: Any
+    network: Any
+    config: Any
+    parser: Any
+
+    def build(self) -> Any:
+        return self.builder.build_serialized_network(self.network, self.config)
+
+
 def build_engine(
     onnx_path: Path, engine_path: Path, options: EngineOptions, *, log_path: Path | None = None
 ) -> EngineInfo:
@@ -116,7 +129,7 @@ def build_engine(
         EngineError: engines of that flavour can't be built here, or TensorRT gave up; the message says why.
         InputError: the options do not fit the graph.
         ModelError: the graph is damaged, or has something in it that TensorRT does not know.
-        KeyboardInterrupt: Ctrl-C; TensorRT has stopped and nothing was written.
+        KeyboardInterrupt: Ctrl-C; nothing was written. TensorRT has stopped, or does so at its next step.
     """
     trt = _check_here(options)
     if not onnx_path.is_file():
@@ -132,8 +145,7 @@ def build_engine(
         config = builder.create_builder_config()
         _configure(trt, builder, config, options, profiles)
         cache = _open_timing_cache(config, options)
-        plan = _run(trt, builder, network, config, options, onnx_path, log, log_place)
-        del parser  # it owns the weights that the network points to, so it has to outlive the build
+        plan = _run(trt, _Job(builder, network, config, parser), options, onnx_path, log, log_place)
         size = memoryview(plan).nbytes
         write_atomically(engine_path, plan)
     notes = log.notes()
@@ -259,44 +271,12 @@ def _save_timing_cache(config: Any, cache: Any, options: EngineOptions) -> str |
     return sha256(options.timing_cache)
 
 
-def _run(
-    trt: ModuleType,
-    builder: Any,
-    network: Any,
-    config: Any,
-    options: EngineOptions,
-    onnx_path: Path,
-    log: BuildLog,
-    log_place: str,
-) -> Any:
-    """Build; the serialized engine is a buffer.
-
-    TensorRT works in a thread of its own: a Ctrl-C that reached Python inside one of TensorRT's callbacks would have
-    to fly through C++. The main thread takes it, asks the monitor to stop the build, and waits until it has.
-    """
+def _run(trt: ModuleType, job: _Job, options: EngineOptions, onnx_path: Path, log: BuildLog, log_place: str) -> Any:
+    """Build; the serialized engine is a buffer."""
     with progress.task(f"Building {options.flavour} engine from {onnx_path.name}", total=100, unit="%") as step:
         monitor = watch(trt, step)
-        config.progress_monitor = monitor
-        results: list[Any] = []
-        done = threading.Event()  # and no join: one that was interrupted takes the thread for ended (bpo-45274)
-
-        def work() -> None:
-            try:
-                results.append(builder.build_serialized_network(network, config))
-            finally:
-                done.set()
-
-        interrupted = False
-        threading.Thread(target=work, daemon=True).start()
-        while not done.is_set():
-            try:
-                done.wait(0.5)
-            except KeyboardInterrupt:
-                interrupted = True
-                monitor.cancel()
-    if interrupted:
-        raise KeyboardInterrupt
-    plan = results[0] if results else None
+        job.config.progress_monitor = monitor
+        plan = run_interruptible(job.build, monitor.cancel)
     if plan is None:
         reason, hint = explain_error(log)
         raise EngineError(
