@@ -9,6 +9,7 @@ import pytest
 from tests.compiler.engine_tools import FORMS, fixed, needs_rtx
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
+from vitdeploy.graphs import read_graph
 
 pytestmark = needs_rtx
 TEXT_BYTES = 25e6  # more than the source text of an engine's fused kernels, whatever its precision and ranges
@@ -51,5 +52,6 @@ def test_every_form_with_ranges_for_named_gpus(bundle: Bundle, tmp_path: Path, p
     assert info.precision == precision and info.compute_capabilities == gpus
     assert info.profiles[0]["image"]["min"] == [1, 1, 1, 3] and info.profiles[0]["image"]["max"] == [8, 1080, 1920, 3]
     assert source.stat().st_size < info.size_bytes < source.stat().st_size + TEXT_BYTES
-    if precision == "int8":
-        assert info.products == 74 and len(info.int8_products) == 72, info.to_json()
+    graph = read_graph(source)
+    assert (info.products, len(info.int8_products)) == (graph.products, graph.int8_products)
+    assert (graph.int8_products == 72) == (precision == "int8")  # six in each of twelve layers

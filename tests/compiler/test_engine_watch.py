@@ -96,8 +96,8 @@ STUBBORN = """
             time.sleep(100)  # a step that looks at nothing
 
     def cancel():
-        asked.set()
         print("cancelled", flush=True)
+        asked.set()
 
     try:
         run_interruptible(work, cancel)
