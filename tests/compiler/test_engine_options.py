@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.compiler.engine_tools import IDENTITY, Recorder, fixed, graph, needs_rtx, square
+from tests.compiler.engine_tools import FORMS, IDENTITY, Recorder, fixed, graph, needs_rtx, square
 from vitdeploy import machine
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, choose_target
@@ -36,11 +36,22 @@ def test_a_compute_capability_it_does_not_know(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_turing_has_no_fp32_products(tiny_bundle: Path, tmp_path: Path, options: EngineOptions) -> None:
-    turing = replace(options, compute_capabilities=("7.5",))
-    with pytest.raises(EngineError, match=r"7\.5 \(Turing\)") as raised:
-        build_engine(tiny_bundle / "model.onnx", tmp_path / "e", turing)
-    assert "--compute-capability" in str(raised.value.hint)
+@pytest.mark.parametrize(
+    ("form", "capabilities"), [("fp32", ("7.5",)), ("fp16", ("7.5",)), ("int8", ("7.5", "8.6")), ("int8", ("7.5",))]
+)
+def test_turing_has_no_fp32_products(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    options: EngineOptions,
+    recorder: Recorder,
+    form: str,
+    capabilities: tuple[str, ...],
+) -> None:
+    turing = replace(options, compute_capabilities=capabilities)
+    with pytest.raises(EngineError, match=r"7\.5 \(Turing\).*resizing the images is FP32 in every form") as raised:
+        build_engine(tiny_bundle / FORMS[form], tmp_path / "e", turing)
+    assert "leave 7.5 out of --compute-capability" in str(raised.value.hint)
+    assert max(recorder.completed) < 100 and not (tmp_path / "e").exists()
 
 
 @needs_rtx

@@ -277,10 +277,11 @@ def _run(trt: ModuleType, job: _Job, options: EngineOptions, onnx_path: Path, lo
         monitor = watch(trt, step)
         job.config.progress_monitor = monitor
         plan = run_interruptible(job.build, monitor.cancel)
-    if plan is None:
-        reason, hint = explain_error(log)
-        raise EngineError(
-            f"{options.flavour} {trt.__version__} could not build an engine from {onnx_path.name}: {reason}",
-            hint=hint or f"run the ONNX form instead, or look into TensorRT's log{log_place}",
-        )
+        if plan is None:
+            reason, hint = explain_error(log)
+            raise EngineError(
+                f"{options.flavour} {trt.__version__} could not build an engine from {onnx_path.name}: {reason}",
+                hint=hint or f"run the ONNX form instead, or look into TensorRT's log{log_place}",
+            )
+        step.update(completed=100)
     return plan

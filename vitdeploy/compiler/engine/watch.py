@@ -54,6 +54,7 @@ _ERRORS = {
         "install the TensorRT version that supports it (docs/gpu.md has a table)",
     ),
 }
+_NEARLY = 99  # percent, until there is an engine: TensorRT ends all phases of a build that fails as well
 _PLACE = re.compile(r"\s*(?:In \w+ at \S+?:\d+|\(In \w+ at \S+?:\d+[^)]*\))")
 
 
@@ -127,7 +128,7 @@ def _logger(trt: ModuleType) -> Any:
 
 
 def watch(trt: ModuleType, step: Step) -> Any:
-    """A progress monitor that moves `step` (of a total of 100) and stops the build after its `cancel()`."""
+    """A progress monitor that moves `step` (to nearly its total of 100) and stops the build after its `cancel()`."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -156,7 +157,7 @@ def watch(trt: ModuleType, step: Step) -> Any:
             if self.cancelled:
                 return  # all phases are finished in haste now
             with contextlib.suppress(Exception):  # a broken terminal must not reach TensorRT's threads
-                step.update(completed=100 * done, detail=name)
+                step.update(completed=min(_NEARLY, 100 * done), detail=name)
 
     return Monitor()
 
