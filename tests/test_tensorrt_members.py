@@ -23,7 +23,7 @@ STUBS = {name: Path(__file__).parent / "stubs" / f"tensorrt_{name}.pyi" for name
 FILES: dict[str, tuple[dict[str, str], str]] = {
     "compiler/engine/builder.py": (
         {"builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig"},
-        "self gpu image options onnx_path",
+        "self gpu image options onnx_path step",
     ),
     "compiler/engine/network.py": (
         {"network": "INetworkDefinition", "parser": "OnnxParser", "layer": "ILayer", "tensor": "ITensor"},

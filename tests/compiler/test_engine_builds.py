@@ -191,6 +191,10 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     assert data["timing_cache_sha256"] == hashlib.sha256(cache.read_bytes()).hexdigest()
     assert "setHardwareCompatibilityLevel" in (tmp_path / "e.log").read_text()
     assert data["tensorrt"] == {"flavour": "tensorrt", "version": "10.3.0.26"}
+    cache.write_bytes(b"damaged")
+    with pytest.raises(EngineError, match=r"the timing cache .*timing.cache is damaged"):
+        build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)
+    assert cache.read_bytes() == b"damaged"
     monkeypatch.setattr(trt, "__version__", "8.6.2")
     with pytest.raises(EngineError, match=r"8\.6\.2 is installed, and vitdeploy needs 10\.3 or later"):
         build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)

@@ -21,6 +21,7 @@ builder flag changes that. What the runtimes do differently is looked up when it
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ from vitdeploy.storage import sha256, write_atomically
 __all__ = ["EngineInfo", "build_engine", "check_options"]
 
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when no compute capability is named
+_NO_CACHE = re.compile("timing cache will not be used|failed to deserialize timing cache", re.IGNORECASE)
 _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
 
@@ -144,7 +146,7 @@ def build_engine(
         profiles = check_profiles(network, options)
         config = builder.create_builder_config()
         _configure(trt, builder, config, options, profiles)
-        cache = _open_timing_cache(config, options)
+        cache = _open_timing_cache(config, options, log)
         plan = _run(trt, _Job(builder, network, config, parser), options, onnx_path, log, log_place)
         size = memoryview(plan).nbytes
         write_atomically(engine_path, plan)
@@ -251,12 +253,15 @@ def _capability(trt: ModuleType, capability: str) -> Any:
     return member
 
 
-def _open_timing_cache(config: Any, options: EngineOptions) -> Any:
+def _open_timing_cache(config: Any, options: EngineOptions, log: BuildLog) -> Any:
     path = options.timing_cache
     if path is None:
         return None
+    heard = len(log.warnings)
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+    # Of a damaged one TensorRT makes an empty one and warns; the timings in the file would be overwritten.
+    damaged = any(_NO_CACHE.search(warning) for warning in log.warnings[heard:])
+    if cache is None or damaged or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(
             f"the timing cache {path} is damaged, or of another GPU or TensorRT version",
             hint="delete it, or name another --timing-cache",
