@@ -15,7 +15,7 @@ from vitdeploy.compiler.build import build
 from vitdeploy.compiler.engine import EngineOptions, Profile
 from vitdeploy.errors import EngineError, ImageError, InputError, RunnerClosedError
 from vitdeploy.machine import gpus
-from vitdeploy.runtime.tensorrt import TensorRTRunner
+from vitdeploy.runtime.tensorrt import TensorRTRunner, _cuda_runtime
 from vitdeploy.specs import ShapeRange
 
 pytestmark = pytest.mark.gpu
@@ -100,7 +100,7 @@ def test_threads(bundle: Path, runtime_flavour: str) -> None:
 
 
 def test_opening_and_closing_gives_the_memory_back(bundle: Path, runtime_flavour: str) -> None:
-    from cuda.bindings import runtime
+    runtime = _cuda_runtime("gpu")
 
     def free_bytes() -> int:
         return int(runtime.cudaMemGetInfo()[1])

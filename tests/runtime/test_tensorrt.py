@@ -13,12 +13,25 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.runtime.simulated_gpu import SimulatedCuda, SimulatedTensorRT, Status, model, plan
+from tests.runtime import simulated_gpu
+from tests.runtime.simulated_gpu import (
+    DataType,
+    ExecutionContextAllocationStrategy,
+    LayerInformationFormat,
+    SimulatedCuda,
+    SimulatedTensorRT,
+    Status,
+    TensorIOMode,
+    model,
+    plan,
+)
+from tests.stubs.signatures import of_stub
 from vitdeploy import load, machine
 from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, RunnerClosedError
@@ -28,6 +41,14 @@ from vitdeploy.runtime.tensorrt import TensorRTRunner
 from vitdeploy.specs import PreprocessSpec, ShapeRange, TensorSpec
 
 ENGINE = "engines/tensorrt-fp16.engine"
+SIMULATED = {
+    simulated_gpu.Runtime: "Runtime",
+    simulated_gpu.Engine: "ICudaEngine",
+    simulated_gpu.Context: "IExecutionContext",
+    simulated_gpu.Refitter: "Refitter",
+    simulated_gpu.ParserRefitter: "OnnxParserRefitter",
+    simulated_gpu.Inspector: "EngineInspector",
+}
 GPU = machine.Gpu("NVIDIA Simulated", "8.6", 1 << 24, "580.1", "13.0", False)
 BUILT = {"tensorrt": {"flavour": "tensorrt", "version": "11.4.1.6"}, "compute_capability": "8.6", "flags": {}}
 
@@ -514,13 +535,27 @@ def test_the_real_cuda_python_has_every_name() -> None:
     assert importlib.import_module("vitdeploy.runtime.cuda")._address(stream) == 1234
 
 
-def test_the_simulation_has_no_name_that_the_real_one_lacks() -> None:
+def test_the_simulation_has_no_name_that_the_real_cuda_lacks() -> None:
     cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed: no names to compare with")
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no names to compare with")
     for name in vars(SimulatedCuda):
         assert not name.startswith("cuda") or hasattr(cuda, name)
-    for name in ("DataType", "TensorIOMode", "ILogger", "Runtime"):
-        assert hasattr(trt, name)
+
+
+@pytest.mark.parametrize("release", ["10_3", "10_13", "11_4"])
+def test_the_simulation_is_called_as_the_real_tensorrt(release: str) -> None:
+    """Each method is one of the release's class, and takes as many arguments."""
+    api = of_stub(Path(__file__).parents[1] / "stubs" / f"tensorrt_{release}.pyi")
+    checked = 0
+    for simulated, kind in SIMULATED.items():
+        for name, method in vars(simulated).items():
+            if name.startswith("_") or not isinstance(method, FunctionType):
+                continue
+            count = method.__code__.co_argcount - 1
+            assert api[kind][name].takes([None] * count, {}), f"{kind}.{name}"
+            checked += 1
+    assert checked >= 20
+    for enumeration in (DataType, TensorIOMode, ExecutionContextAllocationStrategy, LayerInformationFormat):
+        assert set(enumeration.__members__) <= api[enumeration.__name__].keys()
 
 
 def test_the_real_tensorrt_with_no_engine_in_the_file(tmp_path: Path) -> None:
