@@ -114,13 +114,14 @@ def test_work_that_does_not_stop_is_left_behind(work: str, signals: int) -> None
         [sys.executable, "-c", textwrap.dedent(STUBBORN), work],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    said = [process.stdout.readline()]
+    assert process.stdout is not None and process.stderr is not None
+    lines = [process.stdout.readline()]
     for _ in range(signals):
         process.send_signal(signal.SIGINT)
-        said += [process.stdout.readline()] if len(said) == 1 else []
-    out, err = process.communicate(timeout=60)
-    lines = [*said, *out.splitlines(keepends=True)]
+        lines += [process.stdout.readline()] if len(lines) == 1 else []
+    lines += process.stdout.readlines()  # not communicate(), which passes over what readline() read ahead
+    err = process.stderr.read()
+    process.wait(60)
     if work == "obeys":
         assert lines == ["working\n", "cancelled\n", "ended\n", "interrupted\n"] and process.returncode == 0, err
     else:  # it would still sleep
