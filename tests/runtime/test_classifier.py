@@ -100,6 +100,34 @@ def test_of_equal_classes_the_first_comes_first(top_k: int) -> None:
     assert [score.index for score in best] == [1, 3, 4, 2, 0, 5][:top_k]
 
 
+@pytest.mark.parametrize("classes", [1, 10, 64, 65, 1000])
+@pytest.mark.parametrize("top_k", [1, 5, 16, 17, 2000])
+def test_the_best_of_few_and_of_many_classes(classes: int, top_k: int) -> None:
+    # whole numbers: many are equal
+    logits = np.random.default_rng(classes).integers(-5, 6, classes).astype(np.float32)
+    kept = logits.copy()
+    best = prediction(logits, [f"class {index}" for index in range(classes)], top_k)
+    expected = np.argsort(-logits, kind="stable")[:top_k].tolist()
+    assert [score.index for score in best.top_k] == expected
+    assert [score.label for score in best.top_k] == [f"class {index}" for index in expected]
+    assert (best.label, best.index, best.score) == (f"class {expected[0]}", expected[0], best.top_k[0].score)
+    # float64 sums in another order
+    np.testing.assert_allclose([score.score for score in best.top_k], softmax(logits)[expected], rtol=1e-13)
+    assert all(type(score.score) is float and type(score.index) is int for score in best.top_k)
+    np.testing.assert_array_equal(logits, kept)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(classifier: Classifier, classes: int, wrong: float) -> None:
+    logits = np.zeros((1, classes), np.float32)
+    assert classifier._scorer._finite(logits) is logits
+    assert classifier._scorer._finite(logits + np.float32(3e38)).shape == logits.shape  # large is not infinite
+    logits[0, -1] = wrong
+    with pytest.raises(ModelError, match="not finite"):
+        classifier._scorer._finite(logits)
+
+
 def test_softmax_survives_large_logits() -> None:
     scores = softmax(np.array([3e38, 3e38, -3e38], np.float32))
     np.testing.assert_array_equal(scores, [0.5, 0.5, 0.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -188,7 +189,7 @@ def check_feeds(feeds: Arrays, inputs: tuple[TensorSpec, ...], ranges: Ranges) -
         if array is None:
             raise InputError(f"the input {spec.name!r} is missing", hint=f"feed {describe(spec)}")
         check_feed(array, spec, ranges.get(spec.name))
-        checked[spec.name] = np.ascontiguousarray(array)
+        checked[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     if len(feeds) > len(checked):
         unknown = ", ".join(repr(name) for name in feeds if name not in checked)
         raise InputError(
@@ -207,9 +208,9 @@ def check_feed(array: Any, spec: TensorSpec, ranges: tuple[ShapeRange, ...] | No
         raise InputError(
             f"the input {spec.name!r} is a {type(array).__name__}, not a NumPy array", hint=f"feed {describe(spec)}"
         )
-    if array.dtype.name != spec.dtype or not array.dtype.isnative:
+    if _name(array.dtype) != spec.dtype:
         raise InputError(
-            f"the input {spec.name!r} is {array.dtype.name}, not {spec.dtype}",
+            f"the input {spec.name!r} is {_name(array.dtype)}, not {spec.dtype}",
             hint=f"feed {describe(spec)}" + (": pixels 0..255, not yet normalised" if spec.dtype == "uint8" else ""),
         )
     if array.ndim != len(spec.shape):
@@ -234,6 +235,11 @@ def check_feed(array: Any, spec: TensorSpec, ranges: tuple[ShapeRange, ...] | No
                 f" {ranges[axis].minimum} to {ranges[axis].maximum}",
                 hint="build the engine again with a wider range, or use another form of the bundle",
             )
+
+
+@functools.lru_cache(64)  # NumPy makes the name anew each time, by a function of its own
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} of the other byte order"
 
 
 def _dimension(wanted: int | str, axis: int) -> str:

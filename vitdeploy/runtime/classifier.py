@@ -38,6 +38,7 @@ from vitdeploy.specs import Prediction
 
 __all__ = ["Classifier"]
 
+_ERRORS = ("raise", "return")
 _T = TypeVar("_T")
 
 
@@ -56,6 +57,7 @@ class Classifier:
         serving: Serving,
     ) -> None:
         self._bundle = bundle
+        self._labels = bundle.manifest.labels
         self._runner = runner
         self._chosen = chosen
         self._passed_over = passed_over
@@ -81,7 +83,7 @@ class Classifier:
     @property
     def labels(self) -> tuple[str, ...]:
         """Name of each class, by its index."""
-        return self._bundle.manifest.labels
+        return self._labels
 
     @property
     def backend(self) -> str:
@@ -190,9 +192,9 @@ class Classifier:
         if there is not None:
             return self._predict_there(there, images, top_k)
         parts, several = separated(images)
-        if not several and self._batcher is not None:
-            return self._predict_together(self._batcher, parts[0], top_k, errors, deadline)
-        return self._predict(parts, several, top_k, errors, deadline)
+        if several:
+            return self._predict_several(parts, top_k, errors, deadline)
+        return self._predict_one(parts[0], top_k, errors, deadline)
 
     async def predict_async(
         self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
@@ -271,42 +273,49 @@ class Classifier:
             scores[index] = np.asarray(row)
         return scores
 
-    def _predict(self, parts: Any, several: bool, top_k: int, errors: str, deadline: float | None) -> Any:
-        """In this thread, without others."""
-        answers: list[Any] = [None] * len(parts)
-        show = progress.task("Classifying", len(parts), "images") if len(parts) > BATCH else nullcontext()
-        with show as step:
-            found = self._scorer.answers(parts, keep=errors == "return", many=several, deadline=deadline)
-            for index, answer in found:
-                answers[index] = answer if isinstance(answer, ImageError) else self._named(answer, top_k)
-                if step is not None:
-                    step.advance()
-        return answers if several else answers[0]
-
-    def _predict_there(self, batch: DeviceArray, tensor: Any, top_k: int) -> Any:
-        """A tensor that lies on the runner's own GPU, and is used where it lies."""
-        answers = [self._named(row, top_k) for row in self._scorer.run_on_device(batch)]
-        return answers if len(tensor.shape) == 4 else answers[0]
-
-    def _predict_together(
-        self, batcher: MicroBatcher, source: Any, top_k: int, errors: str, deadline: float | None
-    ) -> Any:
-        """One image, in a batch with those of other threads."""
+    def _predict_one(self, source: Any, top_k: int, errors: str, deadline: float | None) -> Prediction | ImageError:
+        """In this thread, or with micro-batching in a batch with the images of others."""
         try:
             pixels = self._scorer.image(source)
         except ImageError as error:
             if errors == "raise":
                 raise
             return error
+        if self._batcher is not None:
+            return self._named(self._together(self._batcher, pixels, deadline), top_k)
+        if deadline is not None and left(deadline) == 0:
+            raise late("before the image was run")
+        return self._named(self._scorer.run([pixels])[0], top_k)
+
+    def _predict_several(self, parts: Any, top_k: int, errors: str, deadline: float | None) -> list[Any]:
+        """In this thread, without others."""
+        answers: list[Any] = [None] * len(parts)
+        show = progress.task("Classifying", len(parts), "images") if len(parts) > BATCH else nullcontext()
+        with show as step:
+            found = self._scorer.answers(parts, keep=errors == "return", many=True, deadline=deadline)
+            for index, answer in found:
+                answers[index] = answer if isinstance(answer, ImageError) else self._named(answer, top_k)
+                if step is not None:
+                    step.advance()
+        return answers
+
+    def _predict_there(self, batch: DeviceArray, tensor: Any, top_k: int) -> Any:
+        """A tensor that lies on the runner's own GPU, and is used where it lies."""
+        answers = [self._named(row, top_k) for row in self._scorer.run_on_device(batch)]
+        return answers if len(tensor.shape) == 4 else answers[0]
+
+    def _together(
+        self, batcher: MicroBatcher, pixels: npt.NDArray[np.uint8], deadline: float | None
+    ) -> npt.NDArray[np.float32]:
+        """The logits (classes,) of one image, in a batch with those of other threads."""
         self._places.take(deadline)
         try:
             alone = batcher.run_alone(pixels)
             if alone is not None:
-                return self._named(alone, top_k)
-            logits = result_by(batcher.submit(pixels, deadline), deadline, "before the request was answered")
+                return alone
+            return result_by(batcher.submit(pixels, deadline), deadline, "before the request was answered")
         finally:
             self._places.give()
-        return self._named(logits, top_k)
 
     async def _predict_soon(self, images: Any, top_k: int, errors: str, deadline: float | None) -> Any:
         batcher = self._batcher
@@ -314,8 +323,10 @@ class Classifier:
         if there is not None:
             return await self._elsewhere(lambda: self._predict_there(there, images, top_k), deadline)
         parts, several = separated(images)
-        if several or batcher is None:
-            return await self._elsewhere(lambda: self._predict(parts, several, top_k, errors, deadline), deadline)
+        if several:
+            return await self._elsewhere(lambda: self._predict_several(parts, top_k, errors, deadline), deadline)
+        if batcher is None:
+            return await self._elsewhere(lambda: self._predict_one(parts[0], top_k, errors, deadline), deadline)
         try:
             answer = await self._elsewhere(lambda: batcher.submit(self._scorer.image(parts[0]), deadline), deadline)
         except ImageError as error:
@@ -341,18 +352,20 @@ class Classifier:
         return await asyncio.wrap_future(future)
 
     def _named(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
-        return prediction(logits, self.labels, top_k)
+        return prediction(logits, self._labels, top_k)
 
     def _check_open(self) -> None:
-        self._scorer.check_open()
-        if self._closed:
+        if self._closed or self._process != os.getpid():
+            self._scorer.check_open()
             raise _closed()
 
 
 def _check(top_k: int, errors: str) -> None:
+    if type(top_k) is int and top_k > 0 and errors in _ERRORS:
+        return
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise InputError(f"top_k is {top_k!r}", hint="give a whole number of at least 1")
-    if errors not in ("raise", "return"):
+    if errors not in _ERRORS:
         raise InputError(f"errors is {errors!r}", hint='one of "raise", "return"')
 
 

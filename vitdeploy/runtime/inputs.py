@@ -5,7 +5,7 @@ A tensor of PyTorch, CuPy, JAX or any other library with DLPack is read where it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from vitdeploy.runtime.dlpack import device_of
 
 __all__ = ["pixels_of", "separated"]
 
+_UINT8 = np.dtype(np.uint8)
 _IN_MEMORY = (1, 3, 11)  # DLPack's kDLCPU, kDLCUDAHost (pinned) and kDLROCMHost
 
 
@@ -41,6 +42,8 @@ def pixels_of(source: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: it is no image, or too large.
     """
+    if _is_ready(source, max_pixels):
+        return cast("npt.NDArray[np.uint8]", source)
     if not isinstance(source, np.ndarray) and _is_tensor(source):
         source = _to_numpy(source)
     if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] not in (1, 3, 4) and len(source) == 3:
@@ -49,6 +52,13 @@ def pixels_of(source: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
             hint="put them last: permute(1, 2, 0) in PyTorch, .transpose(1, 2, 0) in NumPy",
         )
     return decode(source, max_pixels=max_pixels)
+
+
+def _is_ready(source: Any, max_pixels: int) -> bool:
+    """Whether it is what `pixels_of` gives: this is asked first, as most often nothing is to be done."""
+    if type(source) is not np.ndarray or source.dtype != _UINT8 or source.ndim != 3 or source.shape[2] != 3:
+        return False
+    return source.flags.c_contiguous and 0 < source.size <= 3 * max_pixels
 
 
 def _is_tensor(value: Any) -> bool:

@@ -85,9 +85,10 @@ class OpenVinoRunner(RunnerBase):
         self._idle: deque[Any] = deque()  # infer requests that no call uses
         self._turns = Places(1, refuse=False)  # in turn: a call that repeats itself must not keep others out
         self._names: list[str] = []
+        self._tensor: Any = None  # openvino's class
 
     def _open(self, stack: ExitStack) -> None:
-        require("openvino", extra="cpu")
+        self._tensor = require("openvino", extra="cpu").Tensor
         if not self._path.is_file():
             raise ModelError(f"there is no ONNX file at {self._path}", hint="check the path")
         self._file = self._identity()
@@ -171,8 +172,13 @@ class OpenVinoRunner(RunnerBase):
 
     def _infer(self, request: Any, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         try:
+            # `start_async(feeds)` would do the same through many more functions of Python; the feeds have been checked.
+            # A tensor does not keep its array, so `arrays` lives until the end. It takes none that is not writeable.
+            arrays = [array if array.flags.writeable else array.copy() for array in feeds.values()]
+            for index, array in enumerate(arrays):
+                request.set_input_tensor(index, self._tensor(array, shared_memory=True))
             # Not `infer`: when memory runs out that one returns as if all were well, with the answer of the last call.
-            request.start_async(feeds, share_inputs=True)
+            request.start_async()
             request.wait()
             return {name: np.array(request.get_output_tensor(index).data) for index, name in enumerate(self._names)}
         except (RuntimeError, MemoryError) as error:
