@@ -5,7 +5,8 @@
 Overhead: `predict` on an array against the same session called directly, on the same image, in one process. A round
 calls the session, `predict`, and the session once more, in an order drawn anew each time; ratio and difference are
 medians over the rounds. What the second call of the session differs from the first is what cannot be told apart here.
-Throughput, in rounds of all of these by turns: one caller of
+The code of `predict` is timed alone as well, once with warm caches and once with caches emptied by what stands in for
+the model: a model of 86 MB leaves nothing in them. Throughput, in rounds of all of these by turns: one caller of
 a plain classifier; a batch given as one array, which shows what the backend gains from batches; callers at the same
 time with micro-batching; one caller with micro-batching. Ratios are to the one caller of the same round, and the
 median and range of the rounds are shown. Every answer is compared with the first one's.
@@ -31,6 +32,8 @@ import numpy as np
 from vitdeploy import load
 from vitdeploy.machine import machine, versions
 from vitdeploy.runtime.classifier import Classifier
+
+COLD_BYTES = 96 * 2**20  # about what the weights of a ViT-S take
 
 
 def bare_call(classifier: Classifier, image: np.ndarray) -> Callable[[], Any]:
@@ -69,6 +72,25 @@ def overhead(classifier: Classifier, image: np.ndarray, rounds: int) -> dict[str
         "ratio": statistics.median(p / b for p, b in zip(times["predict"], times["bare"], strict=True)),
         "again_difference_ms": median_difference(times["again"], times["bare"]),
     }
+
+
+def code_alone_ms(classifier: Classifier, image: np.ndarray, rounds: int, ballast: np.ndarray) -> float:
+    """Median milliseconds of `predict` less the model, for which `ballast` is read: a large one empties the caches."""
+    runner: Any = classifier._runner
+    answer = runner.infer({"image": image[np.newaxis]})
+    asleep = [0.0]
+
+    def run(_: Any) -> Any:
+        begun = time.perf_counter()
+        ballast.sum()
+        asleep[0] = 1000 * (time.perf_counter() - begun)
+        return answer
+
+    runner._run = run
+    try:
+        return statistics.median(milliseconds(lambda: classifier.predict(image)) - asleep[0] for _ in range(rounds))
+    finally:
+        del runner._run
 
 
 def median_difference(ours: list[float], theirs: list[float]) -> float:
@@ -119,6 +141,7 @@ def show(result: dict[str, Any]) -> None:
         f" difference {o['difference_ms']:+.3f} ms, ratio {o['ratio']:.4f} (medians of {o['pairs']} pairs);"
         f" the session against itself {o['again_difference_ms']:+.3f} ms"
     )
+    print(f"  predict without the model: {o['code_cold_ms']:.3f} ms, {o['code_warm_ms']:.3f} ms with warm caches")
     print(f"  {bar(o['ratio'] <= 1.03)} at most 3 %; {bar(o['difference_ms'] <= 0.1)} at most 0.1 ms")
     one = statistics.median(t["images_per_s"]["one caller"])
     print(f"  one caller: {one:.1f} images/s")
@@ -161,7 +184,11 @@ def main() -> None:
                     "form": f"{precision} on {backend}",
                     "threads": arguments.threads,
                     "image": f"{arguments.size}x{arguments.size}",
-                    "overhead": overhead(plain, image, arguments.pairs),
+                    "overhead": {
+                        **overhead(plain, image, arguments.pairs),
+                        "code_warm_ms": code_alone_ms(plain, image, arguments.pairs, np.ones(1)),
+                        "code_cold_ms": code_alone_ms(plain, image, arguments.pairs, np.ones(COLD_BYTES // 8)),
+                    },
                     "throughput": throughput(
                         plain, together, image, arguments.callers, arguments.requests, arguments.rounds
                     ),
