@@ -1,33 +1,76 @@
-"""INT8 on this CPU against PyTorch eager, NNCF's INT8 in OpenVINO and ONNX Runtime's dynamic INT8, interleaved.
+"""INT8 on this CPU against PyTorch eager, NNCF's INT8 in OpenVINO and ONNX Runtime's own INT8, interleaved.
 
-    python benchmarks/int8_speed.py BUNDLE CHECKPOINT [--nncf PYTHON] [--threads 2] [--rounds 40] [--json OUT.json]
+    python benchmarks/int8_speed.py BUNDLE CHECKPOINT --work FOLDER --prepare [--nncf PYTHON]
+    python benchmarks/int8_speed.py BUNDLE CHECKPOINT --work FOLDER [--rounds 40] [--json OUT.json] [--markdown OUT.md]
 
-From pixel values to logits for all; one image a call, one process, every round in a new order with a rest of 30 ms in
-front of each turn. Ratios are medians over rounds with a bootstrap 95 % interval. Weights may be random: only times are
-looked at.
+The first makes the forms in FOLDER, the second times what is there. From pixel values to logits for all, ours through
+our runtime; one image a call, one process, every round in a new order with a rest of 30 ms in front of each turn, one
+call to warm up and one that counts. Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's
+profiler says where its INT8 forms spend their time. Weights may be random: only times are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import NNCF, Form, elsewhere, open_form
+from peers import NNCF, Form, elsewhere, open_form, pixel_reader
 
 from vitdeploy.bench.statistics import speedup
 from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.runtime.openvino import OpenVinoRunner
 
 REST_S = 0.03
+OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
+FILES = {
+    "FP32, ONNX Runtime": ("core.onnx", "onnxruntime"),
+    "FP32, OpenVINO": ("core.onnx", "openvino"),
+    "ours, ONNX Runtime": ("ours.onnx", "onnxruntime"),
+    "ours, OpenVINO": ("ours.onnx", "openvino"),
+    OTHERS[1]: ("nncf.xml", "openvino"),
+    OTHERS[2]: ("dynamic.onnx", "onnxruntime"),
+    OTHERS[3]: ("static.onnx", "onnxruntime"),
+}
+Call = Callable[[np.ndarray], Any]
 
 
-def eager(checkpoint: str, threads: int) -> Callable[[np.ndarray], Any]:
+def prepare(bundle: Path, work: Path, size: int, nncf: str | None) -> None:
+    """Write the forms that are not there."""
+    import onnx_ir as ir
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+
+    work.mkdir(parents=True, exist_ok=True)
+    core = work / "core.onnx"
+    pixels = np.random.default_rng(1).standard_normal((8, 3, size, size)).astype(np.float32)
+    ir.save(cut(ir.load(bundle / "model.onnx"), PIXEL_VALUES, "logits"), core)
+    ir.save(cut(ir.load(bundle / "model.int8-cpu.onnx"), PIXEL_VALUES, "logits"), work / "ours.onnx")
+    if not (work / "dynamic.onnx").exists():
+        quantize_dynamic(str(core), str(work / "dynamic.onnx"))
+    if not (work / "static.onnx").exists():  # at its best: products with constant weights, one scale a column
+        options = {"MatMulConstBOnly": True}
+        quantize_static(
+            str(core),
+            str(work / "static.onnx"),
+            pixel_reader(pixels),
+            per_channel=True,
+            op_types_to_quantize=["MatMul"],
+            activation_type=QuantType.QUInt8,
+            extra_options=options,
+        )
+    if nncf and not (work / "nncf.xml").exists():
+        np.save(work / "pixels.npy", pixels)
+        print("NNCF", elsewhere(nncf, NNCF, core, work / "pixels.npy", work / "nncf.xml"))
+
+
+def eager(checkpoint: str, threads: int) -> Call:
     import torch
     from transformers import AutoModelForImageClassification
 
@@ -41,69 +84,116 @@ def eager(checkpoint: str, threads: int) -> Callable[[np.ndarray], Any]:
     return call
 
 
-def forms(bundle: Path, work: Path, size: int, nncf: str | None) -> list[Form]:
-    import onnx_ir as ir
-    from onnxruntime.quantization import quantize_dynamic
+def opened(name: str, work: Path, threads: int) -> Call:
+    """Ours through our runtime, the others as their documentation has it."""
+    file, backend = FILES[name]
+    if not name.startswith("ours"):
+        return open_form(Form(name, work / file, backend, ""), threads)
+    runner = (OnnxRuntimeRunner if backend == "onnxruntime" else OpenVinoRunner)(work / file, threads)
+    runner.__enter__()  # for as long as the process lasts
+    return lambda pixels: runner.infer({PIXEL_VALUES: pixels})["logits"]
 
-    core, ours, dynamic = work / "core.onnx", work / "ours.onnx", work / "dynamic.onnx"
-    ir.save(cut(ir.load(bundle / "model.onnx"), PIXEL_VALUES, "logits"), core)
-    ir.save(cut(ir.load(bundle / "model.int8-cpu.onnx"), PIXEL_VALUES, "logits"), ours)
-    quantize_dynamic(str(core), str(dynamic))
-    made = [
-        Form("FP32, ONNX Runtime", core, "onnxruntime", ""),
-        Form("FP32, OpenVINO", core, "openvino", ""),
-        Form("ours, ONNX Runtime", ours, "onnxruntime", ""),
-        Form("ours, OpenVINO", ours, "openvino", ""),
-        Form("dynamic INT8, ONNX Runtime", dynamic, "onnxruntime", ""),
-    ]
-    if nncf:
-        data = work / "pixels.npy"
-        np.save(data, np.random.default_rng(1).standard_normal((8, 3, size, size)).astype(np.float32))
-        elsewhere(nncf, NNCF, core, data, work / "nncf.xml")
-        made.append(Form("NNCF, OpenVINO", work / "nncf.xml", "openvino", ""))
-    return made
+
+def measure(calls: dict[str, Call], pixels: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every call in every round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    generator = np.random.default_rng(0)
+    for turn in range(rounds + 2):
+        for name in generator.permutation(list(calls)):
+            time.sleep(REST_S)
+            calls[name](pixels)
+            start = time.perf_counter()
+            calls[name](pixels)
+            if turn >= 2:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def by_operator(path: Path, pixels: np.ndarray, threads: int, calls: int = 12) -> dict[str, float]:
+    """Milliseconds a call that ONNX Runtime spends in each kind of operator, the largest first."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.enable_profiling, options.profile_file_prefix = True, str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in range(calls):
+        session.run(None, {PIXEL_VALUES: pixels})
+    log = Path(session.end_profiling())
+    spent: Counter[str] = Counter()
+    for event in json.loads(log.read_text(encoding="utf-8")):
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"] / 1e3 / calls
+    log.unlink()
+    return dict(spent.most_common())
+
+
+def rows(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    found = []
+    for name, values in times.items():
+        row: dict[str, Any] = {"form": name, "median_ms": float(np.median(values)), "samples_ms": values}
+        for other in OTHERS:
+            if other in times and other != name:
+                ratio, (low, high) = speedup(times[other], values)
+                row[f"times as fast as {other}"] = [ratio, low, high]
+        found.append(row)
+    return found
+
+
+def markdown(found: list[dict[str, Any]], operators: dict[str, dict[str, float]]) -> str:
+    heads = [other for other in OTHERS if any(row["form"] == other for row in found)]
+    titles = ["form", "median, ms", *(f"times {head}" for head in heads)]
+    lines = [f"| {' | '.join(titles)} |", "| --- |" + " ---: |" * (1 + len(heads))]
+    for row in sorted(found, key=lambda row: row["median_ms"]):
+        cells = []
+        for head in heads:
+            ratio = row.get(f"times as fast as {head}")
+            cells.append("–" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]")
+        lines.append(f"| {row['form']} | {row['median_ms']:.1f} | {' | '.join(cells)} |")
+    most: Counter[str] = Counter()
+    for spent in operators.values():
+        most |= Counter(spent)
+    lines += ["", f"| ms a call in ONNX Runtime | {' | '.join(operators)} |", "| --- |" + " ---: |" * len(operators)]
+    for kind in [kind for kind, value in most.most_common() if value >= 0.3]:
+        lines.append(f"| {kind} | {' | '.join(f'{spent.get(kind, 0):.1f}' for spent in operators.values())} |")
+    lines.append(f"| all | {' | '.join(f'{sum(spent.values()):.1f}' for spent in operators.values())} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("checkpoint")
-    parser.add_argument("--nncf")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the forms")
+    parser.add_argument("--prepare", action="store_true", help="make the forms, and time nothing")
+    parser.add_argument("--nncf", help="a Python that has nncf and openvino")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        calls: dict[str, Callable[[np.ndarray], Any]] = {
-            form.name: open_form(form, arguments.threads)
-            for form in forms(arguments.bundle, Path(folder), arguments.size, arguments.nncf)
-        }
-        calls["PyTorch eager"] = eager(arguments.checkpoint, arguments.threads)
-        shape = (1, 3, arguments.size, arguments.size)
-        pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        generator = np.random.default_rng(0)
-        for turn in range(arguments.rounds + 2):
-            for name in generator.permutation(list(calls)):
-                time.sleep(REST_S)
-                calls[name](pixels)
-                start = time.perf_counter()
-                calls[name](pixels)
-                if turn >= 2:
-                    times[name].append(1e3 * (time.perf_counter() - start))
-    report = {"threads": arguments.threads, "rounds": arguments.rounds, "rows": []}
-    for name, values in times.items():
-        row: dict[str, Any] = {"form": name, "median_ms": float(np.median(values)), "samples_ms": values}
-        line = f"{name:28}{row['median_ms']:9.1f} ms"
-        for other in ("PyTorch eager", "NNCF, OpenVINO", "dynamic INT8, ONNX Runtime"):
-            if other in times:
-                ratio, (low, high) = speedup(times[other], values)
-                row[f"times as fast as {other}"] = [ratio, low, high]
-                line += f"   {ratio:5.2f}x [{low:.2f}, {high:.2f}] of {other}"
-        report["rows"].append(row)
-        print(line)
+    if arguments.prepare:
+        prepare(arguments.bundle, arguments.work, arguments.size, arguments.nncf)
+        return
+    there = [name for name, (file, _) in FILES.items() if (arguments.work / file).exists()]
+    calls = {name: opened(name, arguments.work, arguments.threads) for name in there}
+    calls[OTHERS[0]] = eager(arguments.checkpoint, arguments.threads)
+    shape = (1, 3, arguments.size, arguments.size)
+    pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    found = rows(measure(calls, pixels, arguments.rounds))
+    del calls
+    operators = {
+        name: by_operator(arguments.work / FILES[name][0], pixels, arguments.threads)
+        for name in there
+        if FILES[name][1] == "onnxruntime" and not name.startswith("FP32")
+    }
+    text = markdown(found, operators)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text, encoding="utf-8")
     if arguments.json:
+        report = {"threads": arguments.threads, "rounds": arguments.rounds, "rows": found, "operators_ms": operators}
         arguments.json.write_text(json.dumps(report) + "\n", encoding="utf-8")
 
 

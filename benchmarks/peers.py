@@ -1,26 +1,32 @@
 """INT8 by other tools and by ours: same model, same calibration images, same test images, one table.
 
-    python benchmarks/peers.py MODEL DATASET --test 2000 --nncf PYTHON --modelopt PYTHON --markdown OUT.md
+    python benchmarks/peers.py MODEL DATASET --work FOLDER --nncf PYTHON --modelopt PYTHON --only make
+    python benchmarks/peers.py MODEL DATASET --work FOLDER --only judge --test 8000
+    python benchmarks/peers.py MODEL DATASET --work FOLDER --only time --rounds 40
+    python benchmarks/peers.py MODEL DATASET --work FOLDER --only report --markdown OUT.md --json OUT.json
+
+The steps keep what they make in FOLDER, and go on where they were stopped; without --only all of them run.
 
 Each tool gets the exported graph behind the preprocessing, so that none quantises the resize, and its own documented
 defaults: onnxruntime.quantization (dynamic; static after its quant_pre_process), NNCF's post-training quantisation with
 the transformer preset, nvidia-modelopt's INT8. NNCF and modelopt pin other versions of things, so each may run in an
-environment of its own (--nncf, --modelopt: a Python that has it); one that is not named is left out.
+environment of its own (--nncf, --modelopt: a Python that has it); one that is not named is left out. Forms for TensorRT
+are run in OpenVINO, which has a fast product for signed bytes; ONNX Runtime has none.
 
 Drop and agreement are against FP32 on the same images, with 95 % intervals for paired proportions (Bonett-Price).
-Latency is one image at a time, all forms interleaved in one process; the fastest half of the rounds, its median.
+Latency is one image at a time, all forms interleaved in one process: the median over rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,7 @@ from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import ImageDataset, load_dataset
 
+REST_S = 0.03  # in front of each form's turn
 NNCF = """
 import sys, numpy as np, openvino, nncf
 core, pixels, out = openvino.Core(), np.load(sys.argv[2]), sys.argv[3]
@@ -62,6 +69,10 @@ class Form:
     backend: str
     placement: str
     note: str = ""
+
+    @property
+    def slug(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
 
     @property
     def size_mb(self) -> float:
@@ -118,44 +129,49 @@ def with_outliers(source: Path, target: Path, channels: int) -> Path:
     return target
 
 
+_PLAIN: dict[str, Any] = {"smoothing": False, "bias_correction": False}
+OURS: dict[str, dict[str, Any]] = {
+    "vitdeploy default": {},
+    "vitdeploy with attention": {"attention": True},
+    "mse ranges alone": {"method": "mse", **_PLAIN},
+    "min-max ranges alone": {"method": "minmax", **_PLAIN},
+    "entropy ranges alone": {"method": "entropy", **_PLAIN},
+    "percentile 99.99 ranges alone": {"method": "percentile", **_PLAIN},
+}
+
+
 def our_forms(model: Path, images: ImageDataset, work: Path) -> list[Form]:
-    """Ours, and with the methods that others use."""
+    """Ours, and with each method of choosing ranges and nothing else."""
     import onnx_ir as ir
 
-    plain = {"smoothing": False, "bias_correction": False}
-    recipes = {
-        "vitdeploy default": Recipe(count=len(images)),
-        "vitdeploy with attention": Recipe(count=len(images), attention=True),
-        "vitdeploy min-max": Recipe(count=len(images), method="minmax", **plain),
-        "vitdeploy entropy": Recipe(count=len(images), method="entropy", **plain),
-        "vitdeploy percentile 99.99": Recipe(count=len(images), method="percentile", **plain),
-    }
     forms = []
-    for name, recipe in recipes.items():
+    for name, settings in OURS.items():
+        recipe = Recipe(count=len(images), **settings)
+        placement = "Linears, attention" if recipe.attention else "Linears"
+        form = Form(name, work / "cpu.onnx", "onnxruntime", placement)
+        form.path = work / f"{form.slug}.onnx"
+        forms.append(form)
+        exact = form.path.with_name(f"{form.slug}-tensorrt.onnx")
+        if recipe.smoothing:
+            forms.append(Form(f"{name} (OpenVINO)", form.path, "openvino", placement))
+            forms.append(Form(f"{name}, TensorRT's form", exact, "openvino", placement))
+        if form.path.exists():
+            continue
         pictures = (images.image(index) for index in range(len(images)))
         solved = calibrate(model, "", pictures, len(images), recipe, {})
-        placement = "Linears, attention" if recipe.attention else "Linears"
-        path = work / f"{name.replace(' ', '-')}.onnx"
-        made = ir.load(model)
-        quantize(made, solved, target="cpu")
-        ir.save(cut(made, PIXEL_VALUES, "logits"), path)
-        forms.append(Form(name, path, "onnxruntime", placement))
-        if not recipe.smoothing:
-            continue
-        forms.append(Form(f"{name} (OpenVINO)", path, "openvino", placement))
-        made = ir.load(model)
-        quantize(made, solved, target="tensorrt")
-        to_half(made)
-        exact = path.with_name(f"{path.stem}-tensorrt.onnx")
-        ir.save(cut(made, PIXEL_VALUES, "logits"), exact)
-        forms.append(Form(f"{name}, TensorRT's form", exact, "onnxruntime", placement, "its arithmetic, not its speed"))
+        for target, path in (("tensorrt", exact), ("cpu", form.path)):
+            if target == "cpu" or recipe.smoothing:
+                made = ir.load(model)
+                quantize(made, solved, target=target)
+                if target == "tensorrt":
+                    to_half(made)
+                ir.save(cut(made, PIXEL_VALUES, "logits"), path)
     return forms
 
 
-def onnxruntime_forms(core: Path, pixels: np.ndarray, work: Path) -> list[Form]:
-    """onnxruntime.quantization, dynamic and static, as its documentation has them."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def pixel_reader(pixels: np.ndarray) -> Any:
+    """Pixel values, image by image, as onnxruntime.quantization reads them."""
+    from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -165,10 +181,19 @@ def onnxruntime_forms(core: Path, pixels: np.ndarray, work: Path) -> list[Form]:
             image = next(self._left, None)
             return None if image is None else {PIXEL_VALUES: image[np.newaxis]}
 
+    return Reader()
+
+
+def onnxruntime_forms(core: Path, pixels: np.ndarray, work: Path) -> list[Form]:
+    """onnxruntime.quantization, dynamic and static, as its documentation has them."""
+    from onnxruntime.quantization import quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     prepared, dynamic, static = (work / f"ort-{name}.onnx" for name in ("prepared", "dynamic", "static"))
-    quant_pre_process(str(core), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(str(prepared), str(dynamic))
-    quantize_static(str(prepared), str(static), Reader())
+    if not static.exists():
+        quant_pre_process(str(core), str(prepared), skip_symbolic_shape=True)
+        quantize_dynamic(str(prepared), str(dynamic))
+        quantize_static(str(prepared), str(static), pixel_reader(pixels))
     return [
         Form("ONNX Runtime dynamic", dynamic, "onnxruntime", "Linears, weights ahead, activations on the fly"),
         Form("ONNX Runtime static default", static, "onnxruntime", "everything"),
@@ -176,13 +201,19 @@ def onnxruntime_forms(core: Path, pixels: np.ndarray, work: Path) -> list[Form]:
 
 
 def elsewhere(python: str, program: str, core: Path, data: Path, out: Path) -> str:
-    """Run a tool in its own environment; its version."""
+    """Run a tool in its own environment, unless what it makes is there; its version."""
+    note = out.with_suffix(".version")
+    if note.exists():
+        return note.read_text(encoding="utf-8")
+    mine = shutil.copy(core, out.with_suffix(".source.onnx"))  # a tool may write to what it reads
     done = subprocess.run(
-        [python, "-c", program, str(core), str(data), str(out)], capture_output=True, text=True, check=False
+        [python, "-c", program, str(mine), str(data), str(out)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1][:300])
-    return done.stdout.strip().splitlines()[-1].removeprefix("version ")
+    version = done.stdout.strip().splitlines()[-1].removeprefix("version ")
+    note.write_text(version, encoding="utf-8")
+    return version
 
 
 def peers(arguments: argparse.Namespace, core: Path, pixels: np.ndarray, work: Path) -> tuple[list[Form], list[str]]:
@@ -208,36 +239,97 @@ def peers(arguments: argparse.Namespace, core: Path, pixels: np.ndarray, work: P
     return forms, failures
 
 
-def judge(forms: list[Form], front: Path, images: ImageDataset, batch: int) -> dict[str, np.ndarray]:
-    """Logits of every form on the same images."""
-    calls = {form.name: open_form(form, threads=1) for form in forms}
-    logits: dict[str, list[np.ndarray]] = {name: [] for name in calls}
-    for part, pixels in preprocess(front, images, batch):
-        for name, call in calls.items():
-            logits[name].append(np.asarray(call(pixels), dtype=np.float32))
-        print(f"\r{part.stop}/{len(images)} images", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    return {name: np.concatenate(parts) for name, parts in logits.items()}
+def make(arguments: argparse.Namespace, work: Path) -> None:
+    """Write all forms, and forms.json that lists them."""
+    import onnx_ir as ir
+
+    train = load_dataset(arguments.dataset, "train", limit=arguments.calibration)
+    front, core = work / "front.onnx", work / "core.onnx"
+    model = arguments.model
+    if arguments.outliers:
+        model = with_outliers(model, work / "outliers.onnx", arguments.outliers)
+    ir.save(cut(ir.load(model), None, PIXEL_VALUES), front)
+    ir.save(cut(ir.load(model), PIXEL_VALUES, "logits"), core)
+    pixels = np.concatenate([part for _, part in preprocess(front, train, arguments.batch)])
+    forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(model, train, work)]
+    others, failures = ([], []) if arguments.ours_only else peers(arguments, core, pixels, work)
+    listed = {
+        "forms": [asdict(form) | {"path": form.path.name} for form in [*forms, *others]],
+        "calibration": train.describe(),
+        "outlier_channels": arguments.outliers,
+        "failures": failures,
+    }
+    (work / "forms.json").write_text(json.dumps(listed, indent=1), encoding="utf-8")
 
 
-def latencies(forms: list[Form], pixels: np.ndarray, rounds: int, threads: int) -> dict[str, float]:
-    """Milliseconds of one image, interleaved."""
-    calls = {form.name: open_form(form, threads) for form in forms}
+def listed_forms(work: Path) -> tuple[list[Form], dict[str, Any]]:
+    listed = json.loads((work / "forms.json").read_text(encoding="utf-8"))
+    return [Form(**{**form, "path": work / form["path"]}) for form in listed["forms"]], listed
+
+
+def test_images(arguments: argparse.Namespace) -> ImageDataset:
+    """All of the test split, shuffled: the first 2,000 of 8,000 are a sample of them."""
+    everything = load_dataset(arguments.dataset, "test")
+    order = np.random.default_rng(1).permutation(len(everything))
+    return everything.subset(order[: arguments.test])
+
+
+def judge(arguments: argparse.Namespace, work: Path) -> None:
+    """Logits of every form on the same images; what is there from an earlier run is kept."""
+    forms, _ = listed_forms(work)
+    images = test_images(arguments)
+    kept = {form.name: _kept_logits(work, form) for form in forms}
+    calls = {form.name: open_form(form, threads=1) for form in forms if len(kept[form.name]) < len(images)}
+    start = min((len(kept[name]) for name in calls), default=len(images))
+    rest = images.subset(np.arange(start, len(images)))
+    for part, pixels in preprocess(work / "front.onnx", rest, arguments.batch):
+        for form in forms:
+            if form.name in calls and len(kept[form.name]) < start + part.stop:
+                found = np.asarray(calls[form.name](pixels), dtype=np.float32)
+                kept[form.name] = np.concatenate([kept[form.name], found[len(kept[form.name]) - start - part.start :]])
+        if part.stop % (16 * arguments.batch) == 0 or part.stop == len(rest):
+            for form in forms:
+                np.save(work / f"{form.slug}.npy", kept[form.name])
+            print(f"{start + part.stop}/{len(images)} images", file=sys.stderr, flush=True)
+
+
+def _kept_logits(work: Path, form: Form) -> np.ndarray:
+    path = work / f"{form.slug}.npy"
+    if path.exists():
+        found: np.ndarray = np.load(path)
+        return found
+    return np.zeros((0, len(open_form(form, 1)(np.zeros(_shape(work), np.float32))[0])), dtype=np.float32)
+
+
+def _shape(work: Path) -> tuple[int, ...]:
+    return (1, *np.load(work / "pixels.npy", mmap_mode="r").shape[1:])
+
+
+def latencies(arguments: argparse.Namespace, work: Path) -> None:
+    """Milliseconds of one image, interleaved, every round in a new order: latency.json."""
+    forms, _ = listed_forms(work)
+    pixels = np.load(work / "pixels.npy")[:1]
+    calls = {form.name: open_form(form, arguments.threads) for form in forms}
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 3):
-        for name, call in calls.items():
+    generator = np.random.default_rng(0)
+    for turn in range(arguments.rounds + 3):
+        for name in generator.permutation(list(calls)):
+            time.sleep(REST_S)
+            calls[name](pixels)
             start = time.perf_counter()
-            call(pixels)
+            calls[name](pixels)
             if turn >= 3:
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(sorted(values)[: max(1, len(values) // 2)])) for name, values in times.items()}
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    (work / "latency.json").write_text(json.dumps(medians), encoding="utf-8")
 
 
 def rows(
     forms: list[Form], logits: dict[str, np.ndarray], truth: np.ndarray, times: dict[str, float]
 ) -> list[dict[str, Any]]:
     """One a form, the first is FP32."""
-    reference = logits[forms[0].name].argmax(axis=1)
+    exact = logits[forms[0].name]
+    reference = exact.argmax(axis=1)
     found = []
     for form in forms:
         answers = logits[form.name].argmax(axis=1)
@@ -254,6 +346,7 @@ def rows(
                 "drop": -100 * change,
                 "drop_ci95": [-100 * interval[1], -100 * interval[0]],
                 "agreement": 100 * float((answers == reference).mean()),
+                "logits_mse": float(np.square(logits[form.name] - exact, dtype=np.float64).mean()),
                 "latency_ms": times.get(form.name),
                 "size_mb": form.size_mb,
             }
@@ -264,8 +357,8 @@ def rows(
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| form | in INT8 | top-1 | drop, points | agreement | ms | MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| form | in INT8 | top-1 | drop, points | agreement | logits' error | ms | MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in found:
         low, high = row["drop_ci95"]
@@ -273,19 +366,44 @@ def table(found: list[dict[str, Any]]) -> str:
         drop = f"{row['drop']:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(
             f"| {row['form']} | {row['placement']} | {row['top1']:.2f} % | {drop} |"
-            f" {row['agreement']:.2f} % | {spent} | {row['size_mb']:.1f} |"
+            f" {row['agreement']:.2f} % | {row['logits_mse']:.1e} | {spent} | {row['size_mb']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def report(arguments: argparse.Namespace, work: Path) -> None:
+    """The table of all that was judged and timed."""
+    forms, listed = listed_forms(work)
+    logits = {form.name: _kept_logits(work, form) for form in forms}
+    images = test_images(arguments)
+    count = min(len(images), *(len(found) for found in logits.values()))
+    images = images.subset(np.arange(count))
+    timed = work / "latency.json"
+    times = json.loads(timed.read_text(encoding="utf-8")) if timed.exists() else {}
+    found = rows(forms, {name: part[:count] for name, part in logits.items()}, images.label_ids, times)
+    text = table(found) + "".join(f"\n- failed: {failure}" for failure in listed["failures"])
+    print(f"{count} images\n{text}")
+    if arguments.json:
+        data = {name: value for name, value in listed.items() if name != "forms"}
+        data |= {"test": images.describe(), "threads": arguments.threads, "rows": found}
+        arguments.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(text + "\n", encoding="utf-8")
+
+
+STEPS = {"make": make, "judge": judge, "time": latencies, "report": report}
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.onnx of a bundle")
     parser.add_argument("dataset")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for forms, logits and times")
+    parser.add_argument("--only", choices=list(STEPS), help="one step")
     parser.add_argument("--calibration", type=int, default=256, help="images of the training split")
     parser.add_argument("--test", type=int, default=2000, help="images of the test split")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=0, help="of the latency; 0: not measured")
+    parser.add_argument("--rounds", type=int, default=40, help="of the latency")
     parser.add_argument("--threads", type=int, default=2, help="of the latency")
     parser.add_argument("--nncf", help="a Python that has nncf and openvino")
     parser.add_argument("--modelopt", help="a Python that has nvidia-modelopt[onnx]")
@@ -297,38 +415,11 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    import onnx_ir as ir
-
     arguments = arguments_of()
-    train = load_dataset(arguments.dataset, "train", limit=arguments.calibration)
-    test = load_dataset(arguments.dataset, "test", limit=arguments.test, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        front, core = work / "front.onnx", work / "core.onnx"
-        model = arguments.model
-        if arguments.outliers:
-            model = with_outliers(model, work / "outliers.onnx", arguments.outliers)
-        ir.save(cut(ir.load(model), None, PIXEL_VALUES), front)
-        ir.save(cut(ir.load(model), PIXEL_VALUES, "logits"), core)
-        pixels = np.concatenate([part for _, part in preprocess(front, train, arguments.batch)])
-        forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(model, train, work)]
-        others, failures = ([], []) if arguments.ours_only else peers(arguments, core, pixels, work)
-        forms += others
-        times = latencies(forms, pixels[:1], arguments.rounds, arguments.threads) if arguments.rounds else {}
-        found = rows(forms, judge(forms, front, test, arguments.batch), test.label_ids, times)
-    report = {
-        "outlier_channels": arguments.outliers,
-        "calibration": train.describe(),
-        "test": test.describe(),
-        "rows": found,
-        "failures": failures,
-    }
-    text = table(found) + "".join(f"\n- failed: {failure}" for failure in failures)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if arguments.markdown:
-        arguments.markdown.write_text(text + "\n", encoding="utf-8")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for name, step in STEPS.items():
+        if arguments.only in (None, name):
+            step(arguments, arguments.work)
 
 
 if __name__ == "__main__":

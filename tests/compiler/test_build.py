@@ -12,6 +12,7 @@ import pytest
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import build as builder
+from vitdeploy.compiler import structure
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.recipe import Recipe
@@ -187,6 +188,20 @@ def test_a_form_that_loses_too_much_is_refused(tiny_bundle_copy: Path, monkeypat
     assert snapshot(tiny_bundle_copy) == before
     monkeypatch.undo()
     build(tiny_bundle_copy, ["fp16"], target="onnx")  # with the plan it can be had
+
+
+def test_int8_that_would_be_slower_than_fp16_fails_the_build(
+    tiny_bundle_copy: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused INT8 attention takes so many tokens; let it be one less than the model has."""
+    recipe = Recipe(str(tiny_images), count=8, attention=True)
+    before = snapshot(tiny_bundle_copy)
+    monkeypatch.setattr(structure, "LONGEST", 16)
+    with pytest.raises(ModelError, match="no fused INT8 attention for 17 tokens"):
+        build(tiny_bundle_copy, ["int8"], target="onnx", recipe=recipe)
+    assert snapshot(tiny_bundle_copy) == before
+    monkeypatch.setattr(structure, "LONGEST", 17)
+    assert build(tiny_bundle_copy, ["int8"], target="onnx", recipe=recipe).built
 
 
 def test_an_engine_is_built_once(plain: Path) -> None:

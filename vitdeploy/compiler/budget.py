@@ -79,7 +79,7 @@ class _Search:
 
         if names not in self.tried:
             model = ir.load(self._path)
-            quantize(model, self._calibration.leaving_out(names), target="cpu")
+            quantize(model, self._calibration.leaving_out(names), target=self._calibration.coarser)
             label = f"INT8 without {len(names)} groups" if names else "INT8, everything"
             with progress.task(label, total=len(self._truth.images), unit="images") as step:
                 logits = logits_of(open_session(model), self._truth.images, step)

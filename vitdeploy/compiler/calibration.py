@@ -114,7 +114,8 @@ class AttentionCalibration:
     """What was found for one layer's attention products: four scales, and two vectors over the channels.
 
     `balance` is what Q is divided by and K multiplied with, `centre` what is taken off K; `bias` is O's mean error,
-    which goes through the output projection into its bias. None: nothing.
+    which goes through the output projection into its bias. None: nothing. `unsigned` and `unsigned_bias` stand for
+    `probability` and `bias` in the form for CPUs; None there: it has the integers of the other form.
     """
 
     name: str
@@ -126,6 +127,8 @@ class AttentionCalibration:
     centre: np.ndarray | None
     bias: np.ndarray | None
     sqnr_db: float
+    unsigned: float | None = None
+    unsigned_bias: np.ndarray | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -136,10 +139,10 @@ class AttentionCalibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> AttentionCalibration:
-        return cls(**{**data, **{name: _unpack(data[name]) for name in _VECTORS}})
+        return cls(**{**data, **{name: _unpack(data.get(name)) for name in _VECTORS}})
 
 
-_VECTORS = ("balance", "centre", "bias")
+_VECTORS = ("balance", "centre", "bias", "unsigned_bias")
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ class Calibration:
     def names(self) -> tuple[str, ...]:
         """Of all that may be quantised: groups of layers, then attention products."""
         return (*(group.name for group in self.groups), *(products.name for products in self.attention))
+
+    @property
+    def coarser(self) -> str:
+        """The target whose form loses more, for decisions on both; only attention's is finer for CPUs."""
+        return "tensorrt" if self.attention else "cpu"
 
     def leaving_out(self, names: Iterable[str], budget: dict[str, Any] | None = None) -> Calibration:
         """The same calibration with those groups, and no others, left out of INT8."""
@@ -266,11 +274,19 @@ def calibrate(
         raise InputError("there are no calibration images", hint="name a folder of images with --calibration-data")
     solved, solved_attention = [], []
     by_source = {}
+    value_means = {
+        kept.products.value_source.node: kept.value_mean
+        for kept in attention_samples
+        if kept.products.value_source is not None
+    }
     with progress.task("Solving layers", total=len(groups) + len(attention), unit="groups") as step:
         for sample in group_samples:
-            solution = solve_group(sample.group, sample, recipe)
-            if sample.group.source is not None:
-                by_source[sample.group.source.node] = solution
+            source = sample.group.source
+            solution = solve_group(
+                sample.group, sample, recipe, None if source is None else value_means.get(source.node)
+            )
+            if source is not None:
+                by_source[source.node] = solution
             solved.append(GroupCalibration(sample.group.name, **vars(solution)))
             step.advance()
         for kept in attention_samples:

@@ -2,7 +2,7 @@
 
 Of each group: the extent of every channel over all rows of all images, and a fixed number of rows. The rows are
 a fixed number a picture: the first token, which is the class token of a ViT and makes the logits, and a seeded choice
-of the others. Of attention: the same extents, and Q, K and V of a fixed number of heads.
+of the others. Of attention: the same extents, the mean of V, and of a fixed number of heads K, V and rows of Q.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ __all__ = ["HEADS", "ROWS", "AttentionSample", "GroupSample", "activations"]
 
 ROWS = 768  # rows of each activation on which errors are measured
 _LEAST_ROWS = 4  # of a picture that gives any: the class token is one of them, and must not outweigh the others
-HEADS = 48  # heads of each attention layer on which errors are measured
+HEADS = 96  # heads of each attention layer on which errors are measured, all heads in turn
+QUERIES = 64  # rows of Q of each, the class token's among them
 
 
 def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -98,7 +99,7 @@ class GroupSample:
 
 
 class AttentionSample:
-    """Q, K, V (heads kept, tokens, head_dim) of one layer, `head` (heads kept,) says which head each is of.
+    """Some rows of Q, K and V (heads kept, tokens, head_dim) of one layer, `head` (heads kept,) which head each is of.
 
     `extents` holds, for Q, K and V, what was seen per channel (heads, head_dim) over all pictures.
     """
@@ -108,6 +109,7 @@ class AttentionSample:
         self.images = 0
         self.extents = (Extent(), Extent(), Extent())
         self._generator, self._count = generator, count
+        self._value_sum = np.float64(0)
         self._kept: list[tuple[np.ndarray, ...]] = []
         self._heads: list[np.ndarray] = []
 
@@ -116,13 +118,22 @@ class AttentionSample:
         arrays = (query, key.transpose(0, 2, 1), value)
         for extent, array in zip(self.extents, arrays, strict=True):
             extent.add(array, axis=1)
+        self._value_sum = self._value_sum + value.mean(axis=1, dtype=np.float64)
         heads = len(query)
         per_image = min(heads, max(1, -(-HEADS // max(self._count, 1))))
         if self.images % max(1, -(-self._count * per_image // HEADS)) == 0:
-            chosen = np.sort(self._generator.choice(heads, per_image, replace=False))
+            chosen = (len(self._kept) * per_image + np.arange(per_image)) % heads
+            others = self._generator.choice(query.shape[1] - 1, min(QUERIES, query.shape[1]) - 1, replace=False) + 1
+            rows = np.concatenate([[0], np.sort(others)])
             self._heads.append(chosen)
-            self._kept.append(tuple(array[chosen] for array in arrays))
+            self._kept.append((query[chosen][:, rows], *(array[chosen] for array in arrays[1:])))
         self.images += 1
+
+    @property
+    def value_mean(self) -> np.ndarray:
+        """The mean of V over tokens and pictures, (heads * head_dim,)."""
+        mean: np.ndarray = (self._value_sum / self.images).astype(np.float32).reshape(-1)
+        return mean
 
     @property
     def head(self) -> np.ndarray:

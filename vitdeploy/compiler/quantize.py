@@ -8,7 +8,8 @@ spellings of the same integers:
 
     TensorRT    int8 activations; the rest of the graph in FP16
     CPU         uint8 activations with zero point 128 - k, that is (x_int8 + 128) - 128: the same real numbers, and the
-                form for which x86 has a fast product of unsigned with signed bytes; the rest of the graph in FP32
+                form for which x86 has a fast product of unsigned with signed bytes; the rest of the graph in FP32.
+                The softmax's output, which is never negative, has zero point 0 and 255 steps here
 
 A one-sided activation, GELU's, is shifted by k steps so that it uses all levels. The CPU form has it in the zero point;
 the TensorRT form subtracts it before QuantizeLinear, one more operation in GELU's kernel, and has it in the bias.
@@ -192,17 +193,20 @@ def _insert_attention(graph: ir.Graph, products: AttentionProducts, solved: Atte
     """Q/DQ on Q, K, V and the softmax's output; for CPUs the left operand of each product is unsigned."""
     signed = np.array(0, dtype=np.int8)
     left = np.array(LEVELS + 1, dtype=np.uint8) if target == "cpu" else signed
+    probability, steps, bias = solved.probability, left, solved.bias
+    if target == "cpu" and solved.unsigned is not None:
+        probability, steps, bias = solved.unsigned, np.array(0, dtype=np.uint8), solved.unsigned_bias
     for node, index, scale, zero in (
         (products.scores, 0, solved.query, left),
         (products.scores, 1, solved.key, signed),
-        (products.mixing, 0, solved.probability, left),
+        (products.mixing, 0, probability, steps),
         (products.mixing, 1, solved.value, signed),
     ):
         value = node.inputs[index]
         assert value is not None
         node.replace_input_with(index, _pair(graph, value, value.name or products.name, scale, zero, node))
-    if solved.bias is not None and products.output is not None:
-        _correct_bias(graph, products.output, solved.bias @ matrix_of(products.output))
+    if bias is not None and products.output is not None:
+        _correct_bias(graph, products.output, bias @ matrix_of(products.output))
     return 2
 
 

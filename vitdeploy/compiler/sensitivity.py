@@ -181,7 +181,7 @@ class _Walk:
     def answers(self, calibration: Calibration) -> np.ndarray:
         """Logits of the quantised graph, from the current cut on."""
         model = self._load()
-        quantize(model, calibration, target="cpu")
+        quantize(model, calibration, target=calibration.coarser)
         return self._run(open_session(cut(model, self._name, "logits")), "logits")
 
     def _load(self) -> ir.Model:

@@ -68,12 +68,18 @@ class _Trial:
         return float(np.square(self.difference, dtype=np.float64).mean())
 
 
-def solve_group(group: LayerGroup, sample: GroupSample, recipe: Recipe) -> GroupSolution:
-    """Choose z, s, Sx and k of one group by the error of its output on the sample's rows."""
+def solve_group(
+    group: LayerGroup, sample: GroupSample, recipe: Recipe, centre: np.ndarray | None = None
+) -> GroupSolution:
+    """Choose z, s, Sx and k of one group by the error of its output on the sample's rows.
+
+    Args:
+        centre: z, where something else than the mean of X is wanted: attention in INT8 wants the mean of V.
+    """
     weights, rows = group.weights(), sample.rows
     weight = np.concatenate(weights, axis=1)
     exact = rows @ weight
-    trial = _Search(group, sample, weight, exact, recipe).run()
+    trial = _Search(group, sample, weight, exact, recipe, centre).run()
     error, bias = trial.error, {}
     if recipe.bias_correction:
         mean = trial.difference.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -109,9 +115,20 @@ def balance(first: np.ndarray, second: np.ndarray, alpha: float) -> np.ndarray:
 class _Search:
     """Tries choices for one group; `exact` is its output without quantisation."""
 
-    def __init__(self, group: LayerGroup, sample: GroupSample, weight: np.ndarray, exact: np.ndarray, recipe: Recipe):
+    def __init__(
+        self,
+        group: LayerGroup,
+        sample: GroupSample,
+        weight: np.ndarray,
+        exact: np.ndarray,
+        recipe: Recipe,
+        centre: np.ndarray | None,
+    ) -> None:
         self._group, self._sample, self._recipe = group, sample, recipe
         self._rows, self._weight, self._exact = sample.rows, weight, exact
+        self._centre: np.ndarray | None = None
+        if recipe.smoothing and group.can_centre:
+            self._centre = self._rows.mean(axis=0) if centre is None else centre
 
     def run(self) -> _Trial:
         """The best a at one range, then the best range for it; without `mse` each a has one range anyway."""
@@ -127,7 +144,7 @@ class _Search:
         return ALPHAS if self._recipe.smoothing and self._group.source is not None else (0.0,)
 
     def _trials(self, alpha: float, clips: tuple[float, ...]) -> Iterator[_Trial]:
-        centre = self._rows.mean(axis=0) if self._recipe.smoothing and self._group.can_centre else None
+        centre = self._centre
         rows = self._rows if centre is None else self._rows - centre
         wanted = self._exact if centre is None else self._exact - centre @ self._weight
         largest, weight = self._sample.extent.largest(0.0 if centre is None else centre), self._weight

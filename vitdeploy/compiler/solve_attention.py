@@ -2,6 +2,9 @@
 
 The error of a channel of O counts as much as the output projection makes of it: the norm of its row of Wo. Scales of Q
 and K (and b and c, which move ranges: see `attention`) are chosen first, then those of P and V on top of them.
+
+P is the coarse one: its 127 steps are as wide as most probabilities, and put ten times the noise on O that Q, K and V
+do. The CPU form, whose left operand is unsigned, has 255 steps for it: a scale of its own.
 """
 
 from __future__ import annotations
@@ -22,12 +25,16 @@ __all__ = ["AttentionSolution", "solve_attention"]
 
 _BALANCES = (0.0, 0.3, 0.5, 0.7)
 _CLIPS = (1.0, 0.85, 0.7, 0.55, 0.4)
-_PROBABILITY_CLIPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+_PROBABILITY_CLIPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.42, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05)
+_UNSIGNED = 2 * LEVELS + 1
 
 
 @dataclass(frozen=True)
 class AttentionSolution:
-    """The four scales, b and c over the channels of Q and K (None: off), O's mean error per channel, its SQNR in dB."""
+    """The four scales, b and c over the channels of Q and K (None: off), O's mean error per channel, its SQNR in dB.
+
+    `unsigned` and `unsigned_bias` are P's scale and O's mean error where P has 255 steps.
+    """
 
     query: float
     key: float
@@ -36,6 +43,8 @@ class AttentionSolution:
     balance: np.ndarray | None
     centre: np.ndarray | None
     bias: np.ndarray | None
+    unsigned: float
+    unsigned_bias: np.ndarray | None
     sqnr_db: float
 
 
@@ -77,8 +86,10 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return result
 
 
-def _scales(recipe: Recipe, values: np.ndarray, top: float, candidates: tuple[float, ...]) -> list[float]:
-    return [activation_scale(share * top / LEVELS) for share in clip_shares(recipe, values, top, candidates)]
+def _scales(
+    recipe: Recipe, values: np.ndarray, top: float, candidates: tuple[float, ...], levels: int = LEVELS
+) -> list[float]:
+    return [activation_scale(share * top / levels) for share in clip_shares(recipe, values, top, candidates)]
 
 
 def solve_attention(sample: AttentionSample, recipe: Recipe, output: GroupSolution | None) -> AttentionSolution:
@@ -89,24 +100,52 @@ def solve_attention(sample: AttentionSample, recipe: Recipe, output: GroupSoluti
     """
     layer = _Layer(sample, recipe, output)
     query, key, vector, probability = _solve_scores(layer, recipe, sample.products.can_balance)
-
-    def mixed(scales: tuple[float, float]) -> np.ndarray:
-        result: np.ndarray = fake_quantize(probability, scales[0]) @ fake_quantize(layer.value, scales[1])
-        return result
-
-    candidates = product(
-        _scales(recipe, probability, 1.0, _PROBABILITY_CLIPS),
-        _scales(recipe, layer.value, float(layer.largest[2].max()), _CLIPS),
-    )
-    chosen = min(candidates, key=lambda scales: layer.error_of(mixed(scales)))
-    mixture, bias = mixed(chosen), None
-    if recipe.bias_correction and sample.products.output is not None:
-        mean = _mean_error(layer, mixture)
-        mixture = mixture + mean[layer.head][:, np.newaxis]
-        bias = (mean * layer.smooth).reshape(-1)
-    quality = decibels(layer.signal, layer.error_of(mixture))
+    corrects = recipe.bias_correction and sample.products.output is not None
+    steps = _scales(recipe, probability, 1.0, _PROBABILITY_CLIPS)
+    values = _scales(recipe, layer.value, float(layer.largest[2].max()), _CLIPS)
+    signed = min((_mix(layer, probability, *scales, 0, corrects) for scales in product(steps, values)), key=_error)
+    steps = _scales(recipe, probability, 1.0, _PROBABILITY_CLIPS, _UNSIGNED)
+    unsigned = min((_mix(layer, probability, step, signed.value, LEVELS + 1, corrects) for step in steps), key=_error)
+    quality = decibels(layer.signal, signed.error)
     centre = layer.key_centre.reshape(-1) if layer.key_centre.any() else None
-    return AttentionSolution(query, key, chosen[1], chosen[0], vector, centre, bias, quality)
+    return AttentionSolution(
+        query,
+        key,
+        signed.value,
+        signed.probability,
+        vector,
+        centre,
+        signed.bias,
+        unsigned.probability,
+        unsigned.bias,
+        quality,
+    )
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """Scales of P and V, O's mean error per channel of V as it is outside (None: not taken out), and what is left."""
+
+    probability: float
+    value: float
+    bias: np.ndarray | None
+    error: float
+
+
+def _error(mixture: _Mixture) -> float:
+    return mixture.error
+
+
+def _mix(
+    layer: _Layer, probability: np.ndarray, scale: float, value_scale: float, shift: int, corrects: bool
+) -> _Mixture:
+    """What O is with P and V in INT8; `shift` as in `fake_quantize`, for P."""
+    output = fake_quantize(probability, scale, shift) @ fake_quantize(layer.value, value_scale)
+    if not corrects:
+        return _Mixture(scale, value_scale, None, layer.error_of(output))
+    mean = _mean_error(layer, output)
+    error = layer.error_of(output + mean[layer.head][:, np.newaxis])
+    return _Mixture(scale, value_scale, (mean * layer.smooth).reshape(-1), error)
 
 
 def _solve_scores(

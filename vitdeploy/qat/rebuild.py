@@ -53,7 +53,7 @@ def tuned_calibration(before: Calibration, state: FakeQuantized, noise: dict[str
                 value=parts["value"].scale,
                 sqnr_db=noise.get(products.name, products.sqnr_db),
             )
-        attention.append(replace(products, bias=None))
+        attention.append(replace(products, bias=None, unsigned=None, unsigned_bias=None))
     return replace(
         before, model_sha256=digest, groups=tuple(groups), attention=tuple(attention), code=code_fingerprint()
     )
