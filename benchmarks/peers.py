@@ -37,6 +37,7 @@ from vitdeploy.compiler.calibration import calibrate
 from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.graph.integer_products import fuse_integer_products
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import ImageDataset, load_dataset
@@ -163,8 +164,7 @@ def our_forms(model: Path, images: ImageDataset, work: Path) -> list[Form]:
             if target == "cpu" or recipe.smoothing:
                 made = ir.load(model)
                 quantize(made, solved, target=target)
-                if target == "tensorrt":
-                    to_half(made)
+                to_half(made) if target == "tensorrt" else fuse_integer_products(made)
                 ir.save(cut(made, PIXEL_VALUES, "logits"), path)
     return forms
 

@@ -15,6 +15,7 @@ from vitdeploy.specs import TensorSpec
 __all__ = ["GraphFacts", "WeightCount", "read_graph"]
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
+_FUSED = "MatMulIntegerToFloat"  # ONNX Runtime's, of two 8-bit inputs, two scales, two zero points and a bias
 # What may stand between a DequantizeLinear and the product that it feeds, without leaving INT8.
 _MOVES = ("Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity")
 
@@ -90,7 +91,7 @@ def read_graph(path: Path) -> GraphFacts:
         weights=weights,
         quantize_nodes=operators["QuantizeLinear"],
         dequantize_nodes=operators["DequantizeLinear"],
-        products=sum(operators[name] for name in _PRODUCTS),
+        products=sum(node.op_type in (*_PRODUCTS, _FUSED) for node in nodes),
         int8_products=_int8_products(onnx, model.graph, nodes),
     )
 
@@ -121,6 +122,7 @@ def _scale_elements(graph: Any, nodes: list[Any]) -> int:
     """Elements of the stored scales and zero points."""
     quantizers = ("QuantizeLinear", "DequantizeLinear")
     names = {name for node in nodes if node.op_type in quantizers for name in node.input[1:]}
+    names |= {name for node in nodes if node.op_type == _FUSED for name in node.input[2:6]}
     return sum(math.prod(t.dims) for inner in _graphs(graph) for t in inner.initializer if t.name in names)
 
 
@@ -161,4 +163,7 @@ def _int8_products(onnx: Any, graph: Any, nodes: list[Any]) -> int:
         typed = node.input[2] if len(node.input) > 2 else node.input[0]
         return stored.get(typed, "uint8") in ("int8", "uint8")
 
-    return sum(node.op_type in _PRODUCTS and all(dequantised(name) for name in node.input[:2]) for node in nodes)
+    def inside(node: Any) -> bool:
+        return node.op_type == _FUSED or (node.op_type in _PRODUCTS and all(map(dequantised, node.input[:2])))
+
+    return sum(inside(node) for node in nodes)

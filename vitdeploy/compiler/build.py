@@ -16,6 +16,7 @@ from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.graph.compose import exchange_front
 from vitdeploy.compiler.graph.half import single_by_standard, to_half
+from vitdeploy.compiler.graph.integer_products import fuse_integer_products
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
 from vitdeploy.compiler.half_plan import HalfPlan
@@ -167,6 +168,7 @@ class _Forms:
         lacking = single_by_standard(model, _HALVES[precision]) if precision in _HALVES else {}
         if target == "cpu":
             model = exchange_front(self._preprocessing_for_cpus(model), model)
+            fuse_integer_products(model)
         else:
             kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
             to_half(model, kept, dtype=_HALVES.get(precision, "float16"))

@@ -47,6 +47,7 @@ SCHEMA_VERSION = 2
 _CODE = (
     *("arithmetic", "attention", "calibration", "layers", "observe", "quantize", "ranges", "recipe", "solve"),
     "solve_attention",
+    "graph/integer_products",
 )
 
 

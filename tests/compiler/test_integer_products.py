@@ -1,0 +1,74 @@
+"""The CPU form's products are one operation each, and give what Q/DQ gave, in ONNX Runtime and in OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.compiler.test_calibration import images, int8, solve
+from vitdeploy.compiler.calibration import Calibration
+from vitdeploy.compiler.graph.integer_products import DOMAIN, fuse_integer_products
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.inspection import inspect
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_bundle: Path) -> Calibration:
+    return solve(tiny_bundle, Recipe(attention=True, classifier=True, patch_embedding=True))
+
+
+def counted(model: ir.Model) -> dict[str, int]:
+    kinds = [node.op_type for node in model.graph]
+    return {kind: kinds.count(kind) for kind in ("MatMulIntegerToFloat", "MatMul", "DequantizeLinear", "Add")}
+
+
+def test_products_with_constant_weights_take_their_bias(tiny_bundle: Path, calibration: Calibration) -> None:
+    model = int8(tiny_bundle, calibration)
+    before = counted(model)
+    result = fuse_integer_products(model)
+    after = counted(model)
+    assert result.changed == after["MatMulIntegerToFloat"] == 18
+    assert before["MatMul"] - after["MatMul"] == 18, "those of attention have no constant weight and stay"
+    assert before["Add"] - after["Add"] == 18, "every product of this model has a bias"
+    assert before["DequantizeLinear"] - after["DequantizeLinear"] == 18 + 12, "of 18 weights and 12 activations"
+    for node in model.graph:
+        if node.op_type == "MatMulIntegerToFloat":
+            assert node.domain == DOMAIN and len(node.inputs) == 7 and node.inputs[6] is not None
+    again = fuse_integer_products(model)
+    assert again.changed == 0 and again.declined
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_answers_are_those_of_the_pairs(
+    backend: str, tiny_bundle: Path, calibration: Calibration, tmp_path: Path
+) -> None:
+    pairs, fused = int8(tiny_bundle, calibration), int8(tiny_bundle, calibration)
+    fuse_integer_products(fused)
+    found = []
+    for name, model in (("pairs", pairs), ("fused", fused)):
+        path = tmp_path / f"{name}.onnx"
+        ir.save(model, path)
+        if backend == "openvino":
+            pytest.importorskip("openvino")
+            from vitdeploy.runtime.openvino import OpenVinoRunner
+
+            runner = OpenVinoRunner(path)
+        else:
+            runner = OnnxRuntimeRunner(path)
+        with runner:
+            found.append(runner.infer({"image": np.stack(images(16, seed=5))})["logits"])
+    spread = float(np.std(found[0]))
+    # Sums of 8-bit products are exact; what is left is the order in which the float32 bias is added.
+    assert float(np.abs(found[0] - found[1]).max()) < 0.02 * spread
+    assert float(np.abs(np.roll(found[0], 1, axis=0) - found[1]).max()) > 0.02 * spread
+
+
+def test_inspect_still_counts_what_is_in_int8(tiny_bundle: Path) -> None:
+    graph = inspect(tiny_bundle / "model.int8-cpu.onnx").to_json()["graph"]
+    other = inspect(tiny_bundle / "model.int8.onnx").to_json()["graph"]
+    assert graph["operators"]["com.microsoft.MatMulIntegerToFloat"] == 18
+    assert graph["int8_products"] == other["int8_products"] == 18 and graph["products"] == other["products"]
