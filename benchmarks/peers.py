@@ -141,12 +141,12 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def our_forms(model: Path, images: ImageDataset, work: Path) -> list[Form]:
+def our_forms(model: Path, images: ImageDataset, work: Path, names: list[str]) -> list[Form]:
     """Ours, and with each method of choosing ranges and nothing else."""
     import onnx_ir as ir
 
     forms = []
-    for name, settings in OURS.items():
+    for name, settings in {name: OURS[name] for name in names}.items():
         recipe = Recipe(count=len(images), **settings)
         placement = "Linears, attention" if recipe.attention else "Linears"
         form = Form(name, work / "cpu.onnx", "onnxruntime", placement)
@@ -219,7 +219,6 @@ def elsewhere(python: str, program: str, core: Path, data: Path, out: Path) -> s
 def peers(arguments: argparse.Namespace, core: Path, pixels: np.ndarray, work: Path) -> tuple[list[Form], list[str]]:
     """What the other tools make, and what failed."""
     data = work / "pixels.npy"
-    np.save(data, pixels)
     forms, failures = [], []
     try:
         forms += onnxruntime_forms(core, pixels, work)
@@ -251,7 +250,9 @@ def make(arguments: argparse.Namespace, work: Path) -> None:
     ir.save(cut(ir.load(model), None, PIXEL_VALUES), front)
     ir.save(cut(ir.load(model), PIXEL_VALUES, "logits"), core)
     pixels = np.concatenate([part for _, part in preprocess(front, train, arguments.batch)])
-    forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(model, train, work)]
+    np.save(work / "pixels.npy", pixels)
+    names = [name for name in OURS if not arguments.forms or name in arguments.forms]
+    forms = [Form("FP32", core, "onnxruntime", "nothing"), *our_forms(model, train, work, names)]
     others, failures = ([], []) if arguments.ours_only else peers(arguments, core, pixels, work)
     listed = {
         "forms": [asdict(form) | {"path": form.path.name} for form in [*forms, *others]],
@@ -400,7 +401,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset")
     parser.add_argument("--work", type=Path, required=True, help="a folder for forms, logits and times")
     parser.add_argument("--only", choices=list(STEPS), help="one step")
-    parser.add_argument("--forms", nargs="+", help="judge these alone")
+    parser.add_argument("--forms", nargs="+", help="make these of ours, judge these of all")
     parser.add_argument("--calibration", type=int, default=256, help="images of the training split")
     parser.add_argument("--test", type=int, default=2000, help="images of the test split")
     parser.add_argument("--batch", type=int, default=16)
