@@ -112,7 +112,7 @@ def with_outliers(source: Path, target: Path, channels: int) -> Path:
     """The same FP32 function with outliers: LayerNorm channels times 20 to 100, the next weights divided by as much."""
     import onnx_ir as ir
 
-    from vitdeploy.compiler.graph.values import constant, new_initializer
+    from vitdeploy.compiler.graph.values import constant, replace_constant
 
     model, generator = ir.load(source), np.random.default_rng(0)
     for node in list(model.graph):
@@ -125,7 +125,7 @@ def with_outliers(source: Path, target: Path, channels: int) -> Path:
         places = [(node, 1, factors), (node, 2, factors), *((r, 1, 1 / factors[:, np.newaxis]) for r in readers)]
         for owner, index, by in places:
             scaled = (constant(owner.inputs[index]) * by).astype(np.float32)
-            owner.replace_input_with(index, new_initializer(model.graph, f"{owner.name}.{index}.outliers", scaled))
+            replace_constant(model.graph, owner, index, scaled)
     ir.save(model, target)
     return target
 
@@ -373,8 +373,10 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def report(arguments: argparse.Namespace, work: Path) -> None:
-    """The table of all that was judged and timed."""
-    forms, listed = listed_forms(work)
+    """The table of what was judged and timed."""
+    everything, listed = listed_forms(work)
+    wanted = arguments.forms and ["FP32", *arguments.forms]
+    forms = [form for form in everything if not wanted or form.name in wanted]
     logits = {form.name: _kept_logits(work, form) for form in forms}
     images = test_images(arguments)
     count = min(len(images), *(len(found) for found in logits.values()))
@@ -401,7 +403,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset")
     parser.add_argument("--work", type=Path, required=True, help="a folder for forms, logits and times")
     parser.add_argument("--only", choices=list(STEPS), help="one step")
-    parser.add_argument("--forms", nargs="+", help="make these of ours, judge these of all")
+    parser.add_argument("--forms", nargs="+", help="make these of ours, judge and report these of all")
     parser.add_argument("--calibration", type=int, default=256, help="images of the training split")
     parser.add_argument("--test", type=int, default=2000, help="images of the test split")
     parser.add_argument("--batch", type=int, default=16)

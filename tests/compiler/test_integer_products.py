@@ -71,4 +71,4 @@ def test_inspect_still_counts_what_is_in_int8(tiny_bundle: Path) -> None:
     graph = inspect(tiny_bundle / "model.int8-cpu.onnx").to_json()["graph"]
     other = inspect(tiny_bundle / "model.int8.onnx").to_json()["graph"]
     assert graph["operators"]["com.microsoft.MatMulIntegerToFloat"] == 18
-    assert graph["int8_products"] == other["int8_products"] == 18 and graph["products"] == other["products"]
+    assert graph["int8_products"] == other["int8_products"] == 18 < graph["products"]
