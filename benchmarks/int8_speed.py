@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import NNCF, Form, elsewhere, open_form, pixel_reader
+from peers import CLOCKS, NNCF, Form, elsewhere, open_form, pixel_reader
 
 from vitdeploy.bench.statistics import speedup
 from vitdeploy.compiler.graph.compose import PIXEL_VALUES
@@ -32,7 +32,6 @@ from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
 REST_S = 0.03
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
 FILES = {
     "FP32, ONNX Runtime": ("core.onnx", "onnxruntime"),
