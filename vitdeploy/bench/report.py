@@ -250,7 +250,7 @@ class BenchReport:
         return serial.from_json(data)
 
     @classmethod
-    def read(cls, path: Path) -> BenchReport:
+    def read(cls, path: str | Path) -> BenchReport:
         """Read a file that `write_json` wrote.
 
         Raises:
@@ -258,11 +258,11 @@ class BenchReport:
         """
         from vitdeploy.bench import serial
 
-        return serial.read(path)
+        return serial.read(Path(path))
 
-    def write_json(self, path: Path) -> None:
+    def write_json(self, path: str | Path) -> None:
         """Write the JSON form to `path`, whole or not at all."""
-        write_atomically(path, self.dumps() + "\n")
+        write_atomically(Path(path), self.dumps() + "\n")
 
     def dumps(self) -> str:
         """The JSON form as text; long lists of numbers stay on one line each."""

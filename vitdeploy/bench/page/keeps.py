@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from vitdeploy.bench.changes import Changes, Disagreement
-from vitdeploy.bench.page.words import name_cell, percent, section
+from vitdeploy.bench.page.words import count, name_cell, percent, section
 from vitdeploy.bench.report import BenchReport, Row
 from vitdeploy.bench.verdict import backend_name, form_name, named, points
 
@@ -165,10 +165,10 @@ def images_section(report: BenchReport) -> str:
     if not report.disagreements:
         return ""
     cards = "".join(_image(report, item) for item in report.disagreements)
-    number, several = report.disagreement_count, "image" if report.disagreement_count == 1 else "images"
+    images = count(report.dataset.get("count"), "image")
     lead = (
-        f"On {number} of {escape(str(report.dataset.get('count')))} {several} some form's best class is not the "
-        "baseline's. These are the most disputed, with each answer and its probability."
+        f"On {report.disagreement_count:,} of {images} some form's best class is not the baseline's. These are "
+        "the most disputed, with each answer and its probability."
     )
     return section("Where the forms disagree", lead, f'<div class="images">{cards}</div>')
 
