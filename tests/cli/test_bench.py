@@ -196,38 +196,45 @@ def test_help_has_an_example(cli: Cli) -> None:
     assert done.exit_code == 0 and "vitdeploy bench bundles/vit --dataset cifar10" in done.stdout
 
 
-def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
-    cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_at_visit(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     visits, visit = 0, LatencyRun._visit
 
     def interrupted(run: LatencyRun, name: str, index: int) -> None:
         nonlocal visits
         visits += 1
-        if visits == 20:
+        if visits == number:
             signal.raise_signal(signal.SIGINT)  # what a terminal sends for Ctrl-C
         visit(run, name, index)
 
     monkeypatch.setattr(LatencyRun, "_visit", interrupted)
+
+
+def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
+    cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at_visit(20, monkeypatch)
     files = tmp_path / "out.json", tmp_path / "out.html"
-    options = (
-        "--split",
-        "all",
-        "--no-save",
-        "--rounds",
-        1000,
-        "--threads",
-        1,
-        "--json",
-        files[0],
-        "--report",
-        files[1],
-    )
-    done = cli("bench", small, "--dataset", tiny_images, *options)
+    options = ("--no-save", "--rounds", 1000, "--threads", 1, "--json", files[0], "--report", files[1])
+    done = cli("bench", small, "--dataset", tiny_images, "--split", "all", *options)
     assert done.exit_code == 130 and "Partial" in done.stdout
-    report = BenchReport.from_json(json.loads(files[0].read_text()))
+    report = BenchReport.read(files[0])
     assert report.partial and "Partial." in files[1].read_text()
     assert all(2 <= len(row.latency.samples) / row.latency.calls_per_round <= 4 for row in report.rows if row.latency)
+
+
+def test_a_partial_report_does_not_replace_a_choice(
+    cli: Cli, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", engine=False)
+    command = ("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--no-accuracy")
+    assert cli(*command).exit_code == 0
+    before = Bundle.open(bundle).manifest
+    assert before.choice is not None
+    interrupt_at_visit(8, monkeypatch)
+    done = cli(*command)
+    assert done.exit_code == 130
+    assert Bundle.open(bundle).manifest == before
+    assert not BenchReport.read(bundle / "bench" / "report.json").partial
 
 
 def test_pictures_can_be_left_out(cli: Cli, tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:

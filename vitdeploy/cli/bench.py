@@ -225,6 +225,9 @@ def _keep(report: BenchReport, bundle: Any) -> None:
     from vitdeploy.bench import render_html, save
     from vitdeploy.errors import VitdeployError
 
+    if report.partial and bundle.manifest.choice is not None:
+        progress.note("Note: the bundle keeps its earlier report and choice, since this report is partial")
+        return
     try:
         choice = save(report, bundle, render_html(report))
     except (VitdeployError, OSError) as error:
