@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
 from vitdeploy.bench import BenchReport, markdown, render_html, terminal_table
 from vitdeploy.bench.judge import Judge, JudgeSettings
 from vitdeploy.bench.latency import LatencySettings
+from vitdeploy.bench.page.scatter import _Box, _placed
+from vitdeploy.bench.page.style import CSS
 from vitdeploy.bench.page.svg import linear, logarithmic
+from vitdeploy.bench.page.words import colour
 from vitdeploy.bench.run import assemble
 from vitdeploy.bench.settings import Wish
 from vitdeploy.bench.verdict import choice, front, headline
 
 EVIL = '<script>alert("&1")</script>'
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,39 @@ def test_the_page_says_what_matters(report: BenchReport) -> None:
 
 def test_the_page_is_the_same_from_json(report: BenchReport) -> None:
     assert render_html(BenchReport.from_json(report.to_json())) == render_html(report)
+
+
+def test_ways_to_run_pytorch_have_colours_of_their_own(report: BenchReport) -> None:
+    forms = ("fp32", "bf16-autocast", "fp16-autocast", "fp32-compile", "bf16-compile")
+    colours = [colour(replace(report.rows[0], form=form)) for form in forms]
+    assert colours[0] == "c-baseline" and len(set(colours)) == len(forms)
+    assert all(f".{name} {{ --own" in CSS for name in colours)
+
+
+def test_names_stay_clear_of_each_other_and_of_their_points() -> None:
+    names = {"INT8 ONNX Runtime": 233, "FP32 OpenVINO": 493, "FP32 ONNX Runtime": 519, "FP32 PyTorch": 667}
+    points = [_Box(x - 9, 91, x + 9, 109) for x in names.values()]
+    taken, spans = list(points), []
+    for name, x in names.items():
+        found = re.search(
+            r'x="([\d.]+)" y="([\d.]+)".*anchor="(\w+)"', _placed(name, x, 100, taken, _Box(50, 0, 990, 300))
+        )
+        assert found is not None
+        width = 7.8 * len(name)
+        left = float(found[1]) - {"start": 0.0, "middle": width / 2, "end": width}[found[3]]
+        spans.append(_Box(left, float(found[2]) - 11, left + width, float(found[2]) + 3))
+    wide = [_Box(box.left - 4, box.top, box.right + 4, box.bottom) for box in spans]  # every letter has an outline
+    assert not any(a.overlap(b) for a, b in combinations(wide, 2))
+    assert not any(name.overlap(point) for name in spans for point in points)
+
+
+def test_sizes_of_images_are_named_as_sizes(report: BenchReport) -> None:
+    rows = []
+    for row in report.rows:
+        again = tuple(replace(item, image_size=(240, 320)) for item in row.latencies[:1])
+        rows.append(replace(row, latencies=row.latencies + again))
+    page = render_html(replace(report, rows=tuple(rows)))
+    assert "Latency against image size" in page and ">240×320</text>" in page and ">4×4</text>" in page
 
 
 def test_a_page_without_latency_or_accuracy_leaves_their_parts_out(report: BenchReport) -> None:

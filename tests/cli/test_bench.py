@@ -83,7 +83,7 @@ def test_sizes_loads_and_limits_are_chosen(cli: Cli, small: Path, tiny_images: P
     ):
         data = as_json(cli, small, tiny_images, *only, "--memory", *option)
         assert data["recommendation"]["key"] is None and words in data["rows"][0]["outside"][0]
-    assert data["settings"]["max_memory_bytes"] == 10**6
+    assert data["settings"]["max_memory_bytes"] == 10**6 and "--max-memory 1MB" in data["command"]
 
 
 def test_what_it_shall_be_best_at_is_chosen(cli: Cli, small: Path, tiny_images: Path) -> None:

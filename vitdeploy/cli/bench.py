@@ -257,7 +257,9 @@ def _shown(context: click.Context) -> str:
 
     from vitdeploy.bench.machine import public_text
 
-    def plain(value: Any) -> str:
+    def plain(value: Any, kind: Any) -> str:
+        if isinstance(kind, _Bytes):
+            return f"{value / 1e6:.10g}MB"
         parts = value if isinstance(value, tuple) else (value,)
         text = ",".join("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in parts)
         leads_out = text.startswith(("/", "~", ".."))
@@ -272,5 +274,6 @@ def _shown(context: click.Context) -> str:
         if isinstance(option, click.Option) and option.is_flag:
             words.append(option.opts[0] if value else option.secondary_opts[0])
         else:
-            words += [option.opts[0], plain(value)] if isinstance(option, click.Option) else [plain(value)]
+            shown = plain(value, option.type)
+            words += [option.opts[0], shown] if isinstance(option, click.Option) else [shown]
     return shlex.join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 from vitdeploy.bench.page.lines import Series, line_chart
@@ -54,7 +55,7 @@ def distribution_section(report: BenchReport) -> str:
 
 def sizes_section(report: BenchReport) -> str:
     """Latency against the batch, and against the size of images, where several were measured."""
-    batches, sizes = {}, {}
+    batches, sizes, names = {}, {}, dict[float, str]()
     for row in report.rows:
         if row.latency is None:
             continue
@@ -62,24 +63,33 @@ def sizes_section(report: BenchReport) -> str:
         by_batch = [item for item in row.latencies if item.image_size == first.image_size]
         by_size = [item for item in row.latencies if item.batch_size == first.batch_size and item.image_size]
         batches[row.key] = _series(row, [(item.batch_size, item.p50 / item.batch_size) for item in by_batch])
-        areas = [(item.image_size[0] * item.image_size[1] / 1e6, item.p50) for item in by_size if item.image_size]
-        sizes[row.key] = _series(row, areas)
+        sizes[row.key] = _series(row, [(_area(item.image_size), item.p50) for item in by_size])
+        names.update({_area(item.image_size): "×".join(map(str, item.image_size or ())) for item in by_size})
     lead = "Median time of one image in a batch of so many. A line that falls is worth a larger batch."
     parts = [_chart("Latency against batch", lead, list(batches.values()), "images in a batch", "ms per image")]
     lead = "Median time of a call by the size of the raw image, which the graph itself resizes."
-    parts.append(_chart("Latency against image size", lead, list(sizes.values()), "megapixels", "ms per call"))
+    axis = "image, height × width"
+    parts.append(_chart("Latency against image size", lead, list(sizes.values()), axis, "ms per call", names))
     return "".join(parts)
+
+
+def _area(size: tuple[int, int] | None) -> float:
+    """Pixels of an image; 0 where its size is not known."""
+    return float(size[0] * size[1]) if size else 0.0
 
 
 def _series(row: Row, values: list[tuple[float, float]]) -> Series:
     return Series(named(row), colour(row), row.backend, tuple(sorted(values)))
 
 
-def _chart(title: str, lead: str, series: list[Series], x: str, y: str) -> str:
+def _chart(
+    title: str, lead: str, series: list[Series], x: str, y: str, names: Mapping[float, str] | None = None
+) -> str:
     series = [item for item in series if len(item.values) > 1]
     if not series:
         return ""
-    pictures = line_chart(series, WIDE, "wide", x, y) + line_chart(series, NARROW, "narrow", x, y)
+    shapes = ((WIDE, "wide"), (NARROW, "narrow"))
+    pictures = "".join(line_chart(series, width, name, x, y, names or {}) for width, name in shapes)
     return section(title, lead, f'<div class="card plot">{_legend(series)}{pictures}</div>')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -68,7 +69,8 @@ def _line(row: dict[str, Any], most: float, columns: list[tuple[str, str, str]])
     tint = "loss" if (drop or 0) > 0 else "even"
     lost = "–" if drop is None else f"{drop:+.2f}".replace("-", "−").replace("+0.00", "0.00")
     bar = f'<i style="width:{100 * _noise(row) / most:.1f}%"></i><span>{lost}</span>'
-    name = f"<b>{escape(str(row['layer']))}</b><small>{escape(str(row.get('kind') or ''))}</small>"
+    layer = re.sub(r"([.+])", r"\1<wbr>", escape(str(row["layer"])))  # where a narrow column may break it
+    name = f"<b>{layer}</b><small>{escape(str(row.get('kind') or ''))}</small>"
     cells = "".join(f"<td>{_written(row, field, form)}</td>" for _, field, form in columns)
     return f'<tr><td class="name layer">{name}</td><td class="meter {tint}">{bar}</td>{cells}</tr>'
 

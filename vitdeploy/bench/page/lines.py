@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -21,8 +22,10 @@ class Series:
     values: tuple[tuple[float, float], ...]
 
 
-def line_chart(series: list[Series], width: int, class_: str, x_title: str, y_title: str) -> str:
-    """The chart; ticks of x are the values that were measured."""
+def line_chart(
+    series: list[Series], width: int, class_: str, x_title: str, y_title: str, x_names: Mapping[float, str]
+) -> str:
+    """The chart; ticks of x are the values that were measured, in figures or as `x_names` calls them."""
     height = round(min(400, max(300, width * 0.5)))
     left, right, top, bottom = 54, width - 18, 26, height - 46
     x_values = sorted({x for item in series for x, _ in item.values})
@@ -34,14 +37,14 @@ def line_chart(series: list[Series], width: int, class_: str, x_title: str, y_ti
         parts.append(text(f"{tick:g}", x=left - 8, y=y(tick) + 4, class_="tick", text_anchor="end"))
     for value in x_values:
         parts.append(element("line", x1=x(value), x2=x(value), y1=top, y2=bottom, class_="grid"))
-        parts.append(text(f"{value:.3g}", x=x(value), y=bottom + 18, class_="tick", text_anchor="middle"))
+        shown = x_names.get(value, f"{value:.3g}")
+        parts.append(text(shown, x=x(value), y=bottom + 18, class_="tick", text_anchor="middle"))
     for item in series:
         path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in item.values)
-        points = "".join(
-            element("g", element("title", escape(f"{item.name}: {a:.3g} {x_title}, {b:.3g} {y_title}"))
-                    + mark(item.shape, x(a), y(b), 4.5))
-            for a, b in item.values
-        )  # fmt: skip
+        points = ""
+        for a, b in item.values:
+            words = f"{item.name}: {x_names.get(a, f'{a:.3g} {x_title}')}, {b:.3g} {y_title}"
+            points += element("g", element("title", escape(words)) + mark(item.shape, x(a), y(b), 4.5))
         line = element("path", d=path, class_="line")
         parts.append(element("g", line + points, class_=f"series {item.colour} on-front"))
     parts.append(text(x_title, x=(left + right) / 2, y=height - 8, class_="axis", text_anchor="middle"))

@@ -180,11 +180,12 @@ def _placed(label: str, px: float, py: float, taken: list[_Box], border: _Box) -
     best: tuple[float, str, float, float, _Box] | None = None
     for rank, (anchor, lx, ly) in enumerate(options):
         start = lx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
-        box = _Box(start, ly - 11, start + width, ly + 3)
+        box = _Box(start - 4, ly - 11, start + width + 4, ly + 3)  # with its outline
         outside = max(
             0.0, border.left - box.left, box.right - border.right, border.top - box.top, box.bottom - border.bottom
         )
-        cost = sum(box.overlap(other) for other in taken) + 100 * outside + rank
+        covered = [area for area in map(box.overlap, taken) if area > 0]
+        cost = sum(covered) + 40 * len(covered) + 100 * outside + rank
         if best is None or cost < best[0]:
             best = (cost, anchor, lx, ly, box)
     assert best is not None

@@ -12,6 +12,7 @@ CSS = """
   --accent: #0f766e; --accent-wash: #e3f2ef; --good: #15803d; --bad: #c2410c; --warn-wash: #fdf3df; --warn:
   #8a5a00;
   --baseline: #6b7280; --fp32: #3b6fb6; --fp16: #8a4fbf; --int8: #0f8a7e; --bf16: #b7791f;
+  --compile: #a8456b;
   --gain: 21,128,61; --loss: 194,65,12;
 }
 @media (prefers-color-scheme: dark) {
@@ -21,6 +22,7 @@ CSS = """
     --accent: #4fd1c0; --accent-wash: #17302e; --good: #5ed58a; --bad: #ff9966; --warn-wash: #33290f; --warn:
     #f0c468;
     --baseline: #9ca3af; --fp32: #7aa8e8; --fp16: #c39bee; --int8: #43cfbf; --bf16: #e3b35a;
+    --compile: #f08bb0;
     --gain: 94,213,138; --loss: 255,140,90;
   }
 }
@@ -78,11 +80,13 @@ td {
 }
 th.name, td.name { padding-left: 18px; text-align: left; }
 th:last-child, td:last-child { padding-right: 18px; }
+.dense th, .dense td { padding-left: 6px; padding-right: 6px; }
+.dense .name { padding-left: 18px; } .dense td:last-child, .dense th:last-child { padding-right: 16px; }
 td small { display: block; color: var(--faint); font-size: 12px; }
 td.name b { font-weight: 600; white-space: nowrap; }
 td.why { color: var(--soft); text-align: left; white-space: normal; min-width: 22ch; }
 td.name, th.name { position: sticky; left: 0; background: var(--card); }
-td.why div { position: sticky; left: 130px; max-width: min(70ch, calc(100vw - 190px)); }
+td.why div { position: sticky; left: 130px; max-width: min(70ch, calc(100vw - 210px)); overflow-wrap: anywhere; }
 tr.best td { background: var(--accent-wash); }
 tr.best td.name b::after {
   content: "recommended"; margin-left: 8px; padding: 1px 7px 2px; border-radius: 9px; background:
@@ -108,6 +112,7 @@ svg.narrow { display: none !important; }
 .front { fill: none; stroke: var(--accent); stroke-width: 2; stroke-dasharray: 1 6; stroke-linecap: round; }
 .c-baseline { --own: var(--baseline); } .c-fp32 { --own: var(--fp32); } .c-fp16 { --own: var(--fp16); }
 .c-int8 { --own: var(--int8); } .c-bf16 { --own: var(--bf16); }
+.c-compile { --own: var(--compile); }
 .series { fill: var(--own); stroke: none; }
 .series .whisker { stroke: var(--own); stroke-width: 1.6; opacity: .5; }
 .series:not(.on-front) > rect, .series:not(.on-front) > circle, .series:not(.on-front) > polygon {

@@ -10,6 +10,8 @@ from vitdeploy.bench.verdict import points
 
 __all__ = ["every_form"]
 
+_ROOMY = 11  # columns that a desk's width holds with much space between them
+
 
 def every_form(report: BenchReport) -> str:
     """All rows, the ones without numbers with their reason."""
@@ -37,8 +39,9 @@ def every_form(report: BenchReport) -> str:
         "95 % interval. Memory: the peak of a process that runs nothing else. Start: from importing the backend in a "
         "fresh process to the first scores."
     )
+    dense = ' class="dense"' if len(heads) > _ROOMY else ""
     card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
+        f'<div class="card scroll"><table{dense}><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
     return section("Every form", lead, card)

@@ -24,8 +24,10 @@ def name_cell(row: Row, note: str = "") -> str:
 
 
 def colour(row: Row) -> str:
-    """The class that colours a row's marks: by precision."""
-    return f"c-{row.form.partition('-')[0]}" if row.backend != "pytorch" else "c-baseline"
+    """The class that colours a row's marks: by precision, and the ways to run PyTorch apart from each other."""
+    if row.backend == "pytorch" and row.form in ("fp32", "bf16-compile"):
+        return "c-baseline" if row.form == "fp32" else "c-compile"
+    return f"c-{row.form.partition('-')[0]}"
 
 
 def size_words(size_bytes: int | None) -> str:
