@@ -11,7 +11,7 @@ import pytest
 
 from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
 from tests.bench.test_judge import noisy, report_on
-from vitdeploy.bench import BenchReport, bench
+from vitdeploy.bench import BenchReport, bench, render_html
 from vitdeploy.bench.compare import Comparison, compare
 from vitdeploy.bench.conditions import judge, parse
 from vitdeploy.bench.latency import LatencySettings
@@ -179,7 +179,15 @@ def test_accuracy_is_taken_from_a_report_on_the_same_files_and_images(
     assert any("taken from that report" in note for note in joined.notes)
     assert any(row.on_front for row in joined.rows) and not any(row.on_front for row in timed.rows)
     other = replace(kept, versions={**kept.versions, "openvino": "0"})
-    assert with_accuracy(timed, other).row("int8/openvino").accuracy is None
+    fewer = with_accuracy(timed, other)
+    assert fewer.row("int8/openvino").accuracy is None
+    onnx = fewer.row("int8/onnxruntime").accuracy
+    assert onnx is not None and onnx.agreement is not None and kept.disagreements  # random weights disagree somewhere
+    assert fewer.disagreement_count == round((1 - onnx.agreement) * onnx.count) <= kept.disagreement_count
+    assert all("int8/openvino" not in item.answers for item in fewer.disagreements)
+    assert any("not all forms were taken" in note for note in fewer.notes)
+    without = replace(timed, rows=tuple(row for row in timed.rows if row.backend != "openvino"))
+    assert "INT8" in render_html(with_accuracy(without, kept))  # the earlier report knows a form that this one has not
     with pytest.raises(InputError, match="other images"):
         with_accuracy(timed, replace(kept, dataset={**kept.dataset, "fingerprint": "0"}))
     with pytest.raises(InputError, match="no row"):

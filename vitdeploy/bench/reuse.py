@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vitdeploy.bench.assemble import judged
+from vitdeploy.bench.changes import Disagreement
 from vitdeploy.bench.report import BenchReport, Row
 from vitdeploy.errors import InputError
 
@@ -45,20 +46,42 @@ def with_accuracy(report: BenchReport, earlier: BenchReport) -> BenchReport:
         )
     known = {row.key: row for row in earlier.rows}
     rows = tuple(_taken(row, known.get(row.key), report, earlier) for row in report.rows)
-    count = sum(row.accuracy is not None for row in rows)
-    if count == 0:
+    taken = [row for row in rows if row.accuracy is not None]
+    if not taken:
         raise InputError(
             "no row of the earlier report has the same file, backend and versions",
             hint="measure accuracy here: leave --accuracy-from out",
         )
-    note = f"accuracy of {count} rows was measured on {earlier.created[:10]} and taken from that report"
+    notes = [f"accuracy of {len(taken)} rows was measured on {earlier.created[:10]} and taken from that report"]
+    shown, number = earlier.disagreements, earlier.disagreement_count
+    if len(taken) < sum(row.accuracy is not None for row in earlier.rows):
+        shown = _among({row.key for row in taken}, earlier)
+        # Which images the forms left out had in common with these is not known.
+        number = max(len(shown), *(_differ(row) for row in taken))
+        notes.append("the number of images on which forms disagree is the least it can be: not all forms were taken")
     facts: dict[str, Any] = {
-        "disagreements": earlier.disagreements,
-        "disagreement_count": earlier.disagreement_count,
-        "notes": (*report.notes, note),
+        "disagreements": shown,
+        "disagreement_count": number,
+        "notes": (*report.notes, *notes),
         "settings": {**report.settings, "accuracy": True},
     }
     return judged(replace(report, rows=rows, **facts))
+
+
+def _among(keys: set[str], report: BenchReport) -> tuple[Disagreement, ...]:
+    """The disputed images on which forms of `keys` differ from the baseline, with the answers of these forms."""
+    found = []
+    for item in report.disagreements:
+        answers = {key: answer for key, answer in item.answers.items() if key in keys}
+        if len({label for label, _ in answers.values()}) > 1:
+            found.append(replace(item, answers=answers))
+    return tuple(found)
+
+
+def _differ(row: Row) -> int:
+    """On how many images a form's best class is not the baseline's."""
+    accuracy = row.accuracy
+    return 0 if accuracy is None or accuracy.agreement is None else round((1 - accuracy.agreement) * accuracy.count)
 
 
 def _taken(row: Row, old: Row | None, report: BenchReport, earlier: BenchReport) -> Row:
