@@ -142,6 +142,8 @@ def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(
         ({"device": "tpu"}, "device 'tpu'"),
         ({"backends": ["tensorflow"]}, "backend 'tensorflow'"),
         ({"latency": False, "accuracy": False}, "neither"),
+        ({"latency": False, "max_latency_ms": 10.0}, "needs latency"),
+        ({"memory": False, "max_memory_bytes": 10**9}, "needs memory"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
@@ -162,7 +164,7 @@ def test_what_analyze_found_of_each_layer_is_in_the_report(tiny_bundle_copy: Pat
     after = bench(tiny_bundle_copy, images, quick)
     assert after.bundle == before.bundle and after.analysis is not None
     assert [item["layer"] for item in after.analysis["rows"]] == [item.layer for item in found.rows]
-    page = render_html(BenchReport.from_json(json.loads(after.dumps())))
+    page = render_html(BenchReport.from_json(json.loads(after.dumps()))).replace("<wbr>", "")
     assert "<h2>Layer by layer</h2>" in page and found.rows[0].layer in page and "On 8 images of digits" in page
     (tiny_bundle_copy / "analysis.json").write_text("[]")  # damaged: the report goes without it
     assert bench(tiny_bundle_copy, images, quick).analysis is None

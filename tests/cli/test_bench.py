@@ -186,7 +186,13 @@ def test_wrong_use_is_explained(cli: Cli, small: Path, options: list[str], code:
 
 
 def test_options_that_fit_nothing_are_explained(cli: Cli, small: Path, tiny_images: Path) -> None:
-    for options in (["--batch-size", "0"], ["--no-latency", "--no-accuracy"], ["--backend", "tensorrt"]):
+    for options in (
+        ["--batch-size", "0"],
+        ["--no-latency", "--no-accuracy"],
+        ["--backend", "tensorrt"],
+        ["--no-latency", "--max-latency-ms", "10"],
+        ["--no-memory", "--max-memory", "500MB"],
+    ):
         done = cli("bench", small, "--dataset", tiny_images, "--split", "all", *options)
         assert done.exit_code == 1 and "Hint:" in done.stderr
 

@@ -100,6 +100,10 @@ class BenchSettings:
         _known("preference", (self.prefer,), PREFERENCES)
         if not (self.latency or self.accuracy):
             raise InputError("neither latency nor accuracy is to be measured", hint="leave one of the two on")
+        if self.max_latency_ms is not None and not self.latency:
+            raise InputError("a limit on latency needs latency to be measured", hint="leave --no-latency out")
+        if self.max_memory_bytes is not None and not (self.latency and self.memory):
+            raise InputError("a limit on memory needs memory to be measured", hint="leave --no-memory out")
 
     def _check_lists(self) -> None:
         sizes = self.batch_sizes
