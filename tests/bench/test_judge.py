@@ -151,6 +151,20 @@ def test_an_interruption_keeps_what_was_measured() -> None:
     assert stops.open == 0
 
 
+def test_an_interruption_still_tells_what_other_programs_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        def other_share(self) -> float:
+            return 0.5
+
+    monkeypatch.setattr("vitdeploy.bench.judge.BusyMeter", Busy)
+    runner = KnownRunner(Clock(), CLASSES, breaks_after=60, raises=KeyboardInterrupt())
+    latency = LatencySettings(rounds=1000, rest_seconds=0.0, warmup_seconds=0.01)
+    judge = Judge([form("int8", "openvino", runner)], Pictures(20, CLASSES), CLASSES, JudgeSettings(latency=latency))
+    with pytest.raises(KeyboardInterrupt):
+        judge.run()
+    assert judge.findings["int8/openvino"].tracks and judge.other_share == 0.5
+
+
 def test_other_batch_sizes_have_times_of_their_own() -> None:
     clock = Clock()
     runners = [KnownRunner(clock, CLASSES, takes_ms=lambda: 10.0), KnownRunner(clock, CLASSES, max_batch=4)]

@@ -208,11 +208,13 @@ class Judge:
         if self._settings.latency is not None:
             # What other programs do can only disturb a clock that runs by itself.
             meter = BusyMeter() if isinstance(self._clock, WallClock) else None
-            for point in self.points:
-                self._time(runners, point, self._settings.latency)
-            share = None if meter is None else meter.other_share()
-            if share is not None:
-                self.other_share = max(share, self.other_share or 0.0)
+            try:
+                for point in self.points:
+                    self._time(runners, point, self._settings.latency)
+            finally:
+                share = None if meter is None else meter.other_share()
+                if share is not None:
+                    self.other_share = max(share, self.other_share or 0.0)
             # In later groups the reference has been through the rest already.
             self._phases(self._fresh(runners, again), self._settings.latency)
             self._load(self._fresh(runners, again), self._settings.latency)
