@@ -241,6 +241,17 @@ def test_markdown_is_one_table_with_reasons_below(report: BenchReport) -> None:
     assert "Partial" in text and "Noisy" in text and "Command" in text
 
 
+def test_what_was_not_measured_is_no_column(report: BenchReport) -> None:
+    compared = replace(report, rows=tuple(replace(row, latencies=()) for row in report.rows))
+    timed = replace(report, rows=tuple(replace(row, accuracy=None) for row in report.rows), disagreements=())
+    for changed, there, missing in ((compared, "top-1", "speed-up"), (timed, "speed-up", "top-1")):
+        (head,) = (line for line in markdown(changed).splitlines() if line.startswith("| form"))
+        assert there in head and missing not in head
+        assert there in shown(changed, 240) and f" {missing} " not in shown(changed, 240).splitlines()[0]
+        table = render_html(changed).partition("<h2>Every form</h2>")[2].partition("</thead>")[0]
+        assert f">{there}</th>" in table and f">{missing}</th>" not in table
+
+
 def shown(report: BenchReport, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(terminal_table(report, width))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vitdeploy.bench.page.words import count
 from vitdeploy.bench.report import BenchReport, Latency, Memory, Row
 from vitdeploy.bench.verdict import backend_name, form_name, named, points
 
@@ -107,9 +108,10 @@ def about(report: BenchReport) -> list[str]:
     machine, settings, dataset = report.machine, report.settings, report.dataset
     gpu = ", ".join(item["name"] for item in machine.get("gpu", [])) or "no GPU"
     lines = [
-        f"Machine: {machine.get('cpu')}, {machine.get('cores')} cores, {gpu}, {settings.get('threads')} threads"
-        " for every backend.",
-        f"Data: {dataset.get('name', 'dataset')}, split {dataset.get('split', '?')}, {dataset.get('count')} images.",
+        f"Machine: {machine.get('cpu')}, {count(machine.get('cores'), 'core')}, {gpu},"
+        f" {count(settings.get('threads'), 'thread')} for every backend.",
+        f"Data: {dataset.get('name', 'dataset')}, split {dataset.get('split', '?')},"
+        f" {count(dataset.get('count'), 'image')}.",
         f"Baseline: {report.baseline.get('description')}.",
     ]
     latency = settings.get("latency")
@@ -177,6 +179,11 @@ def _columns(report: BenchReport) -> list[str]:
         "image": len(report.settings.get("image_sizes", [])) < 2,
         "memory": not any(row.memory for row in report.rows),
     }
+    # What was not measured of any form is no column; a run of which nothing is left keeps them all.
+    if any(row.latency or row.accuracy for row in report.rows):
+        timed, compared = (any(getattr(row, name) for row in report.rows) for name in ("latency", "accuracy"))
+        left_out.update(dict.fromkeys(("start", "p50", "p95", "p99", "rate", "speedup"), not timed))
+        left_out.update(dict.fromkeys(("top1", "change", "agreement"), not compared))
     return [name for name in _HEAD if not left_out.get(name)]
 
 

@@ -21,8 +21,12 @@ def every_form(report: BenchReport) -> str:
     }
     on_gpu = any(latency.device for row in report.rows for latency in row.latencies)
     heads = [name for name, shown in several.items() if shown]
-    heads += ["p50 ms", "p95", "p99", *(["GPU p50"] if on_gpu else []), "images/s", "speed-up"]
-    heads += ["top-1", "change", "size", "memory", "start"]
+    timed, compared, probed = (any(getattr(row, n) for row in report.rows) for n in ("latency", "accuracy", "memory"))
+    nothing = not (timed or compared)  # then all columns are there, and empty
+    if timed or nothing:
+        heads += ["p50 ms", "p95", "p99", *(["GPU p50"] if on_gpu else []), "images/s", "speed-up"]
+    heads += ["top-1", "change"] if compared or nothing else []
+    heads += ["size", *(["memory"] if probed else []), *(["start"] if timed or nothing else [])]
     lines = []
     for row in report.rows:
         if row.status != "ok":
@@ -34,10 +38,17 @@ def every_form(report: BenchReport) -> str:
         for place, latency in enumerate(row.latencies or (None,)):
             lines.append(_line(report, row, latency, heads, first=place == 0))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    lead = (
-        "Times run from decoded pixels to class scores, images already in memory. Small print under a value is its "
-        "95 % interval. Memory: the peak of a process that runs nothing else. Start: from importing the backend in a "
-        "fresh process to the first scores."
+    apart = any(row.cold_start for row in report.rows)  # each form in a fresh process, its import included
+    start = "importing the backend in a fresh process" if apart else "opening the file"
+    lead = "".join(
+        sentence
+        for sentence, shown in (
+            ("Times run from decoded pixels to class scores, images already in memory. ", timed),
+            ("Small print under a value is its 95 % interval. ", True),
+            ("Memory: the peak of a process that runs nothing else. ", probed),
+            (f"Start: from {start} to the first scores.", timed),
+        )
+        if shown
     )
     dense = ' class="dense"' if len(heads) > _ROOMY else ""
     card = (
