@@ -23,7 +23,7 @@ from tests.compiler.preprocessing_tools import (
     resizer,
     runner,
 )
-from vitdeploy.compiler.preprocessing import build_preprocessing, graph, reference, weights
+from vitdeploy.compiler.preprocessing import build_preprocessing, graph, interleaved, planar, reference, weights
 from vitdeploy.compiler.preprocessing.reference import center_crop, output_size, resize
 from vitdeploy.errors import InputError, ModelError
 from vitdeploy.specs import PreprocessSpec, ResizeSpec
@@ -47,6 +47,7 @@ def check_any_size(size: tuple[int, int], made: tuple[int, int], seed: int, resa
     pixels = photograph(*size, seed) if seed % 2 else noise(*size, seed)
     theirs = pillow_resize(pixels, made, resample)
     ours = resizer(resample, *made)(pixels[np.newaxis])[0]
+    np.testing.assert_array_equal(resizer(resample, *made, "cpu")(pixels[np.newaxis])[0], ours)
     if resample == "bilinear":
         np.testing.assert_array_equal(ours, theirs)
     else:
@@ -208,9 +209,21 @@ class TestTwins:
             self.compare(self.pixels, self.spec, (180, 260))
 
     def test_rounding_once_at_the_end_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graph, "_levels", lambda tape, high, low, clip: high)
+        def wrong(tape, high, low, clip):
+            return tape.Mul(high, tape.scalar(1 / 2048, np.float32))
+
+        monkeypatch.setattr(interleaved, "_levels", wrong)
         with pytest.raises(AssertionError, match="levels apart"):
             self.compare(self.pixels, self.spec)
+
+    def test_halves_rounded_to_even_fail_in_the_layout_for_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = only_resize("bilinear", 112, 112)  # a fifth of these sums end in a half
+        pixels = noise(224, 224)
+        expected = pillow_resize(pixels, (112, 112), "bilinear")
+        np.testing.assert_array_equal(runner(spec, target="cpu")(pixels[np.newaxis])[0], expected)
+        monkeypatch.setattr(planar, "_HALVES_UP", 2048.0)
+        with pytest.raises(AssertionError):
+            np.testing.assert_array_equal(runner(spec, target="cpu")(pixels[np.newaxis])[0], expected)
 
 
 @settings(QUICK, max_examples=60)

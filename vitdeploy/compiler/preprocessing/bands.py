@@ -35,7 +35,7 @@ from vitdeploy.compiler.preprocessing.weights import weights_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["CONTINUOUS", "LOW_UNITS", "Band", "computed_band", "constant_band"]
+__all__ = ["CONTINUOUS", "LOW_UNITS", "Band", "computed_bands", "constant_band"]
 
 LOW_UNITS = 2048.0
 """How many units of the low part make one of the high part."""
@@ -52,8 +52,8 @@ class Band:
     """The weights of one axis in blocks.
 
     `count` outputs are kept of blocks * block. `starts` (blocks,) int64 is the first input of each block's window,
-    `length` (1,) int64 the number of inputs in each window. `weights` is float32 (blocks, length, 2 * block),
-    first the high parts / 2048, then the low parts / 2048.
+    `length` (1,) int64 the number of inputs in each window. `weights` is float32 (blocks, 2 * block, length), first
+    the high parts, then the low parts / 2048.
     """
 
     count: int
@@ -69,16 +69,17 @@ class Band:
         return self.blocks * self.block
 
 
-def _blocks(count: int) -> tuple[int, int]:
-    """(number of blocks, outputs in a block) for `count` outputs: without remainder where a fair divisor exists."""
-    fair = [size for size in range(BLOCK - 2, BLOCK + 5) if count % size == 0]
-    block = min(fair, key=lambda size: abs(size - BLOCK)) if fair else min(BLOCK, count)
-    return math.ceil(count / block), block
+def _block(counts: tuple[int, ...]) -> int:
+    """Outputs in a block for axes of so many outputs: about `BLOCK`, with as few left over as can be."""
+    return min(
+        range(BLOCK - 2, BLOCK + 5), key=lambda size: (sum(-count % size for count in counts), abs(size - BLOCK))
+    )
 
 
 def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start: int, count: int) -> Band:
     """The band of `count` outputs from `start` on, for an axis of known size; zero for outputs off the image."""
-    number, block = _blocks(count)
+    block = min(_block((count,)), count)
+    number = math.ceil(count / block)
     firsts, integers = coefficients(resample, size_in, size_out)
     wanted = start + np.arange(number * block)
     inside = (wanted >= 0) & (wanted < size_out) & (np.arange(number * block) < count)
@@ -94,9 +95,8 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
     dense = np.zeros((number * block, length))
     rows, taps = np.nonzero(used)
     dense[rows, position[rows, taps] - starts[rows // block]] = weight[rows, taps]
-    # (blocks, block, length) -> (blocks, length, block)
-    dense = dense.reshape(number, block, length).transpose(0, 2, 1) / LOW_UNITS
-    parts = np.concatenate([np.round(dense) / LOW_UNITS, dense - np.round(dense)], axis=2)
+    dense = dense.reshape(number, block, length) / LOW_UNITS
+    parts = np.concatenate([np.round(dense), dense - np.round(dense)], axis=1)
     return Band(
         count=count,
         blocks=number,
@@ -107,47 +107,76 @@ def constant_band(tape: Tape, resample: str, size_in: int, size_out: int, start:
     )
 
 
-def computed_band(
-    tape: Tape, resample: str, size_in: ir.Value, size_out: ir.Value, start: ir.Value, count: int, *, may_pad: bool
-) -> Band:
-    """The same for sizes that the graph reads from the image's shape, for a continuous filter.
+def computed_bands(
+    tape: Tape,
+    resample: str,
+    size_in: ir.Value,
+    size_out: ir.Value,
+    start: ir.Value,
+    counts: tuple[int, int],
+    *,
+    may_pad: bool,
+) -> tuple[Band, Band]:
+    """The bands of both axes for sizes that the graph reads from the image's shape, for a continuous filter.
 
-    `size_in`, `size_out` and `start` are int64 (1,). `may_pad` says that outputs outside the image may be asked for.
+    `size_in`, `size_out` and `start` are int64 (2,). `may_pad` says that outputs outside the image may be asked for.
+    Both axes are computed by the same nodes, as (axes, ...): on small images it is their number that costs.
     """
-    number, block = _blocks(count)
-    reach = round(2 * RADIUS[resample])
+    block = _block(counts)
+    blocks = [math.ceil(count / block) for count in counts]
+    reach = tape.ints(round(2 * RADIUS[resample]))
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
+    size_in, size_out, start = (tape.Unsqueeze(value, one) for value in (size_in, size_out, start))  # (axes, 1)
     larger = tape.Max(size_in, size_out)
+    stretched = tape.Mul(reach, larger)
     # a block spans (block - 1) n/m + 2 r s inputs, two more for the ends
-    span = tape.Add(tape.Mul(tape.ints(block - 1), size_in), tape.Mul(tape.ints(reach), larger))
+    span = tape.Add(tape.Mul(tape.ints(block - 1), size_in), stretched)
     length = tape.Min(tape.Add(tape.Div(span, size_out), tape.ints(3)), size_in)
-    output0 = tape.Add(tape.ints(*(block * index for index in range(number))), start)  # (blocks,)
+    output0 = tape.Add(tape.ints(*(block * index for index in range(max(blocks)))), start)  # (axes, blocks)
     centre = tape.Mul(tape.Add(tape.Mul(output0, two), one), size_in)  # in units of 1 / (2 m)
-    left = tape.Max(tape.Sub(centre, tape.Mul(tape.ints(reach), larger)), zero)
+    left = tape.Max(tape.Sub(centre, stretched), zero)
     first = tape.Min(tape.Div(left, tape.Mul(size_out, two)), tape.Sub(size_in, length))
     bracket = tape.Sub(tape.Mul(tape.Add(tape.Mul(first, two), one), size_out), centre)
 
-    k = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(length, zero), tape.scalar(1, np.int64))
-    along_inputs = tape.Unsqueeze(tape.Cast(tape.Mul(tape.Mul(k, two), size_out), to=_FLOAT), tape.ints(0, 2))
+    lengths = tape.split(length, 2, 0)  # (1, 1) each
+    k = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(tape.Max(*lengths)), tape.scalar(1, np.int64))
+    along_inputs = tape.Cast(tape.Mul(tape.Mul(k, two), size_out), to=_FLOAT)  # (axes, length)
     t = tape.constant(2 * np.arange(block, dtype=np.int64), "twice_outputs")
-    along_outputs = tape.Unsqueeze(tape.Cast(tape.Mul(t, size_in), to=_FLOAT), tape.ints(0, 1))
-    numerator = tape.Sub(
-        tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), tape.ints(1, 2)), along_inputs), along_outputs
-    )  # (blocks, length, block)
-    distance, limit = tape.Abs(numerator), tape.Cast(tape.Mul(larger, two), to=_FLOAT)
-    weights = weights_of(tape, resample, distance, limit)
-    if may_pad or number * block != count:
+    along_outputs = tape.Cast(tape.Mul(t, size_in), to=_FLOAT)  # (axes, block)
+    numerator = tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), two), tape.Unsqueeze(along_inputs, one))
+    numerator = tape.Sub(tape.Unsqueeze(numerator, two), tape.Unsqueeze(along_outputs, tape.ints(1, 3)))
+    limit = tape.Cast(tape.Mul(larger, two), to=_FLOAT)  # (axes, 1)
+    # what lies behind an axis' own window is out of the filter's reach
+    behind = tape.Where(tape.Less(k, length), tape.scalar(0, np.float32), tape.Mul(limit, tape.scalar(4, np.float32)))
+    distance = tape.Max(tape.Abs(numerator), tape.Unsqueeze(behind, tape.ints(1, 2)))  # (axes, blocks, block, length)
+    high, low = weights_of(tape, resample, distance, tape.Unsqueeze(limit, tape.ints(2, 3)))
+    weights = tape.Concat(high, tape.Mul(low, tape.scalar(1 / LOW_UNITS, np.float32)), axis=2)
+    if may_pad or any(count % block for count in counts):
         weights = _masked(tape, weights, output0, size_out, block)
-    scaled = tape.Mul(weights, tape.scalar(1 / LOW_UNITS, np.float32))
-    high = tape.Round(scaled)
-    weights = tape.Concat(tape.Mul(high, tape.scalar(1 / LOW_UNITS, np.float32)), tape.Sub(scaled, high), axis=2)
-    return Band(count=count, blocks=number, block=block, starts=first, length=length, weights=weights)
+    rows, columns = (
+        Band(
+            count=counts[axis],
+            blocks=blocks[axis],
+            block=block,
+            starts=tape.Slice(tape.Squeeze(starts, zero), zero, tape.ints(blocks[axis])),
+            length=tape.Squeeze(lengths[axis], zero),
+            weights=tape.Slice(
+                tape.Squeeze(part, zero),
+                tape.ints(0, 0),
+                tape.Concat(tape.ints(blocks[axis]), tape.Squeeze(lengths[axis], zero), axis=0),
+                tape.ints(0, 2),
+            ),
+        )
+        for axis, (starts, part) in enumerate(zip(tape.split(first, 2, 0), tape.split(weights, 2, 0), strict=True))
+    )
+    return rows, columns
 
 
 def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value, block: int) -> ir.Value:
     """Zero weights for outputs before the first or behind the last of the resized image."""
-    offsets = tape.constant(np.arange(block, dtype=np.int64), "outputs")
-    output = tape.Cast(tape.Add(tape.Unsqueeze(output0, tape.ints(1)), offsets), to=_FLOAT)  # (blocks, block)
-    last = tape.Cast(tape.Sub(size_out, tape.ints(1)), to=_FLOAT)
+    offsets = tape.constant(np.tile(np.arange(block, dtype=np.int64), 2), "outputs")
+    output = tape.Add(tape.Unsqueeze(output0, tape.ints(2)), offsets)  # (axes, blocks, 2 * block)
+    last = tape.Cast(tape.Unsqueeze(tape.Sub(size_out, tape.ints(1)), tape.ints(2)), to=_FLOAT)
+    output = tape.Cast(output, to=_FLOAT)
     inside = tape.And(tape.Not(tape.Less(output, tape.scalar(0, np.float32))), tape.Not(tape.Greater(output, last)))
-    return tape.Where(tape.Unsqueeze(inside, tape.ints(1)), weights, tape.scalar(0, np.float32))
+    return tape.Where(tape.Unsqueeze(inside, tape.ints(3)), weights, tape.scalar(0, np.float32))

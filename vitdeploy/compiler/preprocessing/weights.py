@@ -26,10 +26,10 @@ _PIECES = 1024
 _FLOAT, _INT32 = 1, 6  # ONNX's numbers of the types
 
 
-def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> ir.Value:
-    """Weights in units of 2**-22 at x = distance / limit.
+def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """High and low part of the weights at x = distance / limit: 2048 high + low, in units of 2**-22.
 
-    `distance` (blocks, length, block) and `limit` are whole numbers in float32; the weights of one output lie along
+    `distance` (..., outputs, length) and `limit` are whole numbers in float32; the weights of one output lie along
     `length` and are all there is of that output.
     """
     if resample == "bilinear":
@@ -37,24 +37,25 @@ def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -
     return _quotient(tape, *_tabulated(tape, resample, distance, limit))
 
 
-def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> ir.Value:
+def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
     """u / U with u = limit - distance and U, the sum of an output's u.
 
     A long division in digits of 11, 6 and 5 bits: one that the division gets wrong by one is made good by the next.
     """
-    zero = tape.scalar(0, np.float32)
-    rest = tape.Max(tape.Sub(limit, distance), zero)
-    total = tape.ReduceSum(rest, tape.ints(1), keepdims=1)
-    weights = zero
-    for bits in (11, 6, 5):
-        base = tape.scalar(1 << bits, np.float32)
-        rest = tape.Mul(rest, base)
-        quotient = tape.Div(rest, total)
-        # the last digit is rounded, halves up
-        digit = tape.Floor(tape.Add(quotient, tape.scalar(0.5, np.float32)) if bits == 5 else quotient)
-        rest = tape.Sub(rest, tape.Mul(digit, total))
-        weights = tape.Add(tape.Mul(weights, base), digit)
-    return weights
+
+    def digit(rest: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
+        rest = tape.Mul(rest, tape.scalar(1 << bits, np.float32))
+        return rest, tape.Div(rest, total)
+
+    rest = tape.Max(tape.Sub(limit, distance), tape.scalar(0, np.float32))
+    total = tape.ReduceSum(rest, tape.ints(-1), keepdims=1)
+    rest, quotient = digit(rest, 11)
+    high = tape.Round(quotient)
+    rest, quotient = digit(tape.Sub(rest, tape.Mul(high, total)), 6)
+    middle = tape.Floor(quotient)
+    rest, quotient = digit(tape.Sub(rest, tape.Mul(middle, total)), 5)
+    last = tape.Floor(tape.Add(quotient, tape.scalar(0.5, np.float32)))  # rounded, halves up
+    return high, tape.Add(tape.Mul(middle, tape.scalar(1 << 5, np.float32)), last)
 
 
 def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -62,12 +63,14 @@ def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -
 
     With 1024 x = h + t, h whole and 0 <= t < 1, both are exact but for the last bits of t.
     """
-    # GatherElements, since Gather copies one number at a time; it wants a vector
-    scaled = tape.Mul(tape.Reshape(distance, tape.ints(-1)), tape.scalar(_PIECES, np.float32))
+    scaled = tape.Mul(distance, tape.scalar(_PIECES, np.float32))
     h = tape.Floor(tape.Div(scaled, limit))
     t = tape.Div(tape.Sub(scaled, tape.Mul(h, limit)), limit)
     cubics = _cubics(resample)
-    index = tape.Cast(tape.Min(h, tape.scalar(cubics.shape[1] - 1, np.float32)), to=_INT32)
+    # GatherElements, since Gather copies one number at a time; it wants a vector
+    piece = tape.Min(h, tape.scalar(cubics.shape[1] - 1, np.float32))
+    index, t = (tape.Reshape(value, tape.ints(-1)) for value in (piece, t))
+    index = tape.Cast(index, to=_INT32)
     whole = np.round(cubics[0])
     columns = [whole, cubics[0] - whole, *cubics[1:]]
     coarse, constant, linear, quadratic, cubic = (
@@ -89,7 +92,7 @@ def _cubics(resample: str) -> npt.NDArray[np.float64]:
     return np.pad(through, ((0, 0), (0, 1)))
 
 
-def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
+def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(coarse + fine) / their sum along `length`, rounded to units of 2**-22: two digits of 11 bits."""
 
     def number(value: float) -> ir.Value:
@@ -100,7 +103,7 @@ def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
         return upper, tape.Sub(value, tape.Mul(upper, number(4096)))
 
     def total(value: ir.Value) -> ir.Value:
-        return tape.ReduceSum(value, tape.ints(1), keepdims=1)
+        return tape.ReduceSum(value, tape.ints(-1), keepdims=1)
 
     base = number(2048)
     # the sum of `coarse` may be longer than float32 is: 4096 upper + lower, each exact
@@ -115,4 +118,4 @@ def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> ir.Value:
     rest = tape.Sub(rest, tape.Mul(digit, lower))
     rest = tape.Add(rest, tape.Sub(tape.Mul(fine, base), tape.Mul(digit, sum_fine)))
     second = tape.Div(tape.Mul(rest, base), whole)
-    return tape.Add(tape.Mul(digit, base), tape.Floor(tape.Add(second, number(0.5))))
+    return digit, tape.Floor(tape.Add(second, number(0.5)))
