@@ -141,14 +141,14 @@ def computed_bands(
     lengths = tape.split(length, 2, 0)  # (1, 1) each
     k = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(tape.Max(*lengths)), tape.scalar(1, np.int64))
     along_inputs = tape.Cast(tape.Mul(tape.Mul(k, two), size_out), to=_FLOAT)  # (axes, length)
+    # what lies behind an axis' own window is out of the filter's reach
+    along_inputs = tape.Where(tape.Less(k, length), along_inputs, tape.scalar(2.0**30, np.float32))
     t = tape.constant(2 * np.arange(block, dtype=np.int64), "twice_outputs")
     along_outputs = tape.Cast(tape.Mul(t, size_in), to=_FLOAT)  # (axes, block)
     numerator = tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), two), tape.Unsqueeze(along_inputs, one))
     numerator = tape.Sub(tape.Unsqueeze(numerator, two), tape.Unsqueeze(along_outputs, tape.ints(1, 3)))
     limit = tape.Cast(tape.Mul(larger, two), to=_FLOAT)  # (axes, 1)
-    # what lies behind an axis' own window is out of the filter's reach
-    behind = tape.Where(tape.Less(k, length), tape.scalar(0, np.float32), tape.Mul(limit, tape.scalar(4, np.float32)))
-    distance = tape.Max(tape.Abs(numerator), tape.Unsqueeze(behind, tape.ints(1, 2)))  # (axes, blocks, block, length)
+    distance = tape.Abs(numerator)  # (axes, blocks, block, length)
     high, low = weights_of(tape, resample, distance, tape.Unsqueeze(limit, tape.ints(2, 3)))
     weights = tape.Concat(high, tape.Mul(low, tape.scalar(1 / LOW_UNITS, np.float32)), axis=2)
     if may_pad or any(count % block for count in counts):

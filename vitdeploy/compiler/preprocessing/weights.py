@@ -41,20 +41,17 @@ def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value
     """u / U with u = limit - distance and U, the sum of an output's u.
 
     A long division in digits of 11, 6 and 5 bits: one that the division gets wrong by one is made good by the next.
+    It is the divisor that is shifted, which is short; each product and difference is exact.
     """
-
-    def digit(rest: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
-        rest = tape.Mul(rest, tape.scalar(1 << bits, np.float32))
-        return rest, tape.Div(rest, total)
-
     rest = tape.Max(tape.Sub(limit, distance), tape.scalar(0, np.float32))
     total = tape.ReduceSum(rest, tape.ints(-1), keepdims=1)
-    rest, quotient = digit(rest, 11)
-    high = tape.Round(quotient)
-    rest, quotient = digit(tape.Sub(rest, tape.Mul(high, total)), 6)
-    middle = tape.Floor(quotient)
-    rest, quotient = digit(tape.Sub(rest, tape.Mul(middle, total)), 5)
-    last = tape.Floor(tape.Add(quotient, tape.scalar(0.5, np.float32)))  # rounded, halves up
+    divisors = [tape.Mul(total, tape.scalar(2.0**-bits, np.float32)) for bits in (11, 17, 22)]
+    high = tape.Round(tape.Div(rest, divisors[0]))
+    rest = tape.Sub(rest, tape.Mul(high, divisors[0]))
+    middle = tape.Floor(tape.Div(rest, divisors[1]))
+    rest = tape.Sub(rest, tape.Mul(middle, divisors[1]))
+    # the last digit is rounded, halves up
+    last = tape.Floor(tape.Add(tape.Div(rest, divisors[2]), tape.scalar(0.5, np.float32)))
     return high, tape.Add(tape.Mul(middle, tape.scalar(1 << 5, np.float32)), last)
 
 
