@@ -1,6 +1,7 @@
 """Preprocessing in the graph against Pillow, both in one process, taking turns: prints milliseconds and ratios.
 
     python benchmarks/preprocessing.py [--resample bicubic] [--target cpu] [--threads 1] [--rounds 60]
+        [--json FILE]
 
 Pillow's time is that of `Image.resize` alone; "to float32" adds what the graph also does: rescale, normalise, channels
 first, in NumPy. The graph's time is a whole call of the runtime with the pixels as input and the pixel values as
@@ -11,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitdeploy.compiler.preprocessing import build_preprocessing
+from vitdeploy.machine import machine, versions
 from vitdeploy.specs import PreprocessSpec, ResizeSpec
 
 SIZES = [(32, 32), (480, 640), (1080, 1920)]
@@ -67,6 +71,18 @@ def pillow_calls(resample: str, made: int) -> dict[str, Callable[..., Any]]:
     return {"pillow": lambda image: image.resize((made, made), PILLOW[resample]), "pillow to float32": to_float32}
 
 
+def measure(calls: dict[str, tuple[Callable[..., Any], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each round of each call, in turns, without the first five rounds, in which memory is made."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 5):
+        for name, (call, argument) in calls.items():
+            start = time.perf_counter()
+            call(argument)
+            if turn >= 5:
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return taken
+
+
 def main() -> None:
     from PIL import Image
 
@@ -76,6 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtimes; Pillow has one (default: 1)")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--size", type=int, default=224, help="edge of the pixel values (default: 224)")
+    parser.add_argument("--json", type=Path, help="write the minima and the ratios there")
     arguments = parser.parse_args()
     resize = ResizeSpec(arguments.resample, height=arguments.size, width=arguments.size)
     spec = PreprocessSpec(resize, None, 1 / 255, MEAN, STD)
@@ -85,6 +102,7 @@ def main() -> None:
     pillow = pillow_calls(arguments.resample, arguments.size)
     made = f"{arguments.resample} to {arguments.size}x{arguments.size}"
     print(f"{made}, the graph for {arguments.target}, {arguments.threads} thread(s)")
+    results = []
     for height, width in SIZES:
         pixels = photograph(height, width)
         image = Image.fromarray(pixels)
@@ -92,17 +110,25 @@ def main() -> None:
         calls: dict[str, tuple[Callable[..., Any], Any]] = {name: (call, image) for name, call in pillow.items()}
         for name, call in {**any_size, **{f"{name}, known size": call for name, call in known.items()}}.items():
             calls[name] = (call, pixels[np.newaxis])
-        taken: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(arguments.rounds + 5):
-            for name, (call, argument) in calls.items():
-                start = time.perf_counter()
-                call(argument)
-                if turn >= 5:  # the first calls allocate
-                    taken[name].append(1e3 * (time.perf_counter() - start))
+        taken = measure(calls, arguments.rounds)
         print(f"\n{height}x{width}{'':22}minimum ms   median ms   / pillow   / pillow to float32")
         for name, times in taken.items():
             ratios = (min(times) / min(taken["pillow"]), min(times) / min(taken["pillow to float32"]))
             print(f"  {name:28}{min(times):10.2f}{np.median(times):12.2f}{ratios[0]:11.2f}{ratios[1]:13.2f}")
+            results.append(
+                {
+                    "image": f"{height}x{width}",
+                    "call": name,
+                    "minimum_ms": round(min(times), 3),
+                    "median_ms": round(float(np.median(times)), 3),
+                    "of_pillow": round(ratios[0], 3),
+                    "of_pillow_to_float32": round(ratios[1], 3),
+                }
+            )
+    if arguments.json is not None:
+        settings = {key: getattr(arguments, key) for key in ("resample", "target", "threads", "rounds", "size")}
+        document = {**settings, "machine": machine(), "versions": versions(), "results": results}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
