@@ -26,7 +26,7 @@ __all__ = ["prepare", "two_passes"]
 _CHANNELS = 3
 _FLOAT = 1  # ONNX's number of the type
 
-_TOGETHER = (4, 14)
+_TOGETHER = (2, 14)
 """At most so many blocks are one product, in the first pass and in the second: what still lies in the cache, with few
 nodes. Measured best in ONNX Runtime."""
 
