@@ -214,14 +214,20 @@ def engines(work: Path) -> list[dict[str, Any]]:
     import tensorrt_rtx as trt
 
     from vitdeploy.compiler.graph.half import to_half
+    from vitdeploy.errors import ModelError
 
-    found = []
+    found: list[dict[str, Any]] = []
     for precision in ("fp32", "fp16"):
         for name in ("raw", "cleaned", "merged"):
             path = path_of(work, name)
             if precision == "fp16":
                 model = ir.load(path)
-                to_half(model)
+                try:
+                    to_half(model)
+                except ModelError as error:
+                    found.append({"graph": name, "precision": precision, "refused": str(error)})
+                    print(f"TensorRT-RTX {precision} {name:8} not built: {error}")
+                    continue
                 path = work / "half.onnx"
                 ir.save(model, path)
             logger = trt.Logger(trt.Logger.ERROR)
@@ -314,10 +320,9 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append("")
     if "engines" in found:
         lines += ["| TensorRT-RTX engine | graph | build, s | MB | layers of the network |", "|---|---|---:|---:|---:|"]
-        lines += [
-            f"| {row['precision']} | {row['graph']} | {row['build_s']:.1f} | {row['megabytes']:.1f} | {row['layers']} |"
-            for row in found["engines"]
-        ]
+        for row in found["engines"]:
+            built = "" if "refused" in row else f"{row['build_s']:.1f} | {row['megabytes']:.1f} | {row['layers']}"
+            lines.append(f"| {row['precision']} | {row['graph']} | {built or '– | – | none: ' + row['refused']} |")
         lines.append("")
     if "export" in found:
         lines += ["| export | seconds |", "|---|---:|"]

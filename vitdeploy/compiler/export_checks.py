@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.compiler.blame import first_difference
-from vitdeploy.compiler.graph.save import save
+from vitdeploy.compiler.graph.save import save, save_without_weights
 from vitdeploy.compiler.parity import Check, compare, compare_levels
 from vitdeploy.compiler.samples import check_batches, drawn_image
 from vitdeploy.compiler.tracing import Reference, run_pytorch
@@ -87,11 +87,11 @@ def first_difference_of(checkpoint: Checkpoint, graph: ir.Model, pixels: np.ndar
 
 
 def run_graph(graph: ir.Model, pixels: list[np.ndarray], scratch: Path) -> dict[str, list[np.ndarray]]:
-    """Every output of the graph, one array a batch. The weights are mapped from a file, not copied."""
+    """Every output of the graph, one array a batch. The weights are used where they lie, not written."""
     from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
     path = scratch / "graph.onnx"
-    save(graph, path, external=True)
-    with OnnxRuntimeRunner(path) as runner:
+    weights = save_without_weights(graph, path)
+    with OnnxRuntimeRunner(path, weights=weights) as runner:
         runs = [runner.infer({"pixel_values": batch}) for batch in pixels]
     return {name: [run[name] for run in runs] for name in runs[0]}

@@ -41,6 +41,7 @@ class OnnxRuntimeRunner(RunnerBase):
         device: "cpu", or "cuda" or "cuda:N" for a GPU.
         provider: "cpu", "cuda", "tensorrt" or "openvino"; None: the one of the device, "cpu" or "cuda". What a provider
             does not take of the graph runs on "cuda" or "cpu".
+        weights: arrays to take, not copied, in the place of the file that the graph names for these weights.
 
     Example:
         with OnnxRuntimeRunner("bundles/vit/model.onnx") as runner:
@@ -56,6 +57,7 @@ class OnnxRuntimeRunner(RunnerBase):
         *,
         device: str = "cpu",
         provider: str | None = None,
+        weights: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         super().__init__()
         provider = provider or device.partition(":")[0]
@@ -65,6 +67,7 @@ class OnnxRuntimeRunner(RunnerBase):
         self._path = Path(path)
         self._threads = threads
         self._device = device
+        self._weights = dict(weights or {})
         self._session: Any = None
         self._names: list[str] = []
 
@@ -78,6 +81,9 @@ class OnnxRuntimeRunner(RunnerBase):
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         providers = self._providers(onnxruntime)
+        if self._weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
         try:
             session = onnxruntime.InferenceSession(self._path, options, providers=providers)
         except Exception as error:  # its errors have no base class of their own

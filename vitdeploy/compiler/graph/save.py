@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["DATA_SUFFIX", "save"]
+__all__ = ["DATA_SUFFIX", "save", "save_without_weights"]
 
 DATA_SUFFIX = ".data"
 _LIMIT = (1 << 31) - (1 << 24)  # protobuf's, less what the graph itself may take
@@ -42,6 +42,29 @@ def save(model: ir.Model, path: Path, *, limit_bytes: int | None = None, externa
         return _save_external(model, path)
     _save_whole(model, path)
     return None
+
+
+def save_without_weights(model: ir.Model, path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Write `model` to `path` with nothing but the names of its weights; these, by name, where they lie in memory
+    (a transposed one is copied).
+
+    What runs the file is given the arrays instead of the file that it would look for.
+    """
+    import onnx_ir as ir
+
+    weights = {name: value for name, value in model.graph.initializers.items() if _is_large(value)}
+    before = {name: value.const_value for name, value in weights.items() if value.const_value is not None}
+    try:
+        for name, tensor in before.items():
+            weights[name].const_value = ir.ExternalTensor(
+                path.name + DATA_SUFFIX, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name,
+                base_dir=path.parent,
+            )  # fmt: skip
+        ir.save(model, path)
+    finally:  # the argument is as it was
+        for name, tensor in before.items():
+            weights[name].const_value = tensor
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in before.items()}
 
 
 def _save_external(model: ir.Model, path: Path) -> Path:
