@@ -126,7 +126,8 @@ def computed_bands(
     blocks = [math.ceil(count / block) for count in counts]
     reach = tape.ints(round(2 * RADIUS[resample]))
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
-    size_in, size_out, start = (tape.Unsqueeze(value, one) for value in (size_in, size_out, start))  # (axes, 1)
+    # (axes, 1); by Reshape, since onnx's shape inference takes what it knows of an unsqueezed shape for a vector
+    size_in, size_out, start = (tape.Reshape(value, tape.ints(2, 1)) for value in (size_in, size_out, start))
     larger = tape.Max(size_in, size_out)
     stretched = tape.Mul(reach, larger)
     # a block spans (block - 1) n/m + 2 r s inputs, two more for the ends
