@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import numpy as np
@@ -198,3 +199,20 @@ def test_a_visit_keeps_as_many_calls_as_fit() -> None:
     run = measured({"fast": taking(clock, 1), "slow": taking(clock, 300)}, clock, rounds=10, calls_per_round=5)
     assert [run.tracks[name].calls_per_round for name in ("fast", "slow")] == [5, 1]
     assert len(run.tracks["fast"].samples_ms) == 50
+
+
+@pytest.mark.parametrize("made_of_it", [None, RuntimeError("stopped")], ids=["nothing", "another error"])
+def test_an_interrupt_that_a_form_swallows_ends_the_run(made_of_it: Exception | None) -> None:
+    def swallows(number: int) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if made_of_it is not None:
+                raise made_of_it from None
+
+    clock = Clock()
+    run = LatencyRun({"plain": taking(clock, 20), "swallows": swallows}, LatencySettings(rounds=3), clock=clock)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert "plain" in run.tracks and not run.failures and signal.getsignal(signal.SIGINT) is before
