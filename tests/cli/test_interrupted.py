@@ -86,7 +86,8 @@ def _there(pattern: str) -> Ready:
     ("arguments", "ready"),
     [
         (EXPORT, _said("Tracing the model")),
-        (BUILD, _there("bundle/.staging")),
+        # with a form in bundle/.staging; earlier, modules that are being imported may swallow the interrupt
+        (BUILD, _said("graph against FP32")),
         (DEMO, _there(".demo.partial-*/start/model.safetensors")),
     ],
     ids=["export", "build-engine", "demo"],
