@@ -14,7 +14,19 @@ import vitdeploy
 
 ROOT = Path(vitdeploy.__file__).parent
 GROUND = {
-    *("errors", "progress", "storage", "specs", "bundle", "images", "datasets", "checkpoints", "hub", "machine"),
+    *(
+        "errors",
+        "interrupts",
+        "progress",
+        "storage",
+        "specs",
+        "bundle",
+        "images",
+        "datasets",
+        "checkpoints",
+        "hub",
+        "machine",
+    ),
     "__init__",  # the version number
 }
 ALLOWED = {  # wing: what it may import besides itself

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vitdeploy import interrupts
 from vitdeploy.errors import BundleError
 from vitdeploy.specs import Choice, PreprocessSpec, TensorSpec
 from vitdeploy.storage import (
@@ -210,6 +211,7 @@ class Bundle:
                 for file in staging.rglob("*"):
                     fsync_path(file)
                 write_atomically(staging / _NEXT, _dump(manifest))
+                interrupts.check()
                 os.replace(staging / _NEXT, self.path / _NEXT)  # from here on the change will happen
                 fsync_path(self.path)
             except BaseException:

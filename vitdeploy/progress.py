@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
 
+from vitdeploy import interrupts
+
 __all__ = ["Reporter", "Step", "note", "task", "use"]
 
 
@@ -60,9 +62,17 @@ _SILENT = _Silent()
 _reporter: ContextVar[Reporter] = ContextVar("vitdeploy_progress", default=_SILENT)
 
 
-def task(description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Step]:
-    """Open a step named `description` of `total` units (None: not known)."""
-    return _reporter.get().task(description, total, unit)
+@contextmanager
+def task(description: str, total: float | None = None, unit: str = "") -> Iterator[Step]:
+    """Open a step named `description` of `total` units (None: not known).
+
+    Raises:
+        KeyboardInterrupt: a Ctrl-C was lost on the way, see `vitdeploy.interrupts`.
+    """
+    interrupts.check()
+    with _reporter.get().task(description, total, unit) as step:
+        yield step
+        interrupts.check()
 
 
 def note(message: str) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitdeploy import interrupts
 from vitdeploy.errors import BundleError, OutputExistsError, VitdeployError
 
 __all__ = [
@@ -165,6 +166,7 @@ def staged_folder(output: Path, *, overwrite: bool, ours: Callable[[Path], bool]
                 for name in files:
                     fsync_path(Path(root, name))
                 fsync_path(Path(root))
+            interrupts.check()
             _swap(staging, output)
             fsync_path(output.parent)
         except BaseException:

@@ -86,8 +86,7 @@ def _there(pattern: str) -> Ready:
     ("arguments", "ready"),
     [
         (EXPORT, _said("Tracing the model")),
-        # with a form in bundle/.staging; earlier, modules that are being imported may swallow the interrupt
-        (BUILD, _said("graph against FP32")),
+        (BUILD, _there("bundle/.staging")),  # while libraries are imported, which may swallow the interrupt
         (DEMO, _there(".demo.partial-*/start/model.safetensors")),
     ],
     ids=["export", "build-engine", "demo"],

@@ -10,19 +10,16 @@ result; percentiles are computed from them.
 from __future__ import annotations
 
 import gc
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from types import FrameType
 from typing import Protocol
 
 import numpy as np
 
-from vitdeploy import progress
+from vitdeploy import interrupts, progress
 from vitdeploy.bench.statistics import percentiles
 
 __all__ = ["Clock", "LatencyRun", "LatencySettings", "Track", "WallClock"]
@@ -149,11 +146,10 @@ class LatencyRun:
         self._between = between
         self.tracks: dict[str, Track] = {}
         self.failures: dict[str, Exception] = {}
-        self._interrupts: list[int] = []
 
     def run(self) -> None:
         """Warm up, then measure; a form whose call raises is dropped into `failures` and the others go on."""
-        with _quiet_garbage_collector(), _remembered_interrupts() as self._interrupts:
+        with _quiet_garbage_collector(), interrupts.remembered():
             with progress.task("Warming up", total=len(self._calls), unit="forms") as step:
                 for name in list(self._calls):
                     step.update(detail=name)
@@ -165,12 +161,11 @@ class LatencyRun:
         try:
             action(name)
         except Exception as error:
-            if not self._interrupts:
-                self.failures[name] = error
-                self.tracks.pop(name, None)
-                self._calls.pop(name, None)
-        if self._interrupts:
-            raise KeyboardInterrupt
+            interrupts.check()
+            self.failures[name] = error
+            self.tracks.pop(name, None)
+            self._calls.pop(name, None)
+        interrupts.check()
 
     def _warm_up(self, name: str) -> None:
         times: list[float] = []
@@ -227,27 +222,6 @@ class LatencyRun:
         if device is not None and on_device is not None:
             device.append(on_device)
         return passed
-
-
-@contextmanager
-def _remembered_interrupts() -> Iterator[list[int]]:
-    """A list that each Ctrl-C inside the block is added to: native code that a form calls back into Python from may
-    swallow the KeyboardInterrupt, or make another error of it."""
-    seen: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield seen
-        return
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import progress
+from vitdeploy import interrupts, progress
 from vitdeploy.bench.accuracy import label_mapping
 from vitdeploy.bench.assemble import assemble
 from vitdeploy.bench.forms import Form, baseline_forms, bundle_forms, choose
@@ -161,6 +161,7 @@ def _run(judge: Judge) -> bool:
     try:
         judge.run()
     except KeyboardInterrupt:
+        interrupts.acknowledge()
         found = judge.findings.values()
         if not any(finding.tracks or (finding.verdicts and finding.verdicts.done.any()) for finding in found):
             raise

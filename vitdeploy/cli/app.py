@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vitdeploy import __version__
+from vitdeploy import __version__, interrupts
 from vitdeploy.errors import VitdeployError, interrupted
 
 # name: (module, one line for --help). Modules are imported only when their command is used.
@@ -69,9 +69,15 @@ def run(argv: list[str]) -> int:
     """Run the command line and return its exit code."""
     # Both are read before parsing, since parsing can fail too.
     head = argv[: next((i for i, a in enumerate(argv) if not a.startswith("-")), len(argv))]
-    debug, quiet = "--debug" in head, "--quiet" in head
+    with interrupts.remembered():
+        return _run(argv, debug="--debug" in head, quiet="--quiet" in head)
+
+
+def _run(argv: list[str], *, debug: bool, quiet: bool) -> int:
     try:
         result: Any = _invoke(argv, quiet)
+        if interrupts.pending():
+            return _say_interrupted("Interrupted too late: the work was done already.")
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
@@ -84,7 +90,7 @@ def run(argv: list[str]) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if interrupted(error):
+        if interrupts.pending() or interrupted(error):
             return _say_interrupted()
         if debug:
             raise
@@ -92,8 +98,8 @@ def run(argv: list[str]) -> int:
         return 1
 
 
-def _say_interrupted() -> int:
-    click.echo("\nInterrupted: nothing was left half-written.", err=True)
+def _say_interrupted(message: str = "Interrupted: nothing was left half-written.") -> int:
+    click.echo(f"\n{message}", err=True)
     return 130
 
 
