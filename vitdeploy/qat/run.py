@@ -60,23 +60,7 @@ def tune(config: QatConfig) -> QatResult:
     before = _accuracies(bundle, data.test)
     progress.note(f"FP32 {before['fp32']:.2%}, INT8 {before['int8']:.2%} of {data.test} before the tune.")
     with _threads(config.threads), _seeded(config.seed), fake_quantized(checkpoint.module, placement) as state:
-        state.add_corrections()
-        pixels, validation = Pixels(checkpoint.processor, data.train), Pixels(checkpoint.processor, data.validation)
-        steps, best, points = train(state, objective, pixels, validation, config)
-        if best == 0:
-            raise ModelError(
-                f"no step of the tune was better than the calibration on {len(data.validation)} validation images",
-                hint="tune longer (--max-steps), or with another --learning-rate; nothing was changed",
-            )
-        noise = measure_noise(state, validation, _NOISE_IMAGES)
-        facts = {
-            "settings": config.to_json(),
-            "vitdeploy": __version__,
-            "data": data.describe(),
-            "steps": steps,
-            "best_step": best,
-            "validation": points,
-        }
+        facts, noise = _learn(state, checkpoint, objective, data, config)
         _save(state, checkpoint, config, facts)
         images = [data.validation.image(index) for index in range(min(_COMPARED, len(data.validation)))]
         with rebuilt(bundle, output, lambda digest: tuned_calibration(calibration, state, noise, digest), facts) as new:
@@ -92,13 +76,36 @@ def tune(config: QatConfig) -> QatResult:
         fp32_after=after["fp32"],
         int8_after=after["int8"],
         test_images=len(data.test),
-        steps=steps,
-        best_step=best,
+        steps=facts["steps"],
+        best_step=facts["best_step"],
         seconds=time.perf_counter() - started,
-        validation=tuple(points),
+        validation=tuple(facts["validation"]),
         checks=(check.to_json(),),
         data=data.describe(),
     )
+
+
+def _learn(
+    state: FakeQuantized, checkpoint: Checkpoint, objective: Distillation, data: _Data, config: QatConfig
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train; what there is to say of it, and the rounding noise that is left (see `measure_noise`)."""
+    state.add_corrections()
+    pixels, validation = Pixels(checkpoint.processor, data.train), Pixels(checkpoint.processor, data.validation)
+    steps, best, points = train(state, objective, pixels, validation, config)
+    if best == 0:
+        raise ModelError(
+            f"no step of the tune was better than the calibration on {len(data.validation)} validation images",
+            hint="tune longer (--max-steps), or with another --learning-rate; nothing was changed",
+        )
+    facts = {
+        "settings": config.to_json(),
+        "vitdeploy": __version__,
+        "data": data.describe(),
+        "steps": steps,
+        "best_step": best,
+        "validation": points,
+    }
+    return facts, measure_noise(state, validation, _NOISE_IMAGES)
 
 
 def _is_ours(folder: Path) -> bool:

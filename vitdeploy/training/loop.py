@@ -136,13 +136,34 @@ def build_trainer(
 ) -> Any:
     """A Trainer that writes its checkpoints to `work` and says nothing on its own."""
     transformers = require("transformers", extra="build")
-    torch = require("torch", extra="build")
     require("accelerate", extra="build")
     config = config.resolved()
-    validated = validation_set is not None
+    trainer = trainer_class()(
+        config=config,
+        objective=objective,
+        sampler=EpochSampler(len(train_set), config.seed),
+        average=MovingAverage(module, config.ema) if config.ema else None,
+        work=work,
+        processes=processes,
+        model=module,
+        args=_arguments(config, plan, work, validated=validation_set is not None),
+        data_collator=collate,
+        train_dataset=Rows(train_set),
+        eval_dataset=Rows(validation_set) if validation_set is not None else None,
+        processing_class=processor,
+        compute_metrics=score,
+    )
+    _check_sharding(trainer)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
+    return trainer
+
+
+def _arguments(config: FinetuneConfig, plan: Plan, work: Workspace, *, validated: bool) -> Any:
+    """The TrainingArguments of a resolved `config`; `validated`: there are validation images."""
+    torch = require("torch", extra="build")
     precision = resolve_precision(config.precision)
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    arguments = transformers.TrainingArguments(
+    arguments = require("transformers", extra="build").TrainingArguments(
         output_dir=str(work.path),
         max_steps=plan.steps,
         per_device_train_batch_size=config.batch_size,
@@ -156,7 +177,7 @@ def build_trainer(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         torch_compile=config.compile,
-        use_cpu=on_cpu,
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # it would hide a loss that is not a number
         eval_strategy="steps" if validated else "no",
@@ -176,25 +197,7 @@ def build_trainer(
         report_to=[],
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel is never wanted: several GPUs are torchrun's
-    trainer = trainer_class()(
-        config=config,
-        objective=objective,
-        sampler=EpochSampler(len(train_set), config.seed),
-        average=MovingAverage(module, config.ema) if config.ema else None,
-        work=work,
-        processes=processes,
-        model=module,
-        args=arguments,
-        data_collator=collate,
-        train_dataset=Rows(train_set),
-        eval_dataset=Rows(validation_set) if validation_set is not None else None,
-        processing_class=processor,
-        compute_metrics=score,
-    )
-    _check_sharding(trainer)
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
-    return trainer
+    return arguments
 
 
 def _check_sharding(trainer: Any) -> None:
