@@ -35,7 +35,7 @@ SMALL = st.tuples(st.integers(1, 90), st.integers(1, 90))
 CROPS = st.tuples(st.integers(1, 60), st.integers(1, 60))
 OUTPUTS = st.sampled_from([(224, 224), (112, 112), (32, 32), (256, 192), (37, 61)])
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-FULL = settings(max_examples=2500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FULL = settings(max_examples=5000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def check_any_size(size: tuple[int, int], made: tuple[int, int], seed: int, resample: str) -> None:
@@ -68,12 +68,21 @@ def test_any_size_is_resized_as_pillow_does(
 
 
 @pytest.mark.full
-@FULL
-@given(SIZES, OUTPUTS, st.integers(0, 1000), st.sampled_from(CONTINUOUS))
-def test_many_sizes_are_resized_as_pillow_does(
-    size: tuple[int, int], made: tuple[int, int], seed: int, resample: str
-) -> None:
-    check_any_size(size, made, seed, resample)
+@pytest.mark.parametrize("resample", CONTINUOUS)
+def test_thousands_of_sizes_are_resized_as_pillow_does(resample: str) -> None:
+    seen: set[tuple[int, int]] = set()
+
+    @FULL
+    @given(SIZES, OUTPUTS, st.integers(0, 1000))
+    @example((4096, 4096), (224, 224), 0)
+    @example((4096, 4096), (224, 224), 1)
+    def check(size: tuple[int, int], made: tuple[int, int], seed: int) -> None:
+        if size not in seen:  # Hypothesis draws every other size twice
+            check_any_size(size, made, seed, resample)
+            seen.add(size)
+
+    check()
+    assert len(seen) >= 2000
 
 
 @QUICK
@@ -87,14 +96,25 @@ def test_a_known_size_is_resized_bit_for_bit(
 
 
 @pytest.mark.full
-@settings(FULL, max_examples=300)
-@given(SIZES, OUTPUTS, st.integers(0, 1000), st.sampled_from(sorted(PILLOW)))
-def test_many_known_sizes_are_resized_bit_for_bit(
-    size: tuple[int, int], made: tuple[int, int], seed: int, resample: str
-) -> None:
-    pixels = photograph(*size, seed) if seed % 2 else noise(*size, seed)
-    ours = runner(only_resize(resample, *made), size)(pixels[np.newaxis])[0]
-    np.testing.assert_array_equal(ours, pillow_resize(pixels, made, resample))
+@pytest.mark.parametrize("resample", sorted(PILLOW))
+def test_thousands_of_known_sizes_are_resized_bit_for_bit(resample: str) -> None:
+    seen: set[tuple[int, int]] = set()
+
+    @FULL
+    @given(SIZES, OUTPUTS, st.integers(0, 1000))
+    @example((4096, 4096), (224, 224), 0)
+    @example((4096, 4096), (224, 224), 1)
+    def check(size: tuple[int, int], made: tuple[int, int], seed: int) -> None:
+        if size not in seen:
+            pixels = photograph(*size, seed) if seed % 2 else noise(*size, seed)
+            theirs = pillow_resize(pixels, made, resample)
+            for target in ("any", "cpu"):
+                ours = runner(only_resize(resample, *made), size, target)(pixels[np.newaxis])[0]
+                np.testing.assert_array_equal(ours, theirs)
+            seen.add(size)
+
+    check()
+    assert len(seen) >= 2000
 
 
 @settings(QUICK, max_examples=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,66 @@ def test_settings_survive_a_saved_folder(tmp_path: Path) -> None:
     saved = processor("Bit", size={"shortest_edge": 40}, crop_size=32)
     saved.save_pretrained(tmp_path)
     assert spec_from_processor(AutoImageProcessor.from_pretrained(tmp_path)) == spec_from_processor(saved)
+
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+CHECKPOINTS = [  # what checkpoints of each family have in preprocessor_config.json, and what the graph must do
+    ("vit", {"size": 224, "resample": 2}, ResizeSpec("bilinear", height=224, width=224), None),
+    (
+        "deit",
+        {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+        ResizeSpec("bicubic", height=256, width=256),
+        (224, 224),
+    ),
+    (
+        "beit",
+        {"size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224},
+        ResizeSpec("bilinear", height=224, width=224),
+        None,
+    ),
+    (
+        "dinov2",
+        {"size": {"shortest_edge": 256}, "resample": 3, "do_center_crop": True, "crop_size": 224},
+        ResizeSpec("bicubic", shortest_edge=256),
+        (224, 224),
+    ),
+    ("swin", {"size": 224, "resample": 3}, ResizeSpec("bicubic", height=224, width=224), None),
+    ("swinv2", {"size": 256, "resample": 3}, ResizeSpec("bicubic", height=256, width=256), None),
+    (
+        "convnext",
+        {"size": 224, "crop_pct": 0.875, "resample": 3},
+        ResizeSpec("bicubic", shortest_edge=256),
+        (224, 224),
+    ),
+    ("siglip", {"size": {"height": 256, "width": 256}}, ResizeSpec("bicubic", height=256, width=256), None),
+    (
+        "clip",
+        {"size": 224, "resample": 3, "do_center_crop": True, "crop_size": 224},
+        ResizeSpec("bicubic", shortest_edge=224),
+        (224, 224),
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "settings", "resize", "crop"), CHECKPOINTS, ids=lambda value: str(value)[:12])
+def test_a_folder_of_each_family_does_what_its_processor_does(
+    family: str, settings: dict[str, Any], resize: ResizeSpec, crop: Any, tmp_path: Path
+) -> None:
+    """The folder names no processor, as old ones don't: the family of its config.json does (Swin has ViT's)."""
+    from transformers import AutoImageProcessor
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, **IMAGENET}))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)
+    spec = spec_from_processor(theirs)
+    mean, std = (tuple(numbers) for numbers in IMAGENET.values())
+    assert spec == PreprocessSpec(resize, crop, 1 / 255, mean, std)
+    run, level = runner(spec), 1 / 255 / np.array(std)
+    for seed, size in enumerate(SIZES):
+        pixels = noise(*size, seed) if seed % 2 else photograph(*size, seed)
+        expected = np.asarray(theirs(pixels, input_data_format="channels_last", return_tensors="np")["pixel_values"][0])
+        # see check_any_size of the other tests: bicubic may be a level apart, next to nowhere
+        assert_levels(run(pixels[np.newaxis])[0], expected.astype(np.float32), levels=1, share=0.001, level=level)
 
 
 @pytest.mark.parametrize(
