@@ -9,9 +9,8 @@ With n inputs, m outputs and the filter's radius r, input j weighs f(x) / sum fo
 
     x = ((2j + 1) m - (2i + 1) n) / (2 max(n, m))
 
-which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = first + k and i = output0 + t in a block,
-the numerator is [(2 first + 1) m - (2 output0 + 1) n] + 2 k m - 2 t n: the bracket is computed in integers, and every
-term is small enough to be exact in float32.
+which is Pillow's (j + 1/2 - c) / s without a rounded intermediate. With j = first + k the numerator is
+[2 first m - (2i + 1) n] + (2k + 1) m: both terms are computed in integers, and small enough to be exact in float32.
 
 Pillow's weights w are integers of up to 22 bits, its pixels have 8: their sums do not fit the 24 bits of float32, and
 where the true sum is a half, as it often is when n/m is a simple fraction, a rounding error decides the level. So each
@@ -124,60 +123,65 @@ def computed_bands(
     """
     block = _block(counts)
     blocks = [math.ceil(count / block) for count in counts]
-    reach = tape.ints(round(2 * RADIUS[resample]))
+    reach = round(2 * RADIUS[resample])
     one, two, zero = tape.ints(1), tape.ints(2), tape.ints(0)
-    # (axes, 1); by Reshape, since onnx's shape inference takes what it knows of an unsqueezed shape for a vector
-    size_in, size_out, start = (tape.Reshape(value, tape.ints(2, 1)) for value in (size_in, size_out, start))
+    # everything is (axes, blocks, outputs of a block, length) from here on
+    size_in, size_out, start = (tape.Reshape(value, tape.ints(2, 1, 1, 1)) for value in (size_in, size_out, start))
     larger = tape.Max(size_in, size_out)
-    stretched = tape.Mul(reach, larger)
-    # a block spans (block - 1) n/m + 2 r s inputs, two more for the ends
-    span = tape.Add(tape.Mul(tape.ints(block - 1), size_in), stretched)
-    length = tape.Min(tape.Add(tape.Div(span, size_out), tape.ints(3)), size_in)
-    output0 = tape.Add(tape.ints(*(block * index for index in range(max(blocks)))), start)  # (axes, blocks)
-    centre = tape.Mul(tape.Add(tape.Mul(output0, two), one), size_in)  # in units of 1 / (2 m)
-    left = tape.Max(tape.Sub(centre, stretched), zero)
-    first = tape.Min(tape.Div(left, tape.Mul(size_out, two)), tape.Sub(size_in, length))
-    bracket = tape.Sub(tape.Mul(tape.Add(tape.Mul(first, two), one), size_out), centre)
+    stretched = tape.Mul(larger, tape.ints(reach))
+    # the inputs of a block lie in an open interval of (block - 1) n/m + 2 r s: so many, and at most one more
+    span = tape.Add(tape.Mul(size_in, tape.ints(block - 1)), stretched)
+    length = tape.Min(tape.Add(tape.Div(span, size_out), one), size_in)
+    outputs = np.arange(max(blocks) * block, dtype=np.int64).reshape(1, -1, block, 1)
+    output = tape.Add(start, tape.constant(outputs, "outputs"))
+    leading = tape.Add(start, tape.constant(outputs[:, :, :1], "outputs"))  # the first output of each block
+    # in units of 1 / (2 m); both by the same steps, since TensorRT breaks on a slice of the one for the other
+    centre, leading = (tape.Mul(tape.Add(tape.Mul(value, two), one), size_in) for value in (output, leading))
+    left = tape.Max(tape.Add(leading, tape.Sub(size_out, stretched)), zero)
+    first = tape.Min(tape.Div(left, tape.Mul(size_out, two)), tape.Sub(size_in, length))  # (axes, blocks, 1, 1)
+    bracket = tape.Sub(tape.Mul(first, tape.Mul(size_out, two)), centre)  # (axes, blocks, block, 1)
 
-    lengths = tape.split(length, 2, 0)  # (1, 1) each
-    k = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(tape.Max(*lengths)), tape.scalar(1, np.int64))
-    along_inputs = tape.Cast(tape.Mul(tape.Mul(k, two), size_out), to=_FLOAT)  # (axes, length)
+    length2 = tape.Mul(length, two)
+    odd = tape.Range(tape.scalar(1, np.int64), tape.ReduceMax(length2, keepdims=0), tape.scalar(2, np.int64))  # 2k + 1
     # what lies behind an axis' own window is out of the filter's reach
-    along_inputs = tape.Where(tape.Less(k, length), along_inputs, tape.scalar(2.0**30, np.float32))
-    t = tape.constant(2 * np.arange(block, dtype=np.int64), "twice_outputs")
-    along_outputs = tape.Cast(tape.Mul(t, size_in), to=_FLOAT)  # (axes, block)
-    numerator = tape.Add(tape.Unsqueeze(tape.Cast(bracket, to=_FLOAT), two), tape.Unsqueeze(along_inputs, one))
-    numerator = tape.Sub(tape.Unsqueeze(numerator, two), tape.Unsqueeze(along_outputs, tape.ints(1, 3)))
-    limit = tape.Cast(tape.Mul(larger, two), to=_FLOAT)  # (axes, 1)
-    distance = tape.Abs(numerator)  # (axes, blocks, block, length)
-    high, low = weights_of(tape, resample, distance, tape.Unsqueeze(limit, tape.ints(2, 3)))
-    weights = tape.Concat(high, tape.Mul(low, tape.scalar(1 / LOW_UNITS, np.float32)), axis=2)
+    along_inputs = tape.Where(tape.Less(odd, length2), tape.Mul(odd, size_out), tape.scalar(2**30, np.int64))
+    numerator = tape.Add(tape.Cast(bracket, to=_FLOAT), tape.Cast(along_inputs, to=_FLOAT))
+    limit = tape.Cast(tape.Mul(larger, two), to=_FLOAT)
+    high, low = weights_of(tape, resample, tape.Abs(numerator), limit)
+    weights = tape.Concat(high, low, axis=2)
     if may_pad or any(count % block for count in counts):
-        weights = _masked(tape, weights, output0, size_out, block)
-    rows, columns = (
-        Band(
-            count=counts[axis],
-            blocks=blocks[axis],
-            block=block,
-            starts=tape.Slice(tape.Squeeze(starts, zero), zero, tape.ints(blocks[axis])),
-            length=tape.Squeeze(lengths[axis], zero),
-            weights=tape.Slice(
-                tape.Squeeze(part, zero),
-                tape.ints(0, 0),
-                tape.Concat(tape.ints(blocks[axis]), tape.Squeeze(lengths[axis], zero), axis=0),
-                tape.ints(0, 2),
-            ),
-        )
-        for axis, (starts, part) in enumerate(zip(tape.split(first, 2, 0), tape.split(weights, 2, 0), strict=True))
-    )
+        weights = _masked(tape, weights, output, size_out)
+    return _of_axes(tape, counts, blocks, block, first, length, weights)
+
+
+def _of_axes(
+    tape: Tape,
+    counts: tuple[int, int],
+    blocks: list[int],
+    block: int,
+    first: ir.Value,
+    length: ir.Value,
+    weights: ir.Value,
+) -> tuple[Band, Band]:
+    """Each axis' own of what was computed for both: its blocks, and the length of its windows."""
+    zero = tape.ints(0)
+    bands = []
+    parts = (tape.split(value, 2, 0) for value in (first, length, weights))
+    for count, number, starts, own, part in zip(counts, blocks, *parts, strict=True):
+        own = tape.Reshape(own, tape.ints(1))
+        starts = tape.Reshape(starts, tape.ints(-1))
+        part = tape.Squeeze(tape.Slice(part, zero, own, tape.ints(3)), zero)
+        if number < max(blocks):
+            starts = tape.Slice(starts, zero, tape.ints(number), zero)
+            part = tape.Slice(part, zero, tape.ints(number), zero)
+        bands.append(Band(count=count, blocks=number, block=block, starts=starts, length=own, weights=part))
+    rows, columns = bands
     return rows, columns
 
 
-def _masked(tape: Tape, weights: ir.Value, output0: ir.Value, size_out: ir.Value, block: int) -> ir.Value:
+def _masked(tape: Tape, weights: ir.Value, output: ir.Value, size_out: ir.Value) -> ir.Value:
     """Zero weights for outputs before the first or behind the last of the resized image."""
-    offsets = tape.constant(np.tile(np.arange(block, dtype=np.int64), 2), "outputs")
-    output = tape.Add(tape.Unsqueeze(output0, tape.ints(2)), offsets)  # (axes, blocks, 2 * block)
-    last = tape.Cast(tape.Unsqueeze(tape.Sub(size_out, tape.ints(1)), tape.ints(2)), to=_FLOAT)
-    output = tape.Cast(output, to=_FLOAT)
-    inside = tape.And(tape.Not(tape.Less(output, tape.scalar(0, np.float32))), tape.Not(tape.Greater(output, last)))
-    return tape.Where(tape.Unsqueeze(inside, tape.ints(3)), weights, tape.scalar(0, np.float32))
+    both = tape.Cast(tape.Concat(output, output, axis=2), to=_FLOAT)  # (axes, blocks, 2 * block, 1)
+    last = tape.Cast(tape.Sub(size_out, tape.ints(1)), to=_FLOAT)
+    inside = tape.And(tape.Not(tape.Less(both, tape.scalar(0, np.float32))), tape.Not(tape.Greater(both, last)))
+    return tape.Where(inside, weights, tape.scalar(0, np.float32))

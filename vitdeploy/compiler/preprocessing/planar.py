@@ -11,6 +11,8 @@ TensorRT refuses this layout: it takes no operation on uint8 but the cast.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +28,12 @@ __all__ = ["prepare", "two_passes"]
 _CHANNELS = 3
 _FLOAT = 1  # ONNX's number of the type
 
-_TOGETHER = (2, 14)
+_TOGETHER = (1, 7)
 """At most so many blocks are one product, in the first pass and in the second: what still lies in the cache, with few
 nodes. Measured best in ONNX Runtime."""
+
+_PARTS = 4
+"""At most so many parts of the width are transposed for themselves: what is written then lies in the cache."""
 
 _HALVES_UP = LOW_UNITS * (1 - 2.0**-20)
 """QuantizeLinear rounds halves to even. Divided by a little less than 2048, a half lies above the half by 2**-20 of
@@ -45,32 +50,57 @@ def two_passes(tape: Tape, pixels: ir.Value, rows: Band, columns: Band, *, rows_
     del clip  # bytes clip themselves
     height, width = (tape.Shape(pixels, start=axis, end=axis + 1) for axis in (1, 2))
     if rows_first:
-        lines = _leading(tape, tape.Transpose(pixels, perm=[1, 0, 2, 3]), height)  # (height, batch * width * 3)
-        made = _pass(tape, lines, rows, _TOGETHER[0])
-        # (h * batch, width * 3) -> (width * 3, h * batch), which is (width, 3 * h * batch)
+        lines = tape.Transpose(pixels, perm=[1, 0, 2, 3])
+        lines = tape.Reshape(lines, tape.Concat(height, tape.ints(-1), axis=0))  # (height, batch * width * 3)
+        made = _joined(tape, _products(tape, lines, rows, _TOGETHER[0]), rows)
         made = tape.Reshape(made, tape.Concat(tape.ints(-1), tape.Mul(width, tape.ints(_CHANNELS)), axis=0))
-        made = _pass(tape, _leading(tape, tape.Transpose(made, perm=[1, 0]), width), columns, _TOGETHER[1])
+        made = _across(tape, made, columns, _TOGETHER[1])  # (w, 3 * h * batch)
         # (w, 3 * h * batch) -> (3, h, batch, w) -> (batch, 3, h, w)
         made = tape.Reshape(tape.Transpose(made, perm=[1, 0]), tape.ints(_CHANNELS, rows.count, -1, columns.count))
         return tape.Cast(tape.Transpose(made, perm=[2, 0, 1, 3]), to=_FLOAT)
-    made = tape.Transpose(tape.Flatten(pixels, axis=2), perm=[1, 0])
-    made = _pass(tape, _leading(tape, made, width), columns, _TOGETHER[0])  # (w, 3 * batch * height)
+    made = _across(tape, tape.Flatten(pixels, axis=2), columns, _TOGETHER[0])  # (w, 3 * batch * height)
     made = tape.Reshape(made, tape.Concat(tape.ints(-1), height, axis=0))
-    made = _pass(tape, tape.Transpose(made, perm=[1, 0]), rows, _TOGETHER[1])  # (h, w * 3 * batch)
+    made = tape.Transpose(made, perm=[1, 0])
+    made = _joined(tape, _products(tape, made, rows, _TOGETHER[1]), rows)  # (h, w * 3 * batch)
     # (h * w, 3 * batch) -> (3, batch, h, w) -> (batch, 3, h, w)
     made = tape.Transpose(tape.Reshape(made, tape.ints(rows.count * columns.count, -1)), perm=[1, 0])
     made = tape.Reshape(made, tape.ints(_CHANNELS, -1, rows.count, columns.count))
     return tape.Cast(tape.Transpose(made, perm=[1, 0, 2, 3]), to=_FLOAT)
 
 
-def _leading(tape: Tape, pixels: ir.Value, size: ir.Value) -> ir.Value:
-    """(size, all the rest)."""
-    return tape.Reshape(pixels, tape.Concat(size, tape.ints(-1), axis=0))
+def _across(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> ir.Value:
+    """Resize the width, uint8 (lines, width * 3) -> uint8 (band.count, 3 * lines), at most so many blocks a product.
+
+    Where the windows are known, each of a few parts of the width is cut out and transposed for itself.
+    """
+    turned = tape.Concat(tape.ints(-1), tape.Mul(tape.Shape(lines, end=1), tape.ints(_CHANNELS)), axis=0)
+
+    def turn(part: ir.Value) -> ir.Value:
+        return tape.Reshape(tape.Transpose(part, perm=[1, 0]), turned)  # (width, 3 * lines)
+
+    made = []
+    if band.starts.const_value is None:
+        made = _products(tape, turn(lines), band, at_most)
+    else:
+        for begin, end, part in _parts(tape, band):
+            cut = tape.Slice(lines, tape.ints(begin * _CHANNELS), tape.ints(end * _CHANNELS), tape.ints(1))
+            made += _products(tape, turn(cut), part, at_most)
+    return _joined(tape, made, band)
 
 
-def _pass(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> ir.Value:
-    """Resize the leading axis, uint8 (inputs, anything) -> uint8 (band.count, anything), some blocks at once."""
-    together = max(size for size in range(1, min(at_most, band.blocks) + 1) if band.blocks % size == 0)
+def _parts(tape: Tape, band: Band) -> Iterator[tuple[int, int, Band]]:
+    """First input, end, and band within these inputs, of parts of equally many blocks; for a band of constants."""
+    number = _divisor(band.blocks, _PARTS)
+    starts, length = (value.const_value.numpy() for value in (band.starts, band.length))
+    for own, weights in zip(np.split(starts, number), tape.split(band.weights, number, 0), strict=True):
+        within = tape.constant(own - own.min(), "starts")
+        part = replace(band, blocks=len(own), starts=within, weights=weights)
+        yield int(own.min()), int(own.max() + length[0]), part
+
+
+def _products(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> list[ir.Value]:
+    """Resize the leading axis, uint8 (inputs, anything) -> uint8 (blocks, block, anything), some blocks at once."""
+    together = _divisor(band.blocks, at_most)
     groups = band.blocks // together
     offsets = tape.Range(tape.scalar(0, np.int64), tape.Squeeze(band.length, tape.ints(0)), tape.scalar(1, np.int64))
     index = tape.Add(tape.Unsqueeze(band.starts, tape.ints(1)), offsets)  # (blocks, length)
@@ -81,9 +111,17 @@ def _pass(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> ir.Value:
         total = tape.Add(high, tape.Floor(low))
         scale, zero = tape.scalar(_HALVES_UP, np.float32), tape.scalar(0, np.uint8)
         made.append(tape.QuantizeLinear(total, scale, zero))  # (together, block, anything)
-    joined = tape.Concat(*made, axis=0) if groups > 1 else made[0]
-    anything = tape.Shape(lines, start=1)
-    joined = tape.Reshape(joined, tape.Concat(tape.ints(band.padded), anything, axis=0))
+    return made
+
+
+def _joined(tape: Tape, made: list[ir.Value], band: Band) -> ir.Value:
+    """All blocks of a pass, uint8 (blocks, block, anything) -> (band.count, anything)."""
+    joined = tape.Concat(*made, axis=0) if len(made) > 1 else made[0]
+    joined = tape.Reshape(joined, tape.ints(band.padded, -1))
     if band.padded != band.count:
         joined = tape.Slice(joined, tape.ints(0), tape.ints(band.count), tape.ints(0))
     return joined
+
+
+def _divisor(number: int, at_most: int) -> int:
+    return max(size for size in range(1, min(at_most, number) + 1) if number % size == 0)

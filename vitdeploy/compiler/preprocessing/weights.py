@@ -27,7 +27,7 @@ _FLOAT, _INT32 = 1, 6  # ONNX's numbers of the types
 
 
 def weights_of(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """High and low part of the weights at x = distance / limit: 2048 high + low, in units of 2**-22.
+    """High and low part of the weights at x = distance / limit: high + low, in units of 2**-11, `high` a whole number.
 
     `distance` (..., outputs, length) and `limit` are whole numbers in float32; the weights of one output lie along
     `length` and are all there is of that output.
@@ -43,16 +43,20 @@ def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value
     A long division in digits of 11, 6 and 5 bits: one that the division gets wrong by one is made good by the next.
     It is the divisor that is shifted, which is short; each product and difference is exact.
     """
-    rest = tape.Max(tape.Sub(limit, distance), tape.scalar(0, np.float32))
+    rest = tape.Relu(tape.Sub(limit, distance))
     total = tape.ReduceSum(rest, tape.ints(-1), keepdims=1)
-    divisors = [tape.Mul(total, tape.scalar(2.0**-bits, np.float32)) for bits in (11, 17, 22)]
+    digits = np.array([2.0**-11, 2.0**-17, 2.0**-22], np.float32).reshape(3, 1, 1, 1, 1)
+    divisors = [
+        tape.Squeeze(part, tape.ints(0)) for part in tape.split(tape.Mul(total, tape.constant(digits, "digits")), 3, 0)
+    ]
     high = tape.Round(tape.Div(rest, divisors[0]))
     rest = tape.Sub(rest, tape.Mul(high, divisors[0]))
     middle = tape.Floor(tape.Div(rest, divisors[1]))
     rest = tape.Sub(rest, tape.Mul(middle, divisors[1]))
     # the last digit is rounded, halves up
     last = tape.Floor(tape.Add(tape.Div(rest, divisors[2]), tape.scalar(0.5, np.float32)))
-    return high, tape.Add(tape.Mul(middle, tape.scalar(1 << 5, np.float32)), last)
+    middle, last = (tape.Mul(digit, tape.scalar(2.0**-bits, np.float32)) for digit, bits in ((middle, 6), (last, 11)))
+    return high, tape.Add(middle, last)
 
 
 def _tabulated(tape: Tape, resample: str, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -90,7 +94,7 @@ def _cubics(resample: str) -> npt.NDArray[np.float64]:
 
 
 def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(coarse + fine) / their sum along `length`, rounded to units of 2**-22: two digits of 11 bits."""
+    """(coarse + fine) / their sum along `length`, rounded to units of 2**-22: two digits of 11 bits, as above."""
 
     def number(value: float) -> ir.Value:
         return tape.scalar(value, np.float32)
@@ -115,4 +119,4 @@ def _quotient(tape: Tape, coarse: ir.Value, fine: ir.Value) -> tuple[ir.Value, i
     rest = tape.Sub(rest, tape.Mul(digit, lower))
     rest = tape.Add(rest, tape.Sub(tape.Mul(fine, base), tape.Mul(digit, sum_fine)))
     second = tape.Div(tape.Mul(rest, base), whole)
-    return digit, tape.Floor(tape.Add(second, number(0.5)))
+    return digit, tape.Mul(tape.Floor(tape.Add(second, number(0.5))), number(1 / 2048))
