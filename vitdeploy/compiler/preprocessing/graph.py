@@ -56,15 +56,14 @@ def build_preprocessing(
         name="image", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(["batch", height, width, _CHANNELS])
     )
     made: tuple[int | str, int | str] = (height, width)
+    layout = planar if target == "cpu" else interleaved
     if spec.resize is None and spec.crop is None:
         values = tape.Transpose(tape.Cast(image, to=_FLOAT), perm=[0, 3, 1, 2])
+    elif input_size is not None:
+        values, made = _static(tape, layout, image, spec, input_size)
     else:
-        layout = planar if target == "cpu" else interleaved
-        if input_size is not None:
-            values, made = _static(tape, layout, image, spec, input_size)
-        else:
-            values, made = _dynamic(tape, layout, image, spec)
-    output = _normalised(tape, values, spec)
+        values, made = _dynamic(tape, layout, image, spec)
+    output = _normalised(tape, layout, values, spec)
     output.type = ir.TensorType(ir.DataType.FLOAT)
     output.shape = ir.Shape(["batch", _CHANNELS, *made])
     output.name = "pixel_values"
@@ -175,13 +174,12 @@ def _crop_start(tape: Tape, size: ir.Value, crop: tuple[int, int]) -> ir.Value:
     return tape.Sub(tape.Div(tape.Add(size, tape.ints(*crop)), tape.ints(2)), tape.ints(*crop))
 
 
-def _normalised(tape: Tape, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
+def _normalised(tape: Tape, layout: ModuleType, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
     """Rescale and normalise in one: pixel * (rescale / std) - mean / std."""
     factor = np.full(_CHANNELS, 1.0 if spec.rescale is None else spec.rescale)
     offset = np.zeros(_CHANNELS)
     if spec.mean is not None and spec.std is not None:
         factor = factor / np.array(spec.std)
         offset = -np.array(spec.mean) / np.array(spec.std)
-    shape = (_CHANNELS, 1, 1)  # (batch, 3, height, width) is what it meets
-    scaled = tape.Mul(pixels, tape.constant(factor.astype(np.float32).reshape(shape), "factor"))
-    return tape.Add(scaled, tape.constant(offset.astype(np.float32).reshape(shape), "offset"))
+    values: ir.Value = layout.scaled(tape, pixels, factor.astype(np.float32), offset.astype(np.float32))
+    return values

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from vitdeploy.compiler.preprocessing.bands import LOW_UNITS, Band
 from vitdeploy.compiler.preprocessing.tape import Tape
@@ -16,7 +17,7 @@ from vitdeploy.compiler.preprocessing.tape import Tape
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["prepare", "two_passes"]
+__all__ = ["prepare", "scaled", "two_passes"]
 
 _CHANNELS = 3
 _FLOAT = 1  # ONNX's number of the type
@@ -35,6 +36,13 @@ def two_passes(tape: Tape, pixels: ir.Value, rows: Band, columns: Band, *, rows_
         made = _along_height(tape, _along_width(tape, pixels, columns, clip), rows, clip)
     made = tape.Reshape(made, tape.ints(0, rows.count, columns.count, _CHANNELS))
     return tape.Transpose(made, perm=[0, 3, 1, 2])
+
+
+def scaled(tape: Tape, pixels: ir.Value, factor: npt.NDArray[np.float32], offset: npt.NDArray[np.float32]) -> ir.Value:
+    """pixels * factor + offset, a channel each; float32 (batch, 3, height, width)."""
+    shape = (_CHANNELS, 1, 1)
+    product = tape.Mul(pixels, tape.constant(factor.reshape(shape), "factor"))
+    return tape.Add(product, tape.constant(offset.reshape(shape), "offset"))
 
 
 def _along_width(tape: Tape, pixels: ir.Value, band: Band, clip: bool) -> ir.Value:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from vitdeploy.compiler.preprocessing.bands import LOW_UNITS, Band
 from vitdeploy.compiler.preprocessing.tape import Tape
@@ -23,7 +24,7 @@ from vitdeploy.compiler.preprocessing.tape import Tape
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["prepare", "two_passes"]
+__all__ = ["prepare", "scaled", "two_passes"]
 
 _CHANNELS = 3
 _FLOAT = 1  # ONNX's number of the type
@@ -66,6 +67,17 @@ def two_passes(tape: Tape, pixels: ir.Value, rows: Band, columns: Band, *, rows_
     made = tape.Transpose(tape.Reshape(made, tape.ints(rows.count * columns.count, -1)), perm=[1, 0])
     made = tape.Reshape(made, tape.ints(_CHANNELS, -1, rows.count, columns.count))
     return tape.Cast(tape.Transpose(made, perm=[1, 0, 2, 3]), to=_FLOAT)
+
+
+def scaled(tape: Tape, pixels: ir.Value, factor: npt.NDArray[np.float32], offset: npt.NDArray[np.float32]) -> ir.Value:
+    """pixels * factor + offset, a channel each; float32 (batch, 3, height, width).
+
+    With mean 0 and variance 1 that is a BatchNormalization, which takes one turn through memory, not two.
+    """
+    mean, variance = np.zeros_like(factor), np.ones_like(factor)
+    constants = {"factor": factor, "offset": offset, "mean": mean, "variance": variance}
+    values = (tape.constant(numbers, name) for name, numbers in constants.items())
+    return tape.BatchNormalization(pixels, *values, epsilon=0.0)
 
 
 def _across(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> ir.Value:
