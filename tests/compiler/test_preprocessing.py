@@ -310,6 +310,15 @@ def test_openvino_makes_the_same(spec: PreprocessSpec) -> None:
             assert_levels(other(pixels)[0], theirs(pixels)[0], levels=1, share=0.001, level=level)
 
 
+@pytest.mark.parametrize("target", ["any", "cpu"])
+@pytest.mark.parametrize("resample", sorted(PILLOW))
+def test_openvino_resizes_a_known_size_bit_for_bit(resample: str, target: str) -> None:
+    for size in [(90, 331), (300, 40)]:
+        run = openvino_runner(only_resize(resample, 64, 56), size, target)
+        for pixels in (photograph(*size), noise(*size)):
+            np.testing.assert_array_equal(run(pixels[np.newaxis])[0], pillow_resize(pixels, (64, 56), resample))
+
+
 def test_only_a_cast_sees_uint8_and_every_name_has_the_prefix() -> None:
     import onnx
     import onnx_ir as ir
