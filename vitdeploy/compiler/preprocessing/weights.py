@@ -45,10 +45,8 @@ def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value
     """
     rest = tape.Relu(tape.Sub(limit, distance))
     total = tape.ReduceSum(rest, tape.ints(-1), keepdims=1)
-    digits = np.array([2.0**-11, 2.0**-17, 2.0**-22], np.float32).reshape(3, 1, 1, 1, 1)
-    divisors = [
-        tape.Squeeze(part, tape.ints(0)) for part in tape.split(tape.Mul(total, tape.constant(digits, "digits")), 3, 0)
-    ]
+    digits = tape.constant(np.array([2.0**-11, 2.0**-17, 2.0**-22], np.float32), "digits")
+    divisors = tape.split(tape.Mul(total, digits), 3, -1)
     high = tape.Round(tape.Div(rest, divisors[0]))
     rest = tape.Sub(rest, tape.Mul(high, divisors[0]))
     middle = tape.Floor(tape.Div(rest, divisors[1]))
