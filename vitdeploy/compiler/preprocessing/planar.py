@@ -29,7 +29,7 @@ __all__ = ["prepare", "scaled", "two_passes"]
 _CHANNELS = 3
 _FLOAT = 1  # ONNX's number of the type
 
-_TOGETHER = (1, 7)
+_TOGETHER = (2, 7)
 """At most so many blocks are one product, in the first pass and in the second: what still lies in the cache, with few
 nodes. Measured best in ONNX Runtime."""
 
