@@ -36,9 +36,9 @@ def _bilinear(x: Floats) -> Floats:
 
 def _hamming(x: Floats) -> Floats:
     x = np.abs(x)
-    # Pillow's constants are single precision there
+    # Pillow's constants are single precision there, and their sum is not quite one; at the centre it says one
     window = np.float64(np.float32(0.54)) + np.float64(np.float32(0.46)) * np.cos(np.pi * x)
-    return np.where(x >= 1.0, 0.0, np.sinc(x) * window)
+    return np.where(x == 0.0, 1.0, np.where(x >= 1.0, 0.0, np.sinc(x) * window))
 
 
 def _bicubic(x: Floats) -> Floats:
@@ -84,7 +84,7 @@ def coefficients(resample: str, size_in: int, size_out: int) -> tuple[npt.NDArra
     position = starts[:, np.newaxis] + taps  # (size_out, taps)
     argument = (position - centre[:, np.newaxis] + 0.5) * (1.0 / stretch)
     weights = np.where(position < ends[:, np.newaxis], FILTERS[resample](argument), 0.0)
-    total = weights.sum(axis=1, keepdims=True)
+    total = weights.cumsum(axis=1)[:, -1:]  # one by one, as Pillow adds: sum() adds in another order
     weights = np.divide(weights, total, out=weights, where=total != 0.0)
     rounded = np.trunc(weights * (1 << PRECISION_BITS) + np.where(weights < 0, -0.5, 0.5))
     return starts, rounded.astype(np.int64)

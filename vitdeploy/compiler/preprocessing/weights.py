@@ -86,7 +86,9 @@ def _cubics(resample: str) -> npt.NDArray[np.float64]:
     """Coefficients (4, pieces + 1) of t**0 to t**3 in each piece, in units of 2**-22; the last piece is all zero."""
     points = np.arange(4) / 3
     pieces = np.arange(round(RADIUS[resample] * _PIECES))
-    values = FILTERS[resample]((pieces[:, np.newaxis] + points) / _PIECES) * (1 << PRECISION_BITS)  # (pieces, 4)
+    x = (pieces[:, np.newaxis] + points) / _PIECES
+    x[0, 0] = 1e-12  # not 0, where hamming alone has a value of its own, beside which the cubic is to run
+    values = FILTERS[resample](x) * (1 << PRECISION_BITS)  # (pieces, 4)
     through = np.linalg.inv(np.vander(points, increasing=True)) @ values.T
     return np.pad(through, ((0, 0), (0, 1)))
 
