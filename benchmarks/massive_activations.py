@@ -11,6 +11,9 @@ squares it, can overflow. Per factor, each form in ONNX Runtime with a rounding 
     cast             every node of our graph to float16; its LayerNormalization is one operator
     ours, in steps   nodes that 32 training images show to need it stay in FP32; LayerNormalization in single steps
     ours             what build-engine makes of our graph
+
+Beyond some factor a bias itself lies outside float16. `to_half` refuses to cast it; the naive forms here get what a
+plain cast makes of it, infinity, and the table says what was refused.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.graph.half import to_half
+from vitdeploy.compiler.graph.half import model_nodes, to_half
 from vitdeploy.compiler.graph.save import save
+from vitdeploy.compiler.graph.values import constant, replace_constant
 from vitdeploy.compiler.half_plan import plan_half
 from vitdeploy.compiler.half_simulation import simulate
 from vitdeploy.datasets import load_dataset
-from vitdeploy.machine import versions
+from vitdeploy.errors import ModelError
+from vitdeploy.machine import machine, versions
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 if TYPE_CHECKING:
@@ -110,6 +115,31 @@ def judge(found: np.ndarray, exact: np.ndarray, labels: np.ndarray) -> dict[str,
     return {"top1": 100 * float(right.mean()), "not_finite": int((~finite).sum()), "mean_logit_difference": mean}
 
 
+def cast_everything(path: Path) -> tuple[ir.Model, str | None]:
+    """Every node and weight of a graph in float16, and why `to_half` refuses that, if it does.
+
+    A refused weight becomes infinite in the returned graph, as a plain cast makes it.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    try:
+        to_half(model)
+        return model, None
+    except ModelError as error:
+        refused = str(error)
+    model = ir.load(path)
+    largest = np.finfo(np.float16).max
+    for node in model_nodes(model):
+        for index, value in enumerate(node.inputs):
+            array = constant(value)
+            if array is not None and array.dtype == np.float32 and np.abs(array).max(initial=0) > largest:
+                infinite = np.where(np.abs(array) > largest, np.copysign(np.float32(np.inf), array), array)
+                replace_constant(model.graph, node, index, infinite)
+    to_half(model)
+    return model, refused
+
+
 def forms_of(factor: float, graph: Path, images: Any, train: Any, work: Path, threads: int) -> list[dict[str, Any]]:
     """FP32 and the four forms of one model."""
     import onnx_ir as ir
@@ -119,25 +149,21 @@ def forms_of(factor: float, graph: Path, images: Any, train: Any, work: Path, th
     stepped = work / "stepped.onnx"
     decompose_layer_norm(graph, stepped)
     rows: list[dict[str, Any]] = [{"factor": factor, "form": "FP32", **judge(exact, exact, labels)}]
-    for name, path, planned in (
-        ("cast, in steps", stepped, False),
-        ("cast", graph, False),
-        ("ours, in steps", stepped, True),
-        ("ours", graph, True),
-    ):
-        plan = plan_half(path, "", (train.image(index) for index in range(min(LOOKED_AT, len(train)))), {})
-        rows[0]["largest"], rows[0]["largest_node"] = plan.largest, plan.largest_node
-        model = ir.load(path)
-        to_half(model, plan.names if planned else ())
+
+    def add(form: str, model: ir.Model, **found: Any) -> None:
         save(simulate(model), work / "rounded.onnx")
-        row = {
-            "factor": factor,
-            "form": name,
-            **judge(logits_of(work / "rounded.onnx", images, threads), exact, labels),
-        }
-        if planned:
-            row |= {"kept_fp32": len(plan.kept), "casts": plan.casts, "why": plan.kept[0].why if plan.kept else None}
-        rows.append(row)
+        judged = judge(logits_of(work / "rounded.onnx", images, threads), exact, labels)
+        rows.append({"factor": factor, "form": form, **judged, **found})
+
+    for name, path in (("cast, in steps", stepped), ("cast", graph)):
+        model, refused = cast_everything(path)
+        add(name, model, refused=refused)
+    for name, path in (("ours, in steps", stepped), ("ours", graph)):
+        plan = plan_half(path, "", (train.image(index) for index in range(min(LOOKED_AT, len(train)))), {})
+        model = ir.load(path)
+        to_half(model, plan.names)
+        add(name, model, kept_fp32=len(plan.kept), casts=plan.casts, why=plan.kept[0].why if plan.kept else None)
+    rows[0] |= {"largest": plan.largest, "largest_node": plan.largest_node}
     return rows
 
 
@@ -148,7 +174,10 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
         " | nodes in FP32 | casts |",
         "| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    refused = {}
     for row in rows:
+        if row.get("refused"):
+            refused[row["factor"]] = row["refused"]
         largest = f"{row['largest']:,.0f}" if "largest" in row else ""
         mean = row["mean_logit_difference"]
         made.append(
@@ -156,6 +185,8 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
             f" {'–' if mean is None or row['form'] == 'FP32' else f'{mean:.2g}'} | {row.get('kept_fp32', '')} |"
             f" {row.get('casts', '')} |"
         )
+    made += [""] if refused else []
+    made += [f"At {factor:g} `to_half` refuses to cast everything: {message}." for factor, message in refused.items()]
     return made
 
 
@@ -182,7 +213,7 @@ def main() -> None:
         rows = forms_of(factor, work / "bundle" / "model.onnx", images, train, work, arguments.threads)
         data["rows"] = [row for row in data["rows"] if row["factor"] != factor] + rows
         data["rows"].sort(key=lambda row: row["factor"])
-        data |= {"dataset": images.describe(), "count": len(images), "versions": versions()}
+        data |= {"dataset": images.describe(), "count": len(images), "machine": machine(), "versions": versions()}
         if arguments.json:
             arguments.json.write_text(json.dumps(data, indent=1) + "\n")
     print("\n".join(lines(data["rows"])))

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vitdeploy import __version__, progress
 from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.compiler.export_checks import check_outputs, check_preprocessing, first_difference_of
 from vitdeploy.compiler.graph.clean import clean, tidy
 from vitdeploy.compiler.graph.compose import put_in_front
+from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.image_size import check_size, resized_processor
 from vitdeploy.compiler.parity import Check
-from vitdeploy.compiler.tracing import OPSET, OUTPUTS, run_pytorch, trace
+from vitdeploy.compiler.tracing import OPSET, OUTPUTS, Reference, run_pytorch, trace
 from vitdeploy.errors import InputError, ModelError, require
-from vitdeploy.specs import TensorSpec
+from vitdeploy.specs import PreprocessSpec, TensorSpec
 from vitdeploy.storage import disk_errors
 
 if TYPE_CHECKING:
@@ -62,48 +67,93 @@ def export(
         OutputExistsError: `output` exists.
     """
     from vitdeploy.checkpoints import load_checkpoint
-    from vitdeploy.compiler.preprocessing import build_preprocessing, spec_from_processor
 
     names = _output_names(outputs)
     Bundle.check_output(output, overwrite=overwrite)
     require("onnx_ir", extra="build")
-    checkpoint = load_checkpoint(os.fspath(model), revision=revision)
+
+    def load() -> Checkpoint:
+        return load_checkpoint(os.fspath(model), revision=revision)
+
+    with disk_errors("temporary files"), tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        # The checkpoint has no name here: its weights are not needed again, and a large model has no room for them.
+        made = _traced(load(), names, input_size, image_size, merge_qkv, scratch)
+        checks = _checked(made, load, scratch)
+    return _written(made, checks, output, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """What is left of a checkpoint when it is let go.
+
+    `front` is the graph from raw pixels to pixel values, `graph` that from there to the outputs. `pixels` are the check
+    images' pixel values, `reference` what PyTorch made of them; `check` compared the preprocessing.
+    """
+
+    described: dict[str, Any]
+    labels: tuple[str, ...]
+    spec: PreprocessSpec
+    front: ir.Model
+    graph: ir.Model
+    passes: list[PassResult]
+    pixels: list[np.ndarray]
+    reference: Reference
+    check: Check
+
+
+def _traced(
+    checkpoint: Checkpoint,
+    names: tuple[str, ...],
+    input_size: tuple[int, int] | None,
+    image_size: tuple[int, int] | None,
+    merge_qkv: bool,
+    scratch: Path,
+) -> _Traced:
+    """Compute in PyTorch what the graph will be compared with, trace and clean the graph."""
+    from vitdeploy.compiler.preprocessing import build_preprocessing, spec_from_processor
+
     processor, spec = checkpoint.processor, spec_from_processor(checkpoint.processor)
     if image_size is not None:
         processor = resized_processor(processor, spec, image_size)
         spec = spec_from_processor(processor)
     size = check_size(checkpoint.module, spec, image_size)
-    described, labels = _describe(checkpoint, size), tuple(checkpoint.labels)
     front = build_preprocessing(spec, input_size=input_size)
-    with disk_errors("temporary files"), tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        with progress.task("Running PyTorch"):
-            pixels, check = check_preprocessing(processor, front, spec, input_size, scratch)
-            _accept([check])
-            reference = run_pytorch(checkpoint, pixels, names)
-        with progress.task("Tracing the model"):
-            graph = trace(checkpoint, size, names, reference.baked)
-            passes = clean(graph, merged_qkv=merge_qkv)
-        del checkpoint  # its weights are not needed again, and a large model has no room for them
-        with progress.task("Checking against PyTorch"):
-            checks = check_outputs(graph, pixels, reference, scratch)
-            if not all(entry.passed for entry in checks):
-                again = load_checkpoint(os.fspath(model), revision=revision)
-                _accept(checks, first_difference_of(again, graph, pixels[0], scratch))
-            _accept(checks)
-    whole = put_in_front(front, graph)
+    with progress.task("Running PyTorch"):
+        pixels, check = check_preprocessing(processor, front, spec, input_size, scratch)
+        _accept([check])
+        reference = run_pytorch(checkpoint, pixels, names)
+    with progress.task("Tracing the model"):
+        graph = trace(checkpoint, size, names, reference.baked)
+        passes = clean(graph, merged_qkv=merge_qkv)
+    described, labels = _describe(checkpoint, size), tuple(checkpoint.labels)
+    return _Traced(described, labels, spec, front, graph, passes, pixels, reference, check)
+
+
+def _checked(made: _Traced, load: Callable[[], Checkpoint], scratch: Path) -> list[Check]:
+    """Compare the graph with PyTorch; where they differ, load the checkpoint again and find the node at fault."""
+    with progress.task("Checking against PyTorch"):
+        checks = check_outputs(made.graph, made.pixels, made.reference, scratch)
+        passed = all(entry.passed for entry in checks)
+        _accept(checks, None if passed else first_difference_of(load(), made.graph, made.pixels[0], scratch))
+    return checks
+
+
+def _written(made: _Traced, checks: list[Check], output: str | os.PathLike[str], *, overwrite: bool) -> Bundle:
+    """Put the preprocessing in front and write the bundle."""
+    whole = put_in_front(made.front, made.graph)
     tidy(whole)
     manifest = Manifest(
-        model=described,
-        labels=labels,
-        preprocess=spec,
+        model=made.described,
+        labels=made.labels,
+        preprocess=made.spec,
         inputs=tuple(_tensor_spec(value) for value in whole.graph.inputs),
         outputs=tuple(_tensor_spec(value) for value in whole.graph.outputs),
         provenance={
             "vitdeploy": __version__,
             "opset": OPSET,
-            "passes": [result.to_json() for result in passes],
-            "checks": [entry.to_json() for entry in (*checks, check)],
+            "passes": [result.to_json() for result in made.passes],
+            "checks": [entry.to_json() for entry in (*checks, made.check)],
         },
     )
     with Bundle.create(output, manifest, overwrite=overwrite) as editor:
