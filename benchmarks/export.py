@@ -15,7 +15,8 @@ pixel values to logits:
 `--prepare` writes them to FOLDER once. `--speed` runs all of them in one process, taking turns in an order that is
 shuffled every round, in ONNX Runtime and OpenVINO, at batch 1 and 8 (or as `--backend` and `--batch` say); a ratio is
 the median over the rounds of a graph's time over raw's in the same round, with its 95 % interval. `--time` exports in
-turns with the bare torch.onnx.export and with `vitdeploy export`, everything included. `--engines` needs tensorrt-rtx.
+turns with the bare torch.onnx.export and with `vitdeploy export`, everything included. `--engines` builds them in turns
+with tensorrt-rtx, which needs no GPU for that.
 Calls with the same `--json` add to it, so that a long measurement can be taken in parts.
 """
 
@@ -208,46 +209,69 @@ def shown(ratio: Any) -> str:
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def engines(work: Path) -> list[dict[str, Any]]:
-    """Build time and size of TensorRT-RTX engines, FP32 and FP16 weights as the graph says, batch 1 to 8."""
+def engines(work: Path, rounds: int) -> list[dict[str, Any]]:
+    """Build time and size of TensorRT-RTX engines, FP32 and FP16 as the graph says, batch 1 to 8, built in turns."""
+    found: list[dict[str, Any]] = []
+    for precision in ("fp32", "fp16"):
+        rows = [{"graph": name, "precision": precision} for name in ("raw", "cleaned", "merged")]
+        refused = [
+            row | why for row in rows if (why := half_refused(work, row["graph"]) if precision == "fp16" else {})
+        ]
+        rows = [row for row in rows if row["graph"] not in {entry["graph"] for entry in refused}]
+        seconds: dict[str, list[float]] = {row["graph"]: [] for row in rows}
+        for _ in range(rounds):
+            for row in random.sample(rows, len(rows)):
+                path = path_of(work, row["graph"]) if precision == "fp32" else half_path(work, row["graph"])
+                took, size_bytes, layers = build_engine(path)
+                seconds[row["graph"]].append(took)
+                row |= {"megabytes": size_bytes / 1e6, "layers": layers}
+                print(f"TensorRT-RTX {precision} {row['graph']:8} built in {took:5.1f} s, {size_bytes / 1e6:6.1f} MB")
+        for row in rows:
+            times = seconds[row["graph"]]
+            row |= {"build_s": float(np.median(times)), "samples_s": times}
+            row |= {
+                f"to_{name}": ratio_interval(times, seconds[name]) for name in ("raw", "cleaned") if name in seconds
+            }
+        found += [*refused, *rows]
+    return found
+
+
+def half_path(work: Path, name: str) -> Path:
+    return work / f"{name}.fp16.onnx"
+
+
+def half_refused(work: Path, name: str) -> dict[str, str]:
+    """Write the graph in FP16; if it can't be, why."""
     import onnx_ir as ir
-    import tensorrt_rtx as trt
 
     from vitdeploy.compiler.graph.half import to_half
     from vitdeploy.errors import ModelError
 
-    found: list[dict[str, Any]] = []
-    for precision in ("fp32", "fp16"):
-        for name in ("raw", "cleaned", "merged"):
-            path = path_of(work, name)
-            if precision == "fp16":
-                model = ir.load(path)
-                try:
-                    to_half(model)
-                except ModelError as error:
-                    found.append({"graph": name, "precision": precision, "refused": str(error)})
-                    print(f"TensorRT-RTX {precision} {name:8} not built: {error}")
-                    continue
-                path = work / "half.onnx"
-                ir.save(model, path)
-            logger = trt.Logger(trt.Logger.ERROR)
-            builder = trt.Builder(logger)
-            network = builder.create_network(0)
-            parser = trt.OnnxParser(network, logger)
-            assert parser.parse_from_file(str(path)), parser.get_error(0)
-            config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-            profile.set_shape("pixel_values", (1, 3, 224, 224), (1, 3, 224, 224), (8, 3, 224, 224))
-            config.add_optimization_profile(profile)
-            started = time.perf_counter()
-            engine = builder.build_serialized_network(network, config)
-            seconds = time.perf_counter() - started
-            found.append(
-                {"graph": name, "precision": precision, "build_s": seconds, "megabytes": engine.nbytes / 1e6,
-                 "layers": network.num_layers}
-            )  # fmt: skip
-            print(f"TensorRT-RTX {precision} {name:8} built in {seconds:5.1f} s, {engine.nbytes / 1e6:6.1f} MB,"
-                  f" {network.num_layers} layers of the network")  # fmt: skip
-    return found
+    model = ir.load(path_of(work, name))
+    try:
+        to_half(model)
+    except ModelError as error:
+        print(f"TensorRT-RTX fp16 {name:8} not built: {error}")
+        return {"refused": str(error)}
+    ir.save(model, half_path(work, name))
+    return {}
+
+
+def build_engine(path: Path) -> tuple[float, int, int]:
+    """Seconds of the build, bytes of the engine, layers of the network that the parser made."""
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), parser.get_error(0)
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("pixel_values", (1, 3, 224, 224), (1, 3, 224, 224), (8, 3, 224, 224))
+    config.add_optimization_profile(profile)
+    started = time.perf_counter()
+    engine = builder.build_serialized_network(network, config)
+    return time.perf_counter() - started, engine.nbytes, network.num_layers
 
 
 BARE, SAVED, LOADED = "bare, in memory", "bare, to a file", "bare, to a file, with loading"
@@ -319,10 +343,16 @@ def markdown(found: dict[str, Any]) -> str:
             )
         lines.append("")
     if "engines" in found:
-        lines += ["| TensorRT-RTX engine | graph | build, s | MB | layers of the network |", "|---|---|---:|---:|---:|"]
+        lines += [
+            "| TensorRT-RTX | graph | build, s | of raw [95 %] | of cleaned [95 %] | MB | layers of the network |"
+        ]
+        lines += ["|---|---|---:|---:|---:|---:|---:|"]
         for row in found["engines"]:
-            built = "" if "refused" in row else f"{row['build_s']:.1f} | {row['megabytes']:.1f} | {row['layers']}"
-            lines.append(f"| {row['precision']} | {row['graph']} | {built or '– | – | none: ' + row['refused']} |")
+            built = f"– | – | – | – | none: {row.get('refused')}"
+            if "build_s" in row:
+                ratios = [shown(row[key]) if key in row else "–" for key in ("to_raw", "to_cleaned")]
+                built = f"{row['build_s']:.1f} | {' | '.join(ratios)} | {row['megabytes']:.1f} | {row['layers']}"
+            lines.append(f"| {row['precision']} | {row['graph']} | {built} |")
         lines.append("")
     if "export" in found:
         lines += ["| export | seconds |", "|---|---:|"]
@@ -365,7 +395,7 @@ def main() -> None:
             for batch in arguments.batch or (1, 8):
                 found["speed"] += speed(arguments.work, arguments.threads, arguments.rounds, backend, batch)
     if arguments.engines:
-        found["engines"] = engines(arguments.work)
+        found["engines"] = engines(arguments.work, arguments.rounds)
     if arguments.time:
         found["export"] = export_time(arguments.work, arguments.rounds)
     if arguments.json:

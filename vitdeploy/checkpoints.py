@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +55,15 @@ class Checkpoint:
     """An image classifier ready to be run or exported.
 
     `module` is a transformers `...ForImageClassification` in float32, in eval mode, on the CPU. `processor` is its
-    transformers image processor. `labels` are the class names in the order of the logits.
+    transformers image processor. `labels` are the class names in the order of the logits. `sha256` computes that of the
+    weights, for who wants to write it down.
     """
 
     module: Any
     processor: Any
     labels: tuple[str, ...]
     source: str
-    sha256: str
+    sha256: Callable[[], str]
     is_local: bool
     revision: str | None
     path: Path
@@ -95,7 +96,7 @@ def load_checkpoint(model: str | os.PathLike[str], *, revision: str | None = Non
         processor=load_processor(folder),
         labels=_labels(folder, module.config),
         source=folder.source,
-        sha256=folder.sha256(),
+        sha256=folder.sha256,
         is_local=folder.is_local,
         revision=folder.revision,
         path=folder.path,
@@ -279,7 +280,8 @@ def _check_complete(folder: CheckpointFolder, module: Any, report: dict[str, Any
 
 
 def _labels(folder: CheckpointFolder, config: Any) -> tuple[str, ...]:
-    names = {int(index): str(name) for index, name in config.id2label.items()}
+    unnamed = {index: f"LABEL_{index}" for index in range(config.num_labels)}  # as transformers names them
+    names = {int(index): str(name) for index, name in (config.id2label or unnamed).items()}
     if sorted(names) != list(range(config.num_labels)):
         raise ModelError(
             f"{folder.name} names classes {sorted(names)[:5]}..., but has {config.num_labels} of them",

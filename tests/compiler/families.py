@@ -129,6 +129,23 @@ def _clip() -> Any:
     return CLIPForImageClassification(CLIPConfig(vision_config=dict(_PLAIN), num_labels=CLASSES))
 
 
+def _metaclip_2() -> Any:
+    from transformers import MetaClip2Config, MetaClip2ForImageClassification
+
+    text = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
+    return MetaClip2ForImageClassification(
+        MetaClip2Config(vision_config=dict(_PLAIN), text_config={**text, "vocab_size": 99}, num_labels=CLASSES)
+    )
+
+
+def _siglip2() -> Any:
+    """It takes patches that were cut before, not images."""
+    from transformers import Siglip2Config, Siglip2ForImageClassification
+
+    vision = {name: value for name, value in _PLAIN.items() if name != "image_size"}
+    return Siglip2ForImageClassification(Siglip2Config(vision_config={**vision, "num_patches": 16}, num_labels=CLASSES))
+
+
 def _ijepa() -> Any:
     from transformers import IJepaConfig, IJepaForImageClassification
 
@@ -174,6 +191,21 @@ def _hiera() -> Any:
 
 
 def _pvt() -> Any:
+    """transformers saves it with no names for its classes."""
+    from transformers import PvtConfig, PvtForImageClassification
+
+    return PvtForImageClassification(
+        PvtConfig(
+            image_size=SIZE,
+            hidden_sizes=[16, 24, 32, 48],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 2, 2, 4],
+            num_labels=CLASSES,
+        )
+    )
+
+
+def _pvt_v2() -> Any:
     from transformers import PvtV2Config, PvtV2ForImageClassification
 
     return PvtV2ForImageClassification(
@@ -203,11 +235,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "convnextv2": _convnextv2,
     "siglip": _siglip,
     "clip": _clip,
+    "metaclip-2": _metaclip_2,
     "ijepa": _ijepa,
     "vit-msn": _vit_msn,
     "resnet": _resnet,
     "hiera": _hiera,
-    "pvt-v2": _pvt,
+    "pvt": _pvt,
+    "pvt-v2": _pvt_v2,
+    "siglip2": _siglip2,
 }
 
 

@@ -160,6 +160,18 @@ def test_a_graph_that_differs_stops_the_export(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_are_not_numbers_are_named_as_such(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    module = ViTForImageClassification.from_pretrained(tiny_checkpoint)
+    module.vit.layernorm.bias.data[0] = float("nan")
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    module.save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match="not finite in PyTorch itself"):
+        export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

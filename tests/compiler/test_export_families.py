@@ -28,6 +28,7 @@ EXPECTED = {
     "dinov2-swiglu": [*TRANSFORMERS, "fold-layer-scale"],
     "dinov2-registers": [*TRANSFORMERS, "fold-layer-scale"],
     "clip": TRANSFORMERS,
+    "metaclip-2": TRANSFORMERS,
     "siglip": ["fold-attention-scale"],
     "ijepa": ["fold-attention-scale"],
     "vit-msn": TRANSFORMERS,
@@ -37,6 +38,7 @@ EXPECTED = {
     "convnextv2": [],
     "resnet": [],
     "hiera": [],
+    "pvt": [],
     "pvt-v2": [],
 }
 QUICK = {"deit-distilled", "beit", "dinov2-registers", "swin", "convnext", "clip"}
@@ -75,24 +77,18 @@ def test_the_family_exports(family: str, tmp_path: Path) -> None:
 
 
 def _layer_norms(checkpoint: Path) -> int:
-    """How often the model runs one: each must be one operator of the graph."""
+    """How often the model runs one that its logits depend on: each must be one operator of the graph."""
     import torch
     from transformers import AutoModelForImageClassification
 
-    module, count = AutoModelForImageClassification.from_pretrained(checkpoint).eval(), 0
-
-    def counted(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    for part in module.modules():
-        if isinstance(part, torch.nn.LayerNorm):
-            part.register_forward_hook(counted)
+    module = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    runs: Counter[torch.nn.Module] = Counter()
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
+    for norm in norms:
+        norm.register_forward_hook(lambda part, *_: runs.update([part]))
     size = 64 if module.config.model_type == "hiera" else 32
-    with torch.inference_mode():
-        module(pixel_values=torch.zeros(1, 3, size, size))
-    # CLIP's tower normalises a class token that its classifier does not read
-    return count - (module.config.model_type.startswith("clip"))
+    module(pixel_values=torch.zeros(1, 3, size, size)).logits.sum().backward()
+    return sum(runs[norm] for norm in norms if norm.weight.grad is not None)
 
 
 def test_a_family_without_attention_over_all_tokens_has_none_to_give(tmp_path: Path) -> None:
@@ -203,6 +199,13 @@ def test_a_model_without_a_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="vit_mae model, which is no image classifier"):
         export(tmp_path / "mae", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_model_that_takes_no_images_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_family("siglip2", tmp_path / "checkpoint")
+    with pytest.raises(ModelError, match="Siglip2ForImageClassification. does not take images of 32x32") as caught:
+        export(checkpoint, tmp_path / "bundle")
+    assert "docs/export.md" in str(caught.value.hint) and not (tmp_path / "bundle").exists()
 
 
 def test_a_timm_model_exports(tmp_path: Path) -> None:

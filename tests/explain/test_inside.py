@@ -110,7 +110,7 @@ def family(name: str, **changes: Any) -> Checkpoint:
     made.num_labels = 3
     module = getattr(transformers, name)(made).eval()
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
-    return Checkpoint(module, processor, ("a", "b", "c"), name, "", True, None, Path())
+    return Checkpoint(module, processor, ("a", "b", "c"), name, str, True, None, Path())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Checkpoint -> bundle: one graph from raw pixels to logits, checked against PyTorch before it is written.
 
 The order keeps memory low: PyTorch computes what the graph will be compared with, the graph is traced, the module is
-let go, and the check runs the graph from a file.
+let go, and the check runs the graph with its weights where they lie.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from vitdeploy.bundle import Bundle, Manifest
 from vitdeploy.compiler.export_checks import check_outputs, check_preprocessing, first_difference_of
 from vitdeploy.compiler.graph.clean import clean, tidy
 from vitdeploy.compiler.graph.compose import put_in_front
+from vitdeploy.compiler.graph.layout import lay_out
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.image_size import check_size, resized_processor
@@ -79,6 +81,7 @@ def export(
         scratch = Path(folder)
         # The checkpoint has no name here: its weights are not needed again, and a large model has no room for them.
         made = _traced(load(), names, input_size, image_size, merge_qkv, scratch)
+        lay_out(made.graph)
         checks = _checked(made, load, scratch)
     return _written(made, checks, output, overwrite=overwrite)
 
@@ -123,10 +126,12 @@ def _traced(
         pixels, check = check_preprocessing(processor, front, spec, input_size, scratch)
         _accept([check])
         reference = run_pytorch(checkpoint, pixels, names)
-    with progress.task("Tracing the model"):
+        _check_finite(checkpoint, reference)
+    with progress.task("Tracing the model"), ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(checkpoint.sha256)  # tracing needs one core
         graph = trace(checkpoint, size, names, reference.baked)
         passes = clean(graph, merged_qkv=merge_qkv)
-    described, labels = _describe(checkpoint, size), tuple(checkpoint.labels)
+        described, labels = _describe(checkpoint, size, digest.result()), tuple(checkpoint.labels)
     return _Traced(described, labels, spec, front, graph, passes, pixels, reference, check)
 
 
@@ -172,6 +177,15 @@ def _output_names(outputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in OUTPUTS if name == "logits" or name in outputs)
 
 
+def _check_finite(checkpoint: Checkpoint, reference: Reference) -> None:
+    """Refuse a model that gives no numbers itself: no graph could agree with it."""
+    if not all(np.isfinite(logits).all() for logits in reference.values["logits"]):
+        raise ModelError(
+            f"{checkpoint.source} gives logits that are not finite in PyTorch itself",
+            hint="its weights are damaged, or its training diverged: take an earlier checkpoint",
+        )
+
+
 def _accept(checks: list[Check], blame: str | None = None) -> None:
     """Print what was compared, and stop at the first that differs; `blame` is the node at fault, in words."""
     for check in checks:
@@ -184,13 +198,13 @@ def _accept(checks: list[Check], blame: str | None = None) -> None:
             )
 
 
-def _describe(checkpoint: Checkpoint, size: tuple[int, int]) -> dict[str, Any]:
+def _describe(checkpoint: Checkpoint, size: tuple[int, int], sha256: str) -> dict[str, Any]:
     return {
         "name": checkpoint.source,
         "source": "local" if checkpoint.is_local else "hub",
         "revision": checkpoint.revision,
         "architecture": type(checkpoint.module).__name__,
-        "weights_sha256": checkpoint.sha256,
+        "weights_sha256": sha256,
         "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
         "image_size": list(size),
     }

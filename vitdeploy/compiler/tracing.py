@@ -8,6 +8,7 @@ code while PyTorch runs the check images, and stands in the graph as a constant.
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import io
 import logging
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy import hub
+from vitdeploy.compiler.plain_attention import Weights, plain_attention
 from vitdeploy.errors import ModelError, VitdeployError, require
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ OPSET = 20  # Gelu as one op (20), FP16 scales of Q/DQ (19), LayerNormalization 
 OUTPUTS = ("logits", "scores", "features", "attention")
 """What a graph may give: logits (batch, classes), always; their softmax; what the classifier reads (batch, width); the
 attention weights of the last layer (batch, heads, tokens, tokens)."""
-_ATTENTION = "vitdeploy_plain"
 _BAKED = "baked_positions"
 
 
@@ -43,50 +43,6 @@ class Reference:
 
     values: dict[str, list[np.ndarray]] = field(default_factory=dict)
     baked: dict[str, Any] = field(default_factory=dict)
-
-
-class _Weights:
-    """Where plain attention leaves its weights while somebody wants them."""
-
-    last: Any = None
-
-
-def _plain_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *, scaling: float, **_: Any
-) -> tuple[Any, Any]:
-    """Attention in the form that every backend fuses; a mask is a position bias or a window's mask.
-
-    query, key, value: (batch, heads, tokens, head_dim). Returns (batch, tokens, heads, head_dim) and the weights.
-    """
-    import torch
-
-    scores = (query * scaling) @ key.transpose(-1, -2)  # (batch, heads, tokens, tokens)
-    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
-    _Weights.last = weights
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-@contextlib.contextmanager
-def _attention(module: Any) -> Iterator[None]:
-    """Give the model plain attention inside the block, where its family lets one choose."""
-    transformers = require("transformers", extra="build")
-    before = module.config._attn_implementation
-    transformers.AttentionInterface.register(_ATTENTION, _plain_attention)
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]  # timm's own switch
-    try:
-        for part in fused:
-            part.fused_attn = False
-        with hub.quiet_libraries():
-            try:
-                module.set_attn_implementation(_ATTENTION)
-            except (ValueError, KeyError, AttributeError):
-                module.set_attn_implementation("eager")
-        yield
-    finally:
-        for part in fused:
-            part.fused_attn = True
-        with hub.quiet_libraries():
-            module.set_attn_implementation(before)
 
 
 @contextlib.contextmanager
@@ -116,15 +72,17 @@ def _classifiers(module: Any) -> list[Any]:
 
 
 def _outputs_module(module: Any, names: tuple[str, ...], interpolate: bool) -> Any:
-    """A module that gives the named outputs as a tuple."""
+    """A module that gives the named outputs as a tuple.
+
+    Its class refers to itself, as classes do, and so to nothing large: `module` is the instance's alone.
+    """
     import torch
 
-    arguments = {"interpolate_pos_encoding": True} if interpolate else {}
-
     class Outputs(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
+        def __init__(self, model: Any) -> None:
             super().__init__()
-            self.model = module
+            self.model = model
+            self.arguments = {"interpolate_pos_encoding": True} if interpolate else {}
 
         def forward(self, pixel_values: Any) -> Any:
             read: list[Any] = []
@@ -133,19 +91,19 @@ def _outputs_module(module: Any, names: tuple[str, ...], interpolate: bool) -> A
                 if inputs[0].ndim == 2:
                     read.append(inputs[0])
 
-            hooks = [part.register_forward_pre_hook(keep) for part in _classifiers(module)]
-            _Weights.last = None
+            hooks = [part.register_forward_pre_hook(keep) for part in _classifiers(self.model)]
+            Weights.last = None
             try:
-                logits = self.model(pixel_values=pixel_values, **arguments).logits
+                logits = self.model(pixel_values=pixel_values, **self.arguments).logits
             finally:
                 for hook in hooks:
                     hook.remove()
             made = {"logits": lambda: logits, "scores": lambda: torch.softmax(logits, dim=-1)}
-            made["features"] = lambda: _features(module, read)
-            made["attention"] = lambda: _last_attention(module, pixel_values.shape[0])
+            made["features"] = lambda: _features(self.model, read)
+            made["attention"] = lambda: _last_attention(self.model, pixel_values.shape[0])
             return tuple(made[name]() for name in names)
 
-    return Outputs().eval()
+    return Outputs(module).eval()
 
 
 def _features(module: Any, read: list[Any]) -> Any:
@@ -158,7 +116,7 @@ def _features(module: Any, read: list[Any]) -> Any:
 
 
 def _last_attention(module: Any, batch: Any) -> Any:
-    weights = _Weights.last
+    weights = Weights.last
     if weights is None or weights.shape[0] != batch:
         raise ModelError(
             f"{type(module).__name__} has no attention over all tokens that could be given as an output",
@@ -256,7 +214,7 @@ def run_pytorch(checkpoint: Checkpoint, batches: list[np.ndarray], names: tuple[
     own = tuple(name for name in names if name != "attention")
     try:
         with torch.inference_mode(), _recording(module, reference.baked):
-            for wanted, context in ((own, contextlib.nullcontext()), (("attention",), _attention(module))):
+            for wanted, context in ((own, contextlib.nullcontext()), (("attention",), plain_attention(module))):
                 if not set(wanted) & set(names):
                     continue
                 outputs = _outputs_module(module, wanted, _interpolates(module, size))
@@ -264,26 +222,36 @@ def run_pytorch(checkpoint: Checkpoint, batches: list[np.ndarray], names: tuple[
                     for pixels in batches:
                         for name, value in zip(wanted, outputs(torch.from_numpy(pixels)), strict=True):
                             reference.values[name].append(value.numpy())
-    except VitdeployError:
+    except (VitdeployError, MemoryError):
         raise
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # what a model's own code raises for inputs that it was not written for
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{checkpoint.source} ({type(module).__name__}) does not take images of {size[0]}x{size[1]}: {first}",
-            hint="choose an --image-size that is a multiple of its patch size, or the size it was trained with",
+            hint="choose an --image-size that is a multiple of its patch size, or the size it was trained with;"
+            " docs/export.md lists the families that are tested",
         ) from error
     return reference
 
 
 def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...], baked: dict[str, Any]) -> ir.Model:
-    """The model's graph: pixel_values float32 (batch, 3, height, width) -> the named outputs."""
+    """The model's graph: pixel_values float32 (batch, 3, height, width) -> the named outputs.
+
+    Raises:
+        ModelError: the exporter can't trace it.
+    """
+    with _set_aside():
+        return _traced(checkpoint, size, names, baked)
+
+
+def _traced(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...], baked: dict[str, Any]) -> ir.Model:
     torch = require("torch", extra="build")
     optimizer = require("onnxscript.optimizer", extra="build")
     module = checkpoint.module
     outputs = _outputs_module(module, names, _interpolates(module, size))
     example = torch.zeros(2, 3, *size)
     try:
-        with _attention(module), _pooling(module), _baked(module, baked), _quiet(), torch.no_grad():
+        with plain_attention(module), _pooling(module), _baked(module, baked), _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 outputs,
                 (example,),
@@ -294,6 +262,7 @@ def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...],
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
                 optimize=False,
             )
+            _forget_inputs(program.model.graph)
             # Once round: the exporter's own two take a third of its time, and the second finds nothing more.
             optimizer.optimize(program.model, num_iterations=1)
     except VitdeployError:
@@ -305,9 +274,38 @@ def trace(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...],
             hint="docs/export.md lists the families that are tested; --debug shows the exporter's own report",
         ) from error
     finally:
-        _Weights.last = None
+        Weights.last = None
     model: ir.Model = program.model
     return model
+
+
+def _forget_inputs(graph: ir.Graph) -> None:
+    """Give each weight a value that never was an input: a graph keeps what was one, its numbers too, as long as it
+    lives, and a pass that replaces a weight would not set its memory free."""
+    import onnx_ir as ir
+
+    for name, old in list(graph.initializers.items()):
+        fresh = ir.Value(name=name, type=old.type, shape=old.shape, const_value=old.const_value)
+        ir.convenience.replace_all_uses_with(old, fresh)
+        del graph.initializers[name]
+        old.const_value = None
+        graph.register_initializer(fresh)
+
+
+@contextlib.contextmanager
+def _set_aside() -> Iterator[None]:
+    """Put off Python's search for unused objects that refer to each other: tracing makes a million small ones, and
+    looking through them over and over takes a twelfth of its time. Once at the end, and among the new ones alone."""
+    was_enabled = gc.isenabled()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def save(model: ir.Model, path: Path, *, limit_bytes: int | None = None, externa
 
 def save_without_weights(model: ir.Model, path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Write `model` to `path` with nothing but the names of its weights; these, by name, where they lie in memory
-    (a transposed one is copied).
+    (one that does not lie in rows, which `lay_out` cures, is copied).
 
     What runs the file is given the arrays instead of the file that it would look for.
     """
