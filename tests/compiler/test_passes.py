@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,18 @@ import onnx_ir as ir
 import pytest
 
 from tests.compiler.test_graph import drop_unused, op_types, parse, run
+from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.compiler.graph.class_token import fold_class_token
+from vitdeploy.compiler.graph.clean import clean
 from vitdeploy.compiler.graph.constants import fold_constants
 from vitdeploy.compiler.graph.layer_scale import fold_layer_scale
+from vitdeploy.compiler.graph.layout import lay_out
 from vitdeploy.compiler.graph.no_ops import remove_no_ops
 from vitdeploy.compiler.graph.qkv import merge_qkv
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.graph.split_qkv import split_qkv
 from vitdeploy.compiler.graph.window_mask import fold_window_mask
+from vitdeploy.compiler.tracing import trace
 
 SCALED = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -348,6 +353,31 @@ def test_a_file_is_what_onnx_itself_would_write(tmp_path: Path) -> None:
     assert data == tmp_path / "big.onnx.data" and data.stat().st_size >= weight.nbytes
     np.testing.assert_array_equal(ir.load(tmp_path / "big.onnx").graph.initializers["w"].const_value.numpy(), weight)
     assert model.graph.initializers["w"].const_value.numpy() is not None  # the argument still has its own
+
+
+def test_weights_are_laid_out_in_memory_of_their_own() -> None:
+    """One that lies in columns, as a folded transposition leaves it, larger than a tile; and one of more axes."""
+    model = parse(SCALED, **ARRAYS)
+    column_wise = GENERATOR.standard_normal((300, 200)).astype(np.float32).T
+    filters = GENERATOR.standard_normal((4, 3, 2, 2)).astype(np.float32).transpose(0, 2, 3, 1)
+    for name, array in (("w", column_wise), ("b", filters)):
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    lay_out(model)
+    for name, array in (("w", column_wise), ("b", filters)):
+        found = model.graph.initializers[name].const_value.numpy()
+        np.testing.assert_array_equal(found, array)
+        assert found.flags.c_contiguous and not np.shares_memory(found, array)
+
+
+def test_the_checkpoints_weights_are_let_go(tiny_checkpoint: Path) -> None:
+    """With the module gone and the graph laid out, nothing holds the memory that the weights were mapped to."""
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    parameters = [weakref.ref(parameter) for parameter in checkpoint.module.parameters()]
+    graph = trace(checkpoint, (32, 32), ("logits",), {})
+    clean(graph)
+    del checkpoint
+    lay_out(graph)
+    assert len(parameters) > 20 and not [reference for reference in parameters if reference() is not None]
 
 
 @pytest.mark.full
