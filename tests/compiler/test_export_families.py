@@ -42,7 +42,10 @@ EXPECTED = {
     "pvt-v2": [],
 }
 QUICK = {"deit-distilled", "beit", "dinov2-registers", "swin", "convnext", "clip"}
-WITH_ATTENTION = {"deit", "deit-distilled", "beit", "beit-absolute", "dinov2", "dinov2-registers", "siglip", "clip"}
+WITH_ATTENTION = {
+    *("deit", "deit-distilled", "beit", "beit-absolute", "data2vec", "dinov2", "dinov2-registers", "siglip", "clip"),
+    "metaclip-2",
+}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,33 @@ def test_the_scale_moves_into_the_query_projection() -> None:
     assert np.abs(run(model, x=x * 1.01) - before).max() > 1e-3  # the comparison can fail
 
 
+@pytest.mark.parametrize("step", ["Div (scores, scale)", "Mul (scale, scores)"])
+def test_the_scale_of_the_scores_moves_there_too(step: str) -> None:
+    """As models that scale behind the product of queries and keys are exported: PVT, MobileViT."""
+    generator = np.random.default_rng(2)
+    arrays = {"w": generator.standard_normal((6, 6)).astype(np.float32), "b": np.ones(6, dtype=np.float32)}
+    scores = "   scores = MatMul (moved, keys)\n"
+    text = SCALED.replace(
+        "q = Mul (moved, scale)", f"keys = Transpose <perm: ints = [0, 1, 3, 2]> (moved_x)\n{scores}   q = {step}"
+    )
+    text = text.replace(
+        "   split = ",
+        "   split_x = Reshape (x, heads)\n   moved_x = Transpose <perm: ints = [0, 2, 1, 3]> (split_x)\n   split = ",
+    )
+    text = text.replace("(float[batch, 2, 4, 3] y)", "(float[batch, 2, 4, 4] y)")
+    x = generator.standard_normal((2, 4, 6)).astype(np.float32)
+    before, model = run(parse(text, **arrays), x=x), parse(text, **arrays)
+    assert fold_attention_scale(model).changed == 1
+    assert not {"Div", "Mul"} & set(op_types(model))
+    np.testing.assert_allclose(run(model, x=x), before, rtol=2e-6, atol=2e-6 * np.ptp(before))
+
+
+def test_a_division_by_the_scores_is_no_scale() -> None:
+    text = SCALED.replace("q = Mul (moved, scale)", "q = Div (scale, moved)")
+    model = parse(text, w=np.eye(6, dtype=np.float32), b=np.ones(6, dtype=np.float32))
+    assert fold_attention_scale(model).changed == 0 and "Div" in op_types(model)
+
+
 def test_the_scale_stays_where_the_projection_is_read_twice() -> None:
     text = SCALED.replace("(float[batch, 2, 4, 3] y)", "(float[batch, 2, 4, 3] y, float[batch, 4, 6] xwb)")
     model = parse(text, w=np.eye(6, dtype=np.float32), b=np.zeros(6, dtype=np.float32))

@@ -20,7 +20,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-QUERY, KEY, VALUE, BIAS = tensors((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8), (1, 3, 5, 7))
+QUERY, KEY, VALUE, BIAS = tensors((2, 3, 5, 8), (2, 3, 5, 8), (2, 3, 5, 8), (1, 3, 5, 5))
 ALLOWED = BIAS > 0
 
 
@@ -36,7 +36,7 @@ def test_it_is_pytorchs(module: Any, options: dict[str, Any]) -> None:
     with plain_attention(module):
         found = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
     torch.testing.assert_close(found, expected)
-    assert Weights.last is not None and Weights.last.shape == (2, 3, 5, 7)
+    assert Weights.last is not None and Weights.last.shape == (2, 3, 5, 5)
     torch.testing.assert_close(Weights.last @ VALUE, expected)
 
 
@@ -46,6 +46,15 @@ def test_what_it_does_not_know_stays_pytorchs(module: Any, options: dict[str, An
     Weights.last = None
     with plain_attention(module):
         found = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
+    torch.testing.assert_close(found, expected)
+    assert Weights.last is None
+
+
+def test_one_token_that_reads_all_is_not_attention_of_all(module: Any) -> None:
+    expected = functional.scaled_dot_product_attention(QUERY[:, :, :1], KEY, VALUE)
+    Weights.last = None
+    with plain_attention(module):
+        found = functional.scaled_dot_product_attention(QUERY[:, :, :1], KEY, VALUE)
     torch.testing.assert_close(found, expected)
     assert Weights.last is None
 

@@ -22,7 +22,7 @@ _NAME = "vitdeploy_plain"
 
 
 class Weights:
-    """Where plain attention leaves its weights, (batch, heads, tokens, tokens), while somebody wants them."""
+    """Where plain attention of all tokens to all leaves its weights, (batch, heads, tokens, tokens)."""
 
     last: Any = None
 
@@ -58,18 +58,19 @@ def _of_transformers(
 
     query, key, value: (batch, heads, tokens, head_dim). Returns (batch, tokens, heads, head_dim) and the weights.
     """
-    made = _attend(query, key, value, attention_mask, scaling)
-    return made.transpose(1, 2).contiguous(), Weights.last
+    made, weights = _attend(query, key, value, attention_mask, scaling)
+    return made.transpose(1, 2).contiguous(), weights
 
 
-def _attend(query: Any, key: Any, value: Any, mask: Any, scaling: float) -> Any:
-    """query, key, value, result: (batch, heads, tokens, head_dim)."""
+def _attend(query: Any, key: Any, value: Any, mask: Any, scaling: float) -> tuple[Any, Any]:
+    """query, key, value, result: (batch, heads, tokens, head_dim); and the weights, (batch, heads, tokens, tokens)."""
     import torch
 
     scores = (query * scaling) @ key.transpose(-1, -2)  # (batch, heads, tokens, tokens)
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-    Weights.last = weights
-    return weights @ value
+    if query.shape[-2] == key.shape[-2]:
+        Weights.last = weights
+    return weights @ value, weights
 
 
 @contextlib.contextmanager
@@ -84,7 +85,7 @@ def _in_the_place_of_pytorchs() -> Iterator[None]:
         is_added = attn_mask is None or attn_mask.is_floating_point()
         if not is_added or query.ndim != 4 or any(rest) or any(options.values()):  # dropout, causal, grouped heads
             return original(query, key, value, attn_mask, *rest, scale=scale, **options)
-        return _attend(query, key, value, attn_mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        return _attend(query, key, value, attn_mask, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)[0]
 
     functional.scaled_dot_product_attention = attend
     try:

@@ -1,6 +1,6 @@
 """The scale of attention inside the query projection.
 
-    softmax(s (x Wq + bq) K^T)      =      softmax((x (s Wq) + s bq) K^T)
+    softmax(s (x Wq + bq) K^T)  =  softmax(s ((x Wq + bq) K^T))  =  softmax((x (s Wq) + s bq) K^T)
 
 Exact where s is a power of two (head sizes 16 and 64: 1/4 and 1/8), and one rounding apart elsewhere. It saves a pass
 over (batch, heads, tokens, head_dim) in each layer and keeps queries small in half precision.
@@ -9,6 +9,8 @@ over (batch, heads, tokens, head_dim) in each layer and keeps queries small in h
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.values import affine_before, constant, only_consumer
@@ -22,34 +24,53 @@ _MOVES = ("Reshape", "Transpose")
 
 
 def fold_attention_scale(model: ir.Model) -> PassResult:
-    """Move scalar factors of Mul(Transpose(Reshape(x W + b))) into W and b, in place."""
+    """Move the scalar factors of queries, or of their products with the keys, into Wq and bq, in place."""
     import onnx_ir as ir
 
     graph = model.graph
     changed = 0
-    for mul in list(graph):
-        if mul.op_type != "Mul" or mul.outputs[0].is_graph_output():
+    for node in list(graph):
+        source, scale = _scaled(node)
+        if source is None or only_consumer(source) is None or node.outputs[0].is_graph_output():
             continue
-        factors = [constant(value) for value in mul.inputs]
-        if (factors[0] is None) == (factors[1] is None):
-            continue
-        factor = factors[0] if factors[0] is not None else factors[1]
-        source = mul.inputs[0] if factors[0] is None else mul.inputs[1]
-        if factor is None or factor.size != 1 or source is None or only_consumer(source) is None:
-            continue
-        value: ir.Value | None = source
-        node = source.producer()
-        while value is not None and node is not None and node.op_type in _MOVES and only_consumer(value) is not None:
-            value = node.inputs[0]
-            node = None if value is None else value.producer()
-        affine = affine_before(value)
+        affine = affine_before(_projected(source))
         if affine is None:
             continue
-        scale = factor.reshape(()).astype(affine.weight.dtype)
+        scale = scale.astype(affine.weight.dtype)
         affine.replace(graph, affine.weight * scale, None if affine.bias is None else affine.bias * scale)
-        ir.convenience.replace_all_uses_with(mul.outputs[0], source)
-        graph.remove(mul, safe=True)
+        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        graph.remove(node, safe=True)
         changed += 1
     return PassResult(
         "fold-attention-scale", changed, None if changed else "no query projection is followed by a constant factor"
     )
+
+
+def _scaled(node: ir.Node) -> tuple[ir.Value | None, np.ndarray]:
+    """What a Mul or Div by one constant number reads, and the factor; None for any other node."""
+    nothing = None, np.ones(())
+    if node.op_type not in ("Mul", "Div"):
+        return nothing
+    places = [index for index, value in enumerate(node.inputs) if constant(value) is not None]
+    if len(places) != 1 or (node.op_type == "Div" and places != [1]):
+        return nothing
+    number = constant(node.inputs[places[0]])
+    if number is None or number.size != 1 or not number.any():
+        return nothing
+    number = number.reshape(())
+    return node.inputs[1 - places[0]], number if node.op_type == "Mul" else 1 / number
+
+
+def _projected(value: ir.Value) -> ir.Value | None:
+    """Where the queries came out of their projection: before Q K^T, if `value` is that, and before the heads' moves."""
+    node = value.producer()
+    if node is not None and node.op_type == "MatMul" and all(constant(factor) is None for factor in node.inputs):
+        found = node.inputs[0]
+    else:
+        found = value
+    while found is not None and only_consumer(found) is not None:
+        node = found.producer()
+        if node is None or node.op_type not in _MOVES:
+            break
+        found = node.inputs[0]
+    return found
