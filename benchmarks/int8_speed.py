@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import CLOCKS, NNCF, Form, elsewhere, open_form, pixel_reader
+from peers import CLOCKS, NNCF, Call, Form, elsewhere, interleaved, open_form, pixel_reader
 
 from vitdeploy.bench.statistics import speedup
 from vitdeploy.compiler.graph.compose import PIXEL_VALUES
@@ -31,7 +29,6 @@ from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
-REST_S = 0.03
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
 FILES = {
     "FP32, ONNX Runtime": ("core.onnx", "onnxruntime"),
@@ -42,7 +39,6 @@ FILES = {
     OTHERS[2]: ("dynamic.onnx", "onnxruntime"),
     OTHERS[3]: ("static.onnx", "onnxruntime"),
 }
-Call = Callable[[np.ndarray], Any]
 
 
 def prepare(bundle: Path, work: Path, size: int, nncf: str | None) -> None:
@@ -95,23 +91,6 @@ def opened(name: str, work: Path, threads: int) -> Call:
     runner = (OnnxRuntimeRunner if backend == "onnxruntime" else OpenVinoRunner)(work / file, threads)
     runner.__enter__()  # for as long as the process lasts
     return lambda pixels: runner.infer({PIXEL_VALUES: pixels})["logits"]
-
-
-def measure(
-    calls: dict[str, Call], pixels: np.ndarray, rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Milliseconds of every call in every round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    generator = np.random.default_rng(0)
-    for turn in range(rounds + 2):
-        for name in generator.permutation(list(calls)):
-            time.sleep(REST_S)
-            calls[name](pixels)
-            start = clock()
-            calls[name](pixels)
-            if turn >= 2:
-                times[name].append(1e3 * (clock() - start))
-    return times
 
 
 def by_operator(path: Path, pixels: np.ndarray, threads: int, calls: int = 12) -> dict[str, float]:
@@ -187,7 +166,7 @@ def main() -> None:
     calls[OTHERS[0]] = eager(arguments.checkpoint, arguments.threads)
     shape = (1, 3, arguments.size, arguments.size)
     pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = rows(measure(calls, pixels, arguments.rounds, CLOCKS[arguments.clock]))
+    found = rows(interleaved(calls, pixels, arguments.rounds, CLOCKS[arguments.clock]))
     del calls
     operators = {
         name: by_operator(arguments.work / FILES[name][0], pixels, arguments.threads)

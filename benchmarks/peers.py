@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import ImageDataset, load_dataset
 
 REST_S = 0.03  # in front of each form's turn
+WARM_ROUNDS = 3
+Call = Callable[[np.ndarray], Any]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 NNCF = """
 import sys, numpy as np, openvino, nncf
@@ -82,7 +84,7 @@ class Form:
         return (self.path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)) / 1e6
 
 
-def open_form(form: Form, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def open_form(form: Form, threads: int) -> Call:
     """Pixel values (batch, 3, height, width) -> logits."""
     if form.backend == "openvino":
         import openvino
@@ -307,21 +309,29 @@ def _shape(work: Path) -> tuple[int, ...]:
     return (1, *np.load(work / "pixels.npy", mmap_mode="r").shape[1:])
 
 
-def latencies(arguments: argparse.Namespace, work: Path) -> None:
-    """Milliseconds of one image, interleaved, every round in a new order: latency.json."""
-    forms, _ = listed_forms(work)
-    pixels = np.load(work / "pixels.npy")[:1]
-    calls, clock = {form.name: open_form(form, arguments.threads) for form in forms}, CLOCKS[arguments.clock]
+def interleaved(
+    calls: Mapping[str, Call], pixels: np.ndarray, rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of every call in every round: each in a new order, a rest and an uncounted call in front of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     generator = np.random.default_rng(0)
-    for turn in range(arguments.rounds + 3):
+    for turn in range(rounds + WARM_ROUNDS):
         for name in generator.permutation(list(calls)):
             time.sleep(REST_S)
             calls[name](pixels)
             start = clock()
             calls[name](pixels)
-            if turn >= 3:
+            if turn >= WARM_ROUNDS:
                 times[name].append(1e3 * (clock() - start))
+    return times
+
+
+def latencies(arguments: argparse.Namespace, work: Path) -> None:
+    """Milliseconds of one image, interleaved, every round in a new order: latency.json."""
+    forms, _ = listed_forms(work)
+    pixels = np.load(work / "pixels.npy")[:1]
+    calls = {form.name: open_form(form, arguments.threads) for form in forms}
+    times = interleaved(calls, pixels, arguments.rounds, CLOCKS[arguments.clock])
     medians = {name: float(np.median(values)) for name, values in times.items()}
     (work / "latency.json").write_text(json.dumps(medians), encoding="utf-8")
 
