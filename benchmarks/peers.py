@@ -11,7 +11,7 @@ Each tool gets the exported graph behind the preprocessing, so that none quantis
 defaults: onnxruntime.quantization (dynamic; static after its quant_pre_process), NNCF's post-training quantisation with
 the transformer preset, nvidia-modelopt's INT8. NNCF and modelopt pin other versions of things, so each may run in an
 environment of its own (--nncf, --modelopt: a Python that has it); one that is not named is left out. Forms for TensorRT
-are run in OpenVINO, which has a fast product for signed bytes; ONNX Runtime has none.
+are run in OpenVINO, which has a fast product for signed bytes, and for their answers in ONNX Runtime, which has none.
 
 Drop and agreement are against FP32 on the same images, with 95 % intervals for paired proportions (Bonett-Price).
 Latency is one image at a time, all forms interleaved in one process: the median over rounds.
@@ -38,6 +38,7 @@ from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.half import to_half
 from vitdeploy.compiler.graph.integer_products import fuse_integer_products
+from vitdeploy.compiler.graph.read_rows import compute_read_rows
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import ImageDataset, load_dataset
@@ -159,6 +160,7 @@ def our_forms(model: Path, images: ImageDataset, work: Path, names: list[str]) -
         if recipe.smoothing:
             forms.append(Form(f"{name} (OpenVINO)", form.path, "openvino", placement))
             forms.append(Form(f"{name}, TensorRT's form", exact, "openvino", placement))
+            forms.append(Form(f"{name}, TensorRT's form (ONNX Runtime)", exact, "onnxruntime", placement))
         if form.path.exists():
             continue
         pictures = (images.image(index) for index in range(len(images)))
@@ -168,6 +170,8 @@ def our_forms(model: Path, images: ImageDataset, work: Path, names: list[str]) -
                 made = ir.load(model)
                 quantize(made, solved, target=target)
                 to_half(made) if target == "tensorrt" else fuse_integer_products(made)
+                if target == "cpu":
+                    compute_read_rows(made)
                 ir.save(cut(made, PIXEL_VALUES, "logits"), path)
     return forms
 

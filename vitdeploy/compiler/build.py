@@ -17,6 +17,7 @@ from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.graph.compose import exchange_front
 from vitdeploy.compiler.graph.half import single_by_standard, to_half
 from vitdeploy.compiler.graph.integer_products import fuse_integer_products
+from vitdeploy.compiler.graph.read_rows import compute_read_rows
 from vitdeploy.compiler.graph.save import save
 from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
 from vitdeploy.compiler.half_plan import HalfPlan
@@ -169,6 +170,7 @@ class _Forms:
         if target == "cpu":
             model = exchange_front(self._preprocessing_for_cpus(model), model)
             fuse_integer_products(model)
+            compute_read_rows(model)
         else:
             kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
             to_half(model, kept, dtype=_HALVES.get(precision, "float16"))

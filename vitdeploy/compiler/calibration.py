@@ -48,6 +48,7 @@ _CODE = (
     *("arithmetic", "attention", "calibration", "layers", "observe", "quantize", "ranges", "recipe", "solve"),
     "solve_attention",
     "graph/integer_products",
+    "graph/read_rows",
 )
 
 

@@ -1,0 +1,102 @@
+"""The last layer computes the rows that the classifier reads: fewer products, the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.compiler.families import write_family
+from tests.compiler.test_calibration import images, int8, solve
+from vitdeploy.compiler.export import export
+from vitdeploy.compiler.graph.integer_products import fuse_integer_products
+from vitdeploy.compiler.graph.read_rows import compute_read_rows
+from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+
+def answers(model: ir.Model, path: Path, backend: str = "onnxruntime") -> np.ndarray:
+    ir.save(model, path)
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+        from vitdeploy.runtime.openvino import OpenVinoRunner
+
+        runner = OpenVinoRunner(path)
+    else:
+        runner = OnnxRuntimeRunner(path)
+    with runner:
+        return runner.infer({"image": np.stack(images(9, seed=5))})["logits"]
+
+
+def for_cpus(bundle: Path, recipe: Recipe) -> ir.Model:
+    model = int8(bundle, solve(bundle, recipe))
+    fuse_integer_products(model)
+    return model
+
+
+def rows_of_products(model: ir.Model) -> list[int]:
+    """Rows of each product's result, in the order of the graph."""
+    made = [node.outputs[0].shape for node in model.graph if node.op_type in ("MatMul", "MatMulIntegerToFloat")]
+    return [int(shape[-2]) for shape in made if shape is not None and isinstance(shape[-2], int)]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_answers_stay(attention: bool, backend: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    whole = for_cpus(tiny_bundle, Recipe(attention=attention))
+    wanted = answers(whole, tmp_path / "whole.onnx", backend)
+    before = rows_of_products(whole)
+    result = compute_read_rows(whole)
+    after = rows_of_products(whole)
+    assert result.changed == 6, "queries, both products of attention, the output projection, both of the MLP"
+    tokens = max(before)
+    assert before.count(tokens) - after.count(tokens) == 6 and after.count(1) - before.count(1) == 6
+    found = answers(whole, tmp_path / "rows.onnx", backend)
+    assert np.allclose(found, wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
+    again = compute_read_rows(whole)
+    assert again.changed == 0 and again.declined
+
+
+@pytest.mark.parametrize("family", ["vit", "deit-distilled", "beit", "beit-absolute", "dinov2", "siglip"])
+def test_families(family: str, tmp_path: Path) -> None:
+    bundle = export(write_family(family, tmp_path), tmp_path / "bundle").path
+    model = ir.load(bundle / "model.onnx")
+    wanted = answers(model, tmp_path / "whole.onnx")
+    result = compute_read_rows(model)
+    assert bool(result.changed) == (family in ("vit", "deit-distilled", "beit-absolute"))
+    assert result.changed or result.declined
+    assert np.allclose(answers(model, tmp_path / "rows.onnx"), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
+
+
+def test_it_stops_where_a_node_mixes_tokens_in_a_way_it_does_not_know(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = for_cpus(tiny_bundle, Recipe())
+    last = [node for node in model.graph if node.op_type == "Gelu"][-1]
+    odd = ir.node("CumSum", [last.outputs[0], ir.Value(name="axis", const_value=ir.tensor(np.array(1)))])
+    model.graph.register_initializer(odd.inputs[1])
+    odd.outputs[0].name, odd.outputs[0].type = "odd", last.outputs[0].type
+    odd.outputs[0].shape = last.outputs[0].shape
+    readers = [use.node for use in last.outputs[0].uses() if use.node is not odd]
+    for reader in readers:
+        reader.replace_input_with(0, odd.outputs[0])
+    model.graph.insert_after(last, odd)
+    wanted = answers(model, tmp_path / "whole.onnx")
+    assert compute_read_rows(model).changed == 1, "the product behind it alone"
+    assert np.allclose(answers(model, tmp_path / "rows.onnx"), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
+
+
+def test_a_value_that_is_an_output_too_stays_whole(tiny_bundle: Path) -> None:
+    model = for_cpus(tiny_bundle, Recipe())
+    gather = next(node for node in model.graph if node.op_type == "Gather" and node.inputs[0].shape is not None)
+    model.graph.outputs.append(gather.inputs[0])
+    result = compute_read_rows(model)
+    assert result.changed == 0 and result.declined == "nothing reads single tokens"
+
+
+def test_the_form_for_cpus_is_cut_and_the_one_for_tensorrt_is_not(tiny_bundle: Path) -> None:
+    shapes = {}
+    for name in ("model.int8.onnx", "model.int8-cpu.onnx"):
+        softmax = [node for node in ir.load(tiny_bundle / name).graph if node.op_type == "Softmax"]
+        shapes[name] = [node.outputs[0].shape[-2] for node in softmax]
+    assert shapes["model.int8-cpu.onnx"] == [*shapes["model.int8.onnx"][:-1], 1] != shapes["model.int8.onnx"]
