@@ -125,6 +125,8 @@ class _Forms:
         self._plan: HalfPlan | None = None
 
     def make(self, precisions: tuple[str, ...]) -> None:
+        if "int8" in precisions:
+            self._int8.check()  # before images go through the model for FP16
         origin = self._plan_half() if {"fp16", "int8"} & set(precisions) else {}
         for precision, needs in (("fp16", origin), ("bf16", {})):
             name = f"model.{precision}.onnx"

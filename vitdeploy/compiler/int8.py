@@ -63,15 +63,23 @@ class Int8Stage:
         recipe = self.request.recipe
         return None if recipe is None else choose_images(recipe, self._path)
 
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: there is neither a recipe nor a calibration in the bundle.
+        """
+        if self.request.recipe is None and self._bundle.find(kind="calibration") is None:
+            raise InputError(
+                "INT8 needs calibration images",
+                hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
+            )
+
     def calibration(self) -> tuple[Calibration, dict[str, str]]:
         """The calibration to use, and what ties the forms to it and to the code that makes them."""
         cached = self._bundle.find(kind="calibration")
+        self.check()
         if self.request.recipe is None:
-            if cached is None:
-                raise InputError(
-                    "INT8 needs calibration images",
-                    hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
-                )
+            assert cached is not None
             calibration = Calibration.load(self._bundle.file(cached), self._single.sha256)
             if calibration.code != code_fingerprint():
                 progress.note("calibration.json was made by another version of the code: INT8 may differ a little.")
