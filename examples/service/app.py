@@ -134,6 +134,13 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             metrics.requests.labels(response.status_code).inc()
         return response
 
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """What goes wrong has a status and a body of one form: `error`, what, and `hint`, what to do."""
+
     @app.exception_handler(VitdeployError)
     async def failed(_: Request, error: VitdeployError) -> JSONResponse:
         status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
@@ -148,8 +155,6 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
     async def misread(_: Request, error: RequestValidationError) -> JSONResponse:
         said = "; ".join(f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors())
         return JSONResponse({"error": said, "hint": None}, 400)
-
-    return app
 
 
 async def upload(request: Request, limits: Limits) -> bytes:

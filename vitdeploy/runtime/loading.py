@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, VitdeployError
@@ -69,19 +71,31 @@ def load(
         DependencyError: no backend that could run it is installed.
         EngineError: the only forms left are engines, and they can't run here.
     """
+    _check(threads, performance)
+    serving = Serving(max_batch, max_delay_ms, max_queue, when_full, max_pixels)
+    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+    found = candidates(bundle, backend, precision, device)
+    return _first_that_opens(bundle, found, partial(_runner, threads=threads, performance=performance), serving)
+
+
+def _check(threads: int | None, performance: str) -> None:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(f"threads is {threads!r}", hint="give a whole number of at least 1, or None")
     if performance not in ("latency", "throughput"):
         raise InputError(f"performance is {performance!r}", hint='one of "latency", "throughput"')
-    serving = Serving(max_batch, max_delay_ms, max_queue, when_full, max_pixels)
-    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+
+
+def _first_that_opens(
+    bundle: Bundle, found: Iterable[Candidate], make: Callable[[Bundle, Candidate], Runner], serving: Serving
+) -> Classifier:
+    """A classifier with the first of the candidates that works here; it is told of those that were passed over."""
     passed: list[Candidate] = []
     last: VitdeployError | None = None
-    for candidate in candidates(bundle, backend, precision, device):
+    for candidate in found:
         if candidate.reason is not None:
             passed.append(candidate)
             continue
-        runner = _runner(bundle, candidate, threads, performance)
+        runner = make(bundle, candidate)
         with ExitStack() as stack:
             try:
                 stack.enter_context(runner)
