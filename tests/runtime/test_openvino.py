@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
+from vitdeploy.errors import OutOfMemoryError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner, shared_core
 
@@ -109,13 +112,13 @@ def test_the_first_answer_of_a_graph_with_if(tmp_path: Path, shape: tuple[int, i
 
 
 def test_less_exact_only_when_asked(tiny_bundle: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     with OnnxRuntimeRunner(tiny_bundle / "model.onnx", threads=1) as reference:
-        expected = reference.infer({"image": pixels})["logits"]
+        expected = reference.infer({"image": images})["logits"]
     with OpenVinoRunner(tiny_bundle / "model.onnx", threads=1) as runner:
-        exact = np.abs(runner.infer({"image": pixels})["logits"] - expected).max()
+        exact = np.abs(runner.infer({"image": images})["logits"] - expected).max()
     with OpenVinoRunner(tiny_bundle / "model.onnx", threads=1, inference_precision="bf16") as runner:
-        rough = np.abs(runner.infer({"image": pixels})["logits"] - expected).max()
+        rough = np.abs(runner.infer({"image": images})["logits"] - expected).max()
     assert exact < 1e-4  # float32 sums in another order
     if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no bfloat16, so asking for it changes nothing")
@@ -137,3 +140,119 @@ def test_a_signal_after_two_models_were_closed_kills_nothing(tiny_bundle: Path) 
         [sys.executable, "-c", code, str(tiny_bundle / "model.onnx")], capture_output=True, text=True
     )
     assert (answer.returncode, answer.stdout) == (0, "handled\n"), answer.stderr
+
+
+class Request:
+    """OpenVINO's infer request, of which `infer` may do nothing and `start_async` may fail, as when memory runs out."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.calls: list[str] = []
+        self.idle = False  # infer does nothing
+        self.error: str | None = None
+
+    def infer(self, *given: Any) -> Any:
+        self.calls.append("infer")
+        return None if self.idle else self.request.infer(*given[1:])
+
+    def start_async(self) -> None:
+        self.calls.append("start_async")
+        if self.error is not None:
+            raise RuntimeError(self.error)
+        self.request.start_async()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+
+@pytest.fixture
+def watched(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[OpenVinoRunner, Request]]:
+    """A runner that has run once, and the infer request that it will take next."""
+    with OpenVinoRunner(tiny_bundle / "model.onnx", threads=1) as runner:
+        runner.infer({"image": pixels(0)})
+        (own,) = runner._graph._idle
+        request = Request(own._request)
+        monkeypatch.setattr(own, "_request", request)
+        monkeypatch.setattr(own, "_infer", request.infer)
+        yield runner, request
+
+
+def pixels(seed: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+
+
+def test_the_same_shape_runs_in_the_callers_thread(watched: tuple[OpenVinoRunner, Request]) -> None:
+    runner, request = watched
+    by_size = [runner.infer({"image": pixels(1, size)})["logits"] for size in (32, 40, 40, 32, 32)]
+    assert request.calls == ["infer", "start_async", "infer", "start_async", "infer"]
+    for first, second in ((0, 3), (0, 4), (1, 2)):
+        np.testing.assert_array_equal(by_size[first], by_size[second])
+
+
+def test_an_answer_that_was_not_written_is_asked_for_again(watched: tuple[OpenVinoRunner, Request]) -> None:
+    runner, request = watched
+    expected = [runner.infer({"image": pixels(seed)})["logits"] for seed in (1, 2)]
+    graph = runner._graph
+    request.idle = True
+    request.calls.clear()
+    again = [runner.infer({"image": pixels(seed)})["logits"] for seed in (1, 2)]
+    np.testing.assert_array_equal(again, expected)
+    assert request.calls == ["infer"]  # what failed is not used again
+    assert runner._graph is not graph
+
+
+def test_memory_that_runs_out_is_said_and_survived(watched: tuple[OpenVinoRunner, Request]) -> None:
+    runner, request = watched
+    expected = runner.infer({"image": pixels(1)})["logits"]
+    request.error = "Failed to allocate 576000000 bytes of memory"
+    with pytest.raises(OutOfMemoryError, match="1, 40, 40, 3"):
+        runner.infer({"image": pixels(1, 40)})
+    request.calls.clear()
+    np.testing.assert_array_equal(runner.infer({"image": pixels(1)})["logits"], expected)  # by a graph compiled anew
+    assert request.calls == []
+
+
+def test_a_graph_that_gives_nan_is_compiled_anew_once(tmp_path: Path) -> None:
+    """NaN says that nothing was computed; a graph may also give it, and then the way that needs no NaN is taken."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20]>
+        root (uint8[batch, height, width, 3] image) => (float[batch, height, width, 3] logits)
+        { float_image = Cast <to = 1> (image)  one = Constant <value_float = 1.0> ()
+          less = Sub (float_image, one)  logits = Sqrt (less) }"""
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    good, bad = np.full((1, 2, 2, 3), 5, np.uint8), np.zeros((1, 2, 2, 3), np.uint8)
+    with OpenVinoRunner(tmp_path / "model.onnx", threads=1) as runner:
+        graphs = []
+        for image in (good, bad, good, bad, bad):
+            answer = runner.infer({"image": image})["logits"]
+            np.testing.assert_array_equal(answer, np.full(image.shape, 2 if image is good else np.nan, np.float32))
+            graphs.append(runner._graph)
+    assert graphs[0] is not graphs[1]
+    assert all(graph is graphs[1] for graph in graphs[2:])
+
+
+UNSAID = """
+import resource, sys
+import numpy as np
+from vitdeploy.errors import OutOfMemoryError
+from vitdeploy.runtime.openvino import OpenVinoRunner
+
+small, large = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 6000, 8000, 3), np.uint8)
+with OpenVinoRunner(sys.argv[1], threads=1) as runner:
+    before = runner.infer({"image": small})["logits"]
+    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (600 << 20),) * 2)
+    runner._graph._idle[0]._shapes = [large.shape]  # as if it had been run before: OpenVINO's `infer` is asked first
+    try:
+        print("answered", runner.infer({"image": large}))
+    except OutOfMemoryError:
+        print("said", np.array_equal(runner.infer({"image": small})["logits"], before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, which only Linux has")
+def test_openvino_itself_leaves_the_outputs_alone_when_memory_runs_out(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-c", UNSAID, str(tiny_bundle / "model.onnx")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (answer.returncode, answer.stdout) == (0, "said True\n"), answer.stderr

@@ -56,6 +56,9 @@ class Runner(Protocol):
     def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run the graph once on one array per input, by name."""
 
+    def infer_checked(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`infer` for C-contiguous feeds that are known to fit the inputs, in the process that opened it."""
+
 
 @runtime_checkable
 class DeviceRunner(Protocol):
@@ -72,7 +75,7 @@ class DeviceRunner(Protocol):
 class RunnerBase(ABC):
     """The part of a runner that is the same for every backend: lifetime and checks.
 
-    A backend says in `_open` how to load (and registers on the stack how to release), in `_run` how to run.
+    A backend says in `_open` how to load (and registers on the stack how to release), in `infer_checked` how to run.
     """
 
     backend: str
@@ -147,7 +150,7 @@ class RunnerBase(ABC):
             InputError: a name, dtype or shape that does not fit, or not enough memory for it.
         """
         self._check_open()
-        return self._run(check_feeds(feeds, self._inputs, self._ranges))
+        return self.infer_checked(check_feeds(feeds, self._inputs, self._ranges))
 
     def _check_open(self) -> None:
         if self._stack is None:
@@ -168,8 +171,8 @@ class RunnerBase(ABC):
         """Load, put every release on `stack`, set `_inputs`, `_outputs` and, where there are limits, `_ranges`."""
 
     @abstractmethod
-    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run on checked, C-contiguous feeds; return arrays that nothing else writes to."""
+    def infer_checked(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`infer` for C-contiguous feeds that fit, in a process that may run it: the caller has made sure of both."""
 
 
 def _never_free(runner: RunnerBase, keep: Any = ctypes.pythonapi.Py_IncRef) -> None:

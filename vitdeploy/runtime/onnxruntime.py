@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, RunnerClosedError, require
+from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, VitdeployError, require
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.runtime.dlpack import CUDA, DeviceArray
 from vitdeploy.specs import TensorSpec
@@ -129,8 +129,17 @@ class OnnxRuntimeRunner(RunnerBase):
     def _release(self) -> None:
         self._session = None
 
-    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        return self._answer(feeds, lambda session: session.run(self._names, feeds))
+    def infer_checked(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`infer` for feeds that fit."""
+        session = self._session
+        if session is None:  # closed by another thread since it was checked
+            raise self._closed()
+        names = self._names
+        try:
+            values = session.run(names, feeds)
+        except Exception as error:  # its errors have no base class of their own
+            raise _failure(error, feeds) from error
+        return {names[0]: values[0]} if len(names) == 1 else dict(zip(names, values, strict=True))
 
     @property
     def device_memory(self) -> tuple[int, int] | None:
@@ -141,7 +150,10 @@ class OnnxRuntimeRunner(RunnerBase):
         """Run the graph once on uint8 inputs that lie where it runs; see `infer`."""
         self._check_open()
 
-        def run(session: Any) -> Any:
+        session = self._session
+        if session is None:
+            raise self._closed()
+        try:
             binding = session.io_binding()
             for name, array in feeds.items():
                 where = "cuda" if array.device[0] == CUDA else "cpu"
@@ -150,28 +162,22 @@ class OnnxRuntimeRunner(RunnerBase):
                 binding.bind_output(name)
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
-            return binding.copy_outputs_to_cpu()
-
-        return self._answer(feeds, run)
-
-    def _answer(
-        self, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray], run: Callable[[Any], Any]
-    ) -> dict[str, npt.NDArray[Any]]:
-        session = self._session
-        if session is None:  # closed by another thread since it was checked
-            raise RunnerClosedError("this OnnxRuntimeRunner is closed", hint="load the bundle again")
-        try:
-            values = run(session)
-        except Exception as error:  # its errors have no base class of their own
-            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
-                raise OutOfMemoryError(
-                    f"not enough memory for an input of shape {_shapes(feeds)}", hint="use a smaller batch or image"
-                ) from error
-            raise ModelError(
-                f"ONNX Runtime failed on an input of shape {_shapes(feeds)}: {_first_line(error)}",
-                hint="try another backend; if it works there, report this one",
-            ) from error
+            values = binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise _failure(error, feeds) from error
         return dict(zip(self._names, values, strict=True))
+
+
+def _failure(error: Exception, feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> VitdeployError:
+    """What went wrong in a run, as an error of our own."""
+    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
+        return OutOfMemoryError(
+            f"not enough memory for an input of shape {_shapes(feeds)}", hint="use a smaller batch or image"
+        )
+    return ModelError(
+        f"ONNX Runtime failed on an input of shape {_shapes(feeds)}: {_first_line(error)}",
+        hint="try another backend; if it works there, report this one",
+    )
 
 
 def _preload_cuda(onnxruntime: Any) -> None:

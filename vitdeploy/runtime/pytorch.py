@@ -86,7 +86,8 @@ class PyTorchRunner(RunnerBase):
         with self._lock:
             self._module = self._processor = None
 
-    def _run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def infer_checked(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`infer` for feeds that fit."""
         with self._lock:
             if self._module is None:  # closed by another thread since it was checked
                 raise RunnerClosedError("this PyTorchRunner is closed", hint="enter it again")

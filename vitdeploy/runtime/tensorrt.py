@@ -139,9 +139,10 @@ class TensorRTRunner(RunnerBase):
     def infer_on_device(self, feeds: Mapping[str, DeviceArray]) -> _Arrays:
         """Run the engine once on uint8 inputs that lie on its GPU; see `infer`."""
         self._check_open()
-        return self._run(feeds)
+        return self.infer_checked(feeds)
 
-    def _run(self, feeds: _Feeds) -> _Arrays:
+    def infer_checked(self, feeds: _Feeds) -> _Arrays:
+        """`infer` for feeds that fit."""
         engine, lanes = self._engine, self._lanes
         if engine is None or lanes is None:  # closed by another thread since it was checked
             raise _closed()
