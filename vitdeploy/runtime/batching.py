@@ -55,6 +55,7 @@ class MicroBatcher:
         self._closed = False
         self._alone = False  # a caller runs the graph itself
         self._company = 1  # requests under way when the last batch was answered
+        self._enough = 1  # requests that the thread waits for
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="vitdeploy-batches", daemon=True)
         self._thread.start()
@@ -93,7 +94,8 @@ class MicroBatcher:
         with self._changed:
             self._check_open()
             self._waiting.append(request)
-            self._changed.notify()
+            if len(self._waiting) >= self._enough:  # to wake the thread for less costs the callers time
+                self._changed.notify()
         return request.answer
 
     def stop(self) -> None:
@@ -144,11 +146,13 @@ class MicroBatcher:
 
     def _wait_for_company(self) -> None:
         until = time.monotonic() + self._max_delay_s
-        while not self._closed and len(self._waiting) < min(self._company, self._max_batch):
+        self._enough = min(self._company, self._max_batch)
+        while not self._closed and len(self._waiting) < self._enough:
             seconds = until - time.monotonic()
             if seconds <= 0:
-                return
+                break
             self._changed.wait(seconds)
+        self._enough = 1
 
     def _take(self) -> list[_Request]:
         """The oldest request and those that fit to it, in order; the others keep waiting in theirs."""
