@@ -30,6 +30,7 @@ from PIL import Image
 from vitdeploy import Classifier, load
 from vitdeploy.bulk import predict_files
 from vitdeploy.images import decode
+from vitdeploy.machine import machine, versions
 
 SIZES = {"32x32": (32, 32, 256), "480x640": (480, 640, 192), "1080x1920": (1080, 1920, 192)}  # height, width, images
 SUFFIX = "parquet" if importlib.util.find_spec("pyarrow") else "csv"
@@ -98,7 +99,8 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write all rates here")
     given = parser.parse_args()
-    kept: dict[str, Any] = {"threads": given.threads, "workers": given.workers, "batch": given.batch, "rates": {}}
+    kept: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    kept |= {"threads": given.threads, "workers": given.workers, "batch": given.batch, "rates": {}}
     with load(given.bundle, given.backend, given.precision, threads=given.threads) as classifier:
         kept |= {"backend": classifier.backend, "precision": classifier.precision}
         form = f"{classifier.precision} on {classifier.backend}"
