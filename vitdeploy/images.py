@@ -189,7 +189,7 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
 def _too_large(name: str, what: str) -> ImageError:
     return ImageError(
         f"{name} is too large: {what}",
-        hint="make it smaller first, or raise max_pixels of decode()",
+        hint="make it smaller first, or raise max_pixels of load() or decode()",
     )
 
 

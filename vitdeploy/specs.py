@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["Choice", "Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
 
@@ -136,6 +137,32 @@ class Prediction:
     index: int
     score: float
     top_k: tuple[Score, ...]
+
+    @classmethod
+    def listed_later(
+        cls, label: str, index: int, score: float, best: Callable[..., tuple[Score, ...]], *given: Any
+    ) -> Prediction:
+        """One whose `top_k` is `best(*given)`, asked for when it is read, which many programs never do."""
+        made = object.__new__(cls)
+        held = made.__dict__
+        held["label"], held["index"], held["score"], held["_best"] = label, index, score, (best, given)
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:  # asked for what is not there
+            held = self.__dict__
+            best = held.get("_best")
+            if name != "top_k" or best is None:
+                if name in held:  # another thread was first
+                    return held[name]
+                raise AttributeError(f"a Prediction has no {name!r}")
+            held["top_k"] = best[0](*best[1])
+            held.pop("_best", None)
+            return held["top_k"]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # copies and pickles hold no more than the four fields
+        return type(self), (self.label, self.index, self.score, self.top_k)
 
     def to_json(self) -> dict[str, Any]:
         return {

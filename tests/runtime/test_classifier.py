@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import json
+import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +33,8 @@ from vitdeploy.errors import (
 from vitdeploy.machine import gpus
 from vitdeploy.runtime import scoring
 from vitdeploy.runtime.classifier import Classifier
-from vitdeploy.runtime.predictions import prediction, softmax
+from vitdeploy.runtime.predictions import Namer, softmax
+from vitdeploy.specs import Prediction
 
 FLOAT32 = 2e-5  # sums in another order, see test_contract
 
@@ -96,7 +100,7 @@ def test_scores_are_softmax_of_the_logits(classifier: Classifier) -> None:
 @pytest.mark.parametrize("top_k", [1, 3, 5, 6])
 def test_of_equal_classes_the_first_comes_first(top_k: int) -> None:
     logits = np.array([1, 3, 2, 3, 3, 0], np.float32)
-    best = prediction(logits, "abcdef", top_k).top_k
+    best = Namer("abcdef", "a form").prediction(logits, top_k).top_k
     assert [score.index for score in best] == [1, 3, 4, 2, 0, 5][:top_k]
 
 
@@ -106,7 +110,7 @@ def test_the_best_of_few_and_of_many_classes(classes: int, top_k: int) -> None:
     # whole numbers: many are equal
     logits = np.random.default_rng(classes).integers(-5, 6, classes).astype(np.float32)
     kept = logits.copy()
-    best = prediction(logits, [f"class {index}" for index in range(classes)], top_k)
+    best = Namer([f"class {index}" for index in range(classes)], "a form").prediction(logits, top_k)
     expected = np.argsort(-logits, kind="stable")[:top_k].tolist()
     assert [score.index for score in best.top_k] == expected
     assert [score.label for score in best.top_k] == [f"class {index}" for index in expected]
@@ -119,13 +123,41 @@ def test_the_best_of_few_and_of_many_classes(classes: int, top_k: int) -> None:
 
 @pytest.mark.parametrize("classes", [10, 1000])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_refused(classifier: Classifier, classes: int, wrong: float) -> None:
-    logits = np.zeros((1, classes), np.float32)
-    assert classifier._scorer._finite(logits) is logits
-    assert classifier._scorer._finite(logits + np.float32(3e38)).shape == logits.shape  # large is not infinite
-    logits[0, -1] = wrong
-    with pytest.raises(ModelError, match="not finite"):
-        classifier._scorer._finite(logits)
+@pytest.mark.parametrize("place", [0, 5, 9])
+def test_scores_that_are_not_finite_are_refused(classes: int, wrong: float, place: int) -> None:
+    namer = Namer([str(index) for index in range(classes)], "this form")
+    logits = np.zeros(classes, np.float32)
+    logits[3], logits[4] = 3e38, -3e38  # large is not infinite
+    assert namer.prediction(logits, 1).index == 3
+    assert namer.finite(logits) is logits
+    logits[place] = wrong
+    for refuses in (namer.finite, lambda scores: namer.prediction(scores, 1)):
+        with pytest.raises(ModelError, match="this form gives class scores that are not finite"):
+            refuses(logits)
+
+
+def test_top_k_is_made_when_it_is_read_and_nobody_can_tell() -> None:
+    logits = np.array([1, 3, 2, 3, 3, 0], np.float32)
+    namer = Namer("abcdef", "a form")
+
+    def fresh() -> Prediction:
+        return namer.prediction(logits, 3)
+
+    whole = Prediction(fresh().label, fresh().index, fresh().score, fresh().top_k)
+    assert "top_k" not in vars(fresh())
+    for made in (fresh(), copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh()))):
+        assert made == whole
+    assert repr(fresh()) == repr(whole)
+    assert hash(fresh()) == hash(whole)
+    assert fresh().to_json() == whole.to_json() == dataclasses.asdict(fresh()) | {"top_k": whole.to_json()["top_k"]}
+    assert dataclasses.replace(fresh(), score=0.5).top_k == whole.top_k
+    one = fresh()
+    assert one.top_k is one.top_k
+    assert set(vars(one)) == {"label", "index", "score", "top_k"}  # the logits are let go
+    with pytest.raises(AttributeError, match="topk"):
+        fresh().topk  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fresh().label = "b"  # type: ignore[misc]
 
 
 def test_softmax_survives_large_logits() -> None:
@@ -146,13 +178,13 @@ def test_mixed_sizes_keep_their_order(classifier: Classifier) -> None:
 def batches(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that reach the runner."""
     sizes: list[int] = []
-    infer = classifier._runner.infer
+    infer = classifier._runner.infer_checked
 
     def counted(feeds: Any) -> Any:
         sizes.append(len(feeds["image"]))
         return infer(feeds)
 
-    monkeypatch.setattr(classifier._runner, "infer", counted)
+    monkeypatch.setattr(classifier._runner, "infer_checked", counted)
     return sizes
 
 
@@ -236,9 +268,9 @@ def test_closed(tiny_bundle: Path) -> None:
         same.predict(image())
     opened.close()
     for use in (lambda: opened.predict(image()), lambda: opened.predict([]), lambda: opened.logits(image())):
-        with pytest.raises(RunnerClosedError):
+        with pytest.raises(RunnerClosedError, match="this classifier is closed"):
             use()
-    with pytest.raises(RunnerClosedError), opened:
+    with pytest.raises(RunnerClosedError, match="this classifier is closed"), opened:
         pass
     assert opened.describe()["precision"] == "int8"  # what it was can still be asked
 
@@ -404,7 +436,8 @@ def test_a_form_that_failed_in_the_benchmark_is_passed_over(tiny_bundle_copy: Pa
 
 
 def test_scores_that_are_not_finite_are_no_answer(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier._runner, "infer", lambda feeds: {"logits": np.full((1, 10), np.nan, np.float32)})
+    nothing = {"logits": np.full((1, 10), np.nan, np.float32)}
+    monkeypatch.setattr(classifier._runner, "infer_checked", lambda feeds: nothing)
     with pytest.raises(ModelError, match="not finite") as caught:
         classifier.predict(image())
     assert "fp32" in (caught.value.hint or "")

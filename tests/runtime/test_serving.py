@@ -199,13 +199,13 @@ def test_who_comes_while_one_is_alone_waits_and_closing_waits_for_both(gate: Gat
 def test_callers_meet_in_batches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_one(tiny_bundle, max_batch=8, max_delay_ms=20) as classifier:
         sizes: list[int] = []
-        infer = classifier._runner.infer
+        infer = classifier._runner.infer_checked
 
         def counted(feeds: Any) -> Any:
             sizes.append(len(feeds["image"]))
             return infer(feeds)
 
-        monkeypatch.setattr(classifier._runner, "infer", counted)
+        monkeypatch.setattr(classifier._runner, "infer_checked", counted)
         with ThreadPoolExecutor(4) as callers:
             list(callers.map(lambda seed: classifier.predict(image(seed)), range(200)))
     assert sum(sizes) == 200
@@ -322,14 +322,14 @@ def test_async_answers_are_the_same(tiny_bundle: Path, max_batch: int) -> None:
 def blocked(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Semaphore]:
     """Hold every run of the graph until the event is set; the semaphore counts those that came."""
     go, came = threading.Event(), threading.Semaphore(0)
-    infer = classifier._runner.infer
+    infer = classifier._runner.infer_checked
 
     def held(feeds: Any) -> Any:
         came.release()
         assert go.wait(SECONDS)
         return infer(feeds)
 
-    monkeypatch.setattr(classifier._runner, "infer", held)
+    monkeypatch.setattr(classifier._runner, "infer_checked", held)
     return go, came
 
 

@@ -28,9 +28,9 @@ from vitdeploy.runtime.admission import Places, deadline_after, late, left, resu
 from vitdeploy.runtime.base import Runner
 from vitdeploy.runtime.batching import MicroBatcher
 from vitdeploy.runtime.dlpack import DeviceArray
-from vitdeploy.runtime.inputs import separated
+from vitdeploy.runtime.inputs import is_ready, separated
 from vitdeploy.runtime.limits import BATCH
-from vitdeploy.runtime.predictions import prediction
+from vitdeploy.runtime.predictions import Namer
 from vitdeploy.runtime.scoring import Scorer
 from vitdeploy.runtime.selection import Candidate
 from vitdeploy.runtime.serving import Serving
@@ -62,7 +62,10 @@ class Classifier:
         self._chosen = chosen
         self._passed_over = passed_over
         self._serving = serving
-        self._scorer = Scorer(runner, chosen.name, serving.max_pixels)
+        self._scorer = Scorer(runner, serving.max_pixels)
+        self._ready_pixels = self._scorer.ready_pixels
+        self._namer = Namer(self._labels, chosen.name)
+        self._named = self._namer.prediction
         classes = self._scorer.classes
         if isinstance(classes, int) and classes != len(self.labels):
             raise BundleError(
@@ -185,9 +188,9 @@ class Classifier:
             QueueFullError: too many requests are under way, with `when_full="raise"`.
             RunnerClosedError: after `close`, or in a forked process.
         """
-        _check(top_k, errors)
-        deadline = deadline_after(timeout_ms)
-        self._check_open()
+        deadline = self._accepted(top_k, errors, timeout_ms)
+        if is_ready(images, self._ready_pixels):
+            return self._named(self._logits_of(images, deadline), top_k)
         there = self._scorer.view(images)
         if there is not None:
             return self._predict_there(there, images, top_k)
@@ -204,9 +207,7 @@ class Classifier:
         At most `max_queue` requests are under way; the next one waits its turn, or is refused (`when_full`).
         Cancelling it withdraws what has not begun.
         """
-        _check(top_k, errors)
-        deadline = deadline_after(timeout_ms)
-        self._check_open()
+        deadline = self._accepted(top_k, errors, timeout_ms)
         await self._places.take_async(deadline)
         try:
             return await self._predict_soon(images, top_k, errors, deadline)
@@ -249,8 +250,7 @@ class Classifier:
         """
         from vitdeploy.runtime.stream import Stages, stream
 
-        _check(top_k, errors)
-        self._check_open()
+        self._accepted(top_k, errors, None)
 
         def answer(pixels: list[npt.NDArray[np.uint8]]) -> list[Prediction]:
             self._check_open()
@@ -264,14 +264,15 @@ class Classifier:
 
         Takes and raises what `predict` does. Micro-batching takes no part.
         """
+        self._check_open()
         there = self._scorer.view(images)
         if there is not None:
-            return self._scorer.run_on_device(there)
+            return self._namer.finite(self._scorer.run_on_device(there))
         parts, several = separated(images)
         scores = np.empty((len(parts), len(self.labels)), np.float32)
         for index, row in self._scorer.answers(parts, keep=False, many=several, deadline=None):
             scores[index] = np.asarray(row)
-        return scores
+        return self._namer.finite(scores)
 
     def _predict_one(self, source: Any, top_k: int, errors: str, deadline: float | None) -> Prediction | ImageError:
         """In this thread, or with micro-batching in a batch with the images of others."""
@@ -281,11 +282,15 @@ class Classifier:
             if errors == "raise":
                 raise
             return error
+        return self._named(self._logits_of(pixels, deadline), top_k)
+
+    def _logits_of(self, pixels: npt.NDArray[np.uint8], deadline: float | None) -> npt.NDArray[np.float32]:
+        """The logits of one image, (classes,) or (1, classes)."""
         if self._batcher is not None:
-            return self._named(self._together(self._batcher, pixels, deadline), top_k)
+            return self._together(self._batcher, pixels, deadline)
         if deadline is not None and left(deadline) == 0:
             raise late("before the image was run")
-        return self._named(self._scorer.run([pixels])[0], top_k)
+        return self._scorer.run([pixels])
 
     def _predict_several(self, parts: Any, top_k: int, errors: str, deadline: float | None) -> list[Any]:
         """In this thread, without others."""
@@ -351,18 +356,26 @@ class Classifier:
             future = self._threads.submit(begin)
         return await asyncio.wrap_future(future)
 
-    def _named(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
-        return prediction(logits, self._labels, top_k)
+    def _accepted(self, top_k: int, errors: str, timeout_ms: float | None) -> float | None:
+        """The deadline of a request, if its options are right and the classifier is open."""
+        if type(top_k) is not int or top_k < 1 or errors not in _ERRORS:
+            _check(top_k, errors)
+        deadline = None if timeout_ms is None else deadline_after(timeout_ms)
+        if self._closed or self._process != os.getpid():
+            self._check_open()
+        return deadline
 
     def _check_open(self) -> None:
-        if self._closed or self._process != os.getpid():
-            self._scorer.check_open()
+        if self._process != os.getpid():
+            raise RunnerClosedError(
+                "this classifier was opened before the process forked, and its threads are not here",
+                hint="load the bundle in each worker process, after the fork",
+            )
+        if self._closed:
             raise _closed()
 
 
 def _check(top_k: int, errors: str) -> None:
-    if type(top_k) is int and top_k > 0 and errors in _ERRORS:
-        return
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise InputError(f"top_k is {top_k!r}", hint="give a whole number of at least 1")
     if errors not in _ERRORS:

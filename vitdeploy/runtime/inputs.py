@@ -14,7 +14,7 @@ from vitdeploy.errors import ImageError
 from vitdeploy.images import decode
 from vitdeploy.runtime.dlpack import device_of
 
-__all__ = ["pixels_of", "separated"]
+__all__ = ["is_ready", "pixels_of", "separated"]
 
 _UINT8 = np.dtype(np.uint8)
 _IN_MEMORY = (1, 3, 11)  # DLPack's kDLCPU, kDLCUDAHost (pinned) and kDLROCMHost
@@ -42,7 +42,7 @@ def pixels_of(source: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
     Raises:
         ImageError: it is no image, or too large.
     """
-    if _is_ready(source, max_pixels):
+    if is_ready(source, max_pixels):
         return cast("npt.NDArray[np.uint8]", source)
     if not isinstance(source, np.ndarray) and _is_tensor(source):
         source = _to_numpy(source)
@@ -54,11 +54,14 @@ def pixels_of(source: Any, max_pixels: int) -> npt.NDArray[np.uint8]:
     return decode(source, max_pixels=max_pixels)
 
 
-def _is_ready(source: Any, max_pixels: int) -> bool:
+def is_ready(source: Any, max_pixels: int) -> bool:
     """Whether it is what `pixels_of` gives: this is asked first, as most often nothing is to be done."""
-    if type(source) is not np.ndarray or source.dtype != _UINT8 or source.ndim != 3 or source.shape[2] != 3:
+    if type(source) is not np.ndarray or source.dtype is not _UINT8:  # NumPy has one object for it, bar rare exceptions
         return False
-    return source.flags.c_contiguous and 0 < source.size <= 3 * max_pixels
+    shape = source.shape
+    if len(shape) != 3 or shape[2] != 3 or not 0 < shape[0] * shape[1] <= max_pixels:
+        return False
+    return source.flags.c_contiguous
 
 
 def _is_tensor(value: Any) -> bool:

@@ -19,7 +19,7 @@ class Limits:
     """The limits of an open runner's image input.
 
     `name` is the input's, `least` and `most` the fewest and the most images of one call that it takes (`most` None: any
-    number), `batch` how many of them one call is given.
+    number), `batch` how many of them one call is given, `any_size` whether it takes images of every size.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -28,14 +28,14 @@ class Limits:
         batch, *self._sizes = spec.shape[:3]
         ranges: tuple[ShapeRange | None, ...] = runner.ranges.get(spec.name) or (None, None, None)
         batches, self._ranges = ranges[0], ranges[1:3]
-        self._any_size = self._ranges == (None, None) and not any(isinstance(size, int) for size in self._sizes)
+        self.any_size = self._ranges == (None, None) and not any(isinstance(size, int) for size in self._sizes)
         self.least = batch if isinstance(batch, int) else batches.minimum if batches else 1
         self.most = batch if isinstance(batch, int) else batches.maximum if batches else None
         self.batch = min(self.most or BATCH, max(BATCH, self.least))
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ImageError for an image of a shape (height, width, 3) that this form does not take."""
-        if self._any_size:
+        if self.any_size:
             return
         for size, fixed, allowed in zip(shape[:2], self._sizes, self._ranges, strict=True):
             outside = allowed is not None and not allowed.minimum <= size <= allowed.maximum

@@ -6,7 +6,6 @@ are held until their batch is full, at most `HELD_BYTES` of them.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import ImageError, InputError, ModelError, OutOfMemoryError
+from vitdeploy.errors import ImageError, InputError, OutOfMemoryError
 from vitdeploy.runtime.admission import late
 from vitdeploy.runtime.base import DeviceRunner, Runner
 from vitdeploy.runtime.dlpack import DeviceArray, device_of, view
@@ -27,7 +26,6 @@ __all__ = ["HELD_BYTES", "Scorer"]
 HELD_BYTES = 256 * 2**20
 """Decoded pixels that may wait for their batch."""
 
-_FEW = 64
 _Pixels = npt.NDArray[np.uint8]
 _Logits = npt.NDArray[np.float32]
 _Group = list[tuple[int, _Pixels]]
@@ -38,15 +36,14 @@ class Scorer:
 
     Args:
         runner: open, and the caller's to close.
-        name: of the form, for errors.
         max_pixels: most pixels of one image.
     """
 
-    def __init__(self, runner: Runner, name: str, max_pixels: int) -> None:
+    def __init__(self, runner: Runner, max_pixels: int) -> None:
         self._runner = runner
-        self._name = name
         self._max_pixels = max_pixels
         self._limits = Limits(runner)
+        self._fits = _takes_pixels(runner)
         self._device = runner.device_memory if isinstance(runner, DeviceRunner) else None
         names = [spec.name for spec in runner.outputs]
         self._output = names.index("logits") if "logits" in names else 0
@@ -74,9 +71,10 @@ class Scorer:
         """How many classes the graph scores; a name where the graph does not say."""
         return self._runner.outputs[self._output].shape[-1]
 
-    def check_open(self) -> None:
-        """Raise RunnerClosedError when the runner is closed, or was opened before the process forked."""
-        self._runner.inputs  # noqa: B018
+    @property
+    def ready_pixels(self) -> int:
+        """Most pixels of an array that may go to `run` without `image` if `inputs.is_ready`; 0: none may."""
+        return self._max_pixels if self._limits.any_size else 0
 
     def image(self, source: Any) -> _Pixels:
         """Pixels (height, width, 3) of one image that this form takes.
@@ -96,20 +94,21 @@ class Scorer:
         """Logits (batch, classes) of images (height, width, 3) of one size, at most `batch` of them.
 
         Raises:
-            ModelError: scores that are not finite.
             OutOfMemoryError: there is no memory for the batch.
         """
+        limits, runner = self._limits, self._runner
+        infer = runner.infer_checked if self._fits else runner.infer
         try:
             # (height, width, 3) -> (batch, height, width, 3); one image alone is not copied
             stacked = images[0][None] if len(images) == 1 else np.stack(images)
-            answers = self._runner.infer({self._limits.name: self._limits.padded(stacked)})
+            answers = infer({limits.name: stacked if limits.least == 1 else limits.padded(stacked)})
         except MemoryError as error:
             raise OutOfMemoryError(
                 f"not enough memory for {len(images)} images of shape {images[0].shape}",
                 hint="use a smaller batch or image",
             ) from error
         logits = answers[self._output_name]
-        return self._finite(logits if len(logits) == len(images) else logits[: len(images)])
+        return logits if limits.least == 1 else logits[: len(images)]
 
     def view(self, images: Any) -> DeviceArray | None:
         """A tensor that lies on the GPU where the runner runs, as a batch; None: it is none, or is to be copied here.
@@ -130,17 +129,7 @@ class Scorer:
         size = self._limits.batch
         parts = [batch.part(start, start + size) for start in range(0, len(batch), size)]
         rows = [runner.infer_on_device({self._limits.name: part})[self._output_name] for part in parts]
-        return self._finite(np.concatenate(rows))
-
-    def _finite(self, logits: _Logits) -> _Logits:
-        # few numbers are faster added up than shown to NumPy when the model has just emptied the processor's caches
-        few = logits.size <= _FEW
-        if not (math.isfinite(sum(map(sum, logits.tolist()))) if few else np.isfinite(logits).all()):
-            raise ModelError(
-                f"{self._name} gives class scores that are not finite",
-                hint='take another form: load(..., precision="fp32")',
-            )
-        return logits
+        return np.concatenate(rows)
 
     def answers(
         self, images: Any, *, keep: bool, many: bool, deadline: float | None
@@ -153,7 +142,6 @@ class Scorer:
             many: name the image by its place in the error.
             deadline: of `time.monotonic`; no batch is begun after it, which raises DeadlineError.
         """
-        self.check_open()
         waiting: dict[tuple[int, ...], _Group] = {}
         held = 0
         for index in range(len(images)):
@@ -188,3 +176,9 @@ class Scorer:
         if deadline is not None and time.monotonic() > deadline:
             raise late("before the images were run")
         return zip((index for index, _ in group), self.run([pixels for _, pixels in group]), strict=True)
+
+
+def _takes_pixels(runner: Runner) -> bool:
+    """Whether it takes what bundles' graphs do, uint8 (batch, height, width, 3): then images that were checked fit."""
+    spec = runner.inputs[0]
+    return len(runner.inputs) == 1 and spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
