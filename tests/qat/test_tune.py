@@ -75,7 +75,7 @@ def test_at_least_half_of_the_loss_comes_back(tuned: QatResult) -> None:
 def test_all_forms_hold_the_tuned_weights(tuned: QatResult) -> None:
     bundle, checkpoint = Bundle.open(tuned.bundle), load_checkpoint(tuned.output)
     bundle.verify()
-    assert bundle.manifest.model["weights_sha256"] == checkpoint.sha256
+    assert bundle.manifest.model["weights_sha256"] == checkpoint.sha256()
     graph, calibration = bundle.find(kind="onnx", precision="fp32"), bundle.find(kind="calibration")
     assert graph is not None and calibration is not None
     forms = bundle.select(kind="onnx")
