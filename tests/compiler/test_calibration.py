@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,20 +53,20 @@ def int8(bundle: Path, calibration: Calibration, target: str = "cpu") -> ir.Mode
     return model
 
 
-def _scale_channels(graph: ir.Graph, place: tuple[ir.Node, int], factor: float) -> None:
+def _scale_channels(graph: ir.Graph, place: tuple[ir.Node, int], channels: list[int], factor: float) -> None:
     node, index = place
     value = node.inputs[index]
     array = constant(value)
     assert value is not None and array is not None
     array = array.copy()
-    array[[3, 17]] *= factor
+    array[channels] *= factor
     node.replace_input_with(
         index, new_initializer(graph, f"{value.name}.scaled", array)
     )  # others may share the old one
 
 
-def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Path:
-    """The same FP32 function with LayerNorm outputs in which two channels are `factor` times larger."""
+def with_outlier_channels(source: Path, path: Path, factor: float = 50.0, channels: Sequence[int] = (3, 17)) -> Path:
+    """The same FP32 function with LayerNorm outputs in which some channels are `factor` times larger."""
     model = ir.load(source)
     for node in list(model.graph):
         if node.op_type != "LayerNormalization":
@@ -74,9 +75,9 @@ def with_outlier_channels(source: Path, path: Path, factor: float = 50.0) -> Pat
         if not all(reader.op_type == "MatMul" for reader in readers):
             continue
         for place in [(node, 1), (node, 2)]:
-            _scale_channels(model.graph, place, factor)
+            _scale_channels(model.graph, place, list(channels), factor)
         for reader in readers:
-            _scale_channels(model.graph, (reader, 1), 1 / factor)
+            _scale_channels(model.graph, (reader, 1), list(channels), 1 / factor)
     ir.save(model, path)
     return path
 
