@@ -169,8 +169,10 @@ def our_forms(model: Path, images: ImageDataset, work: Path, names: list[str]) -
             if target == "cpu" or recipe.smoothing:
                 made = ir.load(model)
                 quantize(made, solved, target=target)
-                to_half(made) if target == "tensorrt" else fuse_integer_products(made)
-                if target == "cpu":
+                if target == "tensorrt":
+                    to_half(made)
+                else:
+                    fuse_integer_products(made)
                     compute_read_rows(made)
                 ir.save(cut(made, PIXEL_VALUES, "logits"), path)
     return forms

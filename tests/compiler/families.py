@@ -190,12 +190,9 @@ def _hiera() -> Any:
     )
 
 
-def _pvt() -> Any:
-    """transformers saves it with no names for its classes."""
-    from transformers import PvtConfig, PvtForImageClassification
-
-    return PvtForImageClassification(
-        PvtConfig(
+def _pyramid(config: Any, model: Any) -> Any:
+    return model(
+        config(
             image_size=SIZE,
             hidden_sizes=[16, 24, 32, 48],
             depths=[1, 1, 1, 1],
@@ -203,20 +200,19 @@ def _pvt() -> Any:
             num_labels=CLASSES,
         )
     )
+
+
+def _pvt() -> Any:
+    """transformers saves it with no names for its classes."""
+    from transformers import PvtConfig, PvtForImageClassification
+
+    return _pyramid(PvtConfig, PvtForImageClassification)
 
 
 def _pvt_v2() -> Any:
     from transformers import PvtV2Config, PvtV2ForImageClassification
 
-    return PvtV2ForImageClassification(
-        PvtV2Config(
-            image_size=SIZE,
-            hidden_sizes=[16, 24, 32, 48],
-            depths=[1, 1, 1, 1],
-            num_attention_heads=[1, 2, 2, 4],
-            num_labels=CLASSES,
-        )
-    )
+    return _pyramid(PvtV2Config, PvtV2ForImageClassification)
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {

@@ -19,6 +19,7 @@ from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.errors import BundleError, InputError, ModelError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.runtime.openvino import OpenVinoRunner
 
 PLAIN = Recipe(method="minmax", smoothing=False, bias_correction=False)
 
@@ -37,13 +38,17 @@ def solve(bundle: Path, recipe: Recipe, pictures: list[np.ndarray] | None = None
     return calibrate(bundle / "model.onnx", "hash", pictures, len(pictures), recipe, {"name": "noise"})
 
 
-def logits(model: ir.Model | Path, folder: Path, pictures: list[np.ndarray]) -> np.ndarray:
+def logits(
+    model: ir.Model | Path, folder: Path, pictures: list[np.ndarray], backend: str = "onnxruntime"
+) -> np.ndarray:
     path = folder / "model.onnx"
     if isinstance(model, Path):
         path = model
     else:
         ir.save(model, path)
-    with OnnxRuntimeRunner(path) as runner:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    with (OpenVinoRunner if backend == "openvino" else OnnxRuntimeRunner)(path) as runner:
         return runner.infer({"image": np.stack(pictures)})["logits"]
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.compiler.test_calibration import images, int8, solve
+from tests.compiler.test_calibration import images, int8, logits, solve
 from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.graph.integer_products import DOMAIN, fuse_integer_products
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.inspection import inspect
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,7 @@ def test_the_answers_are_those_of_the_pairs(
 ) -> None:
     pairs, fused = int8(tiny_bundle, calibration), int8(tiny_bundle, calibration)
     fuse_integer_products(fused)
-    found = []
-    for name, model in (("pairs", pairs), ("fused", fused)):
-        path = tmp_path / f"{name}.onnx"
-        ir.save(model, path)
-        if backend == "openvino":
-            pytest.importorskip("openvino")
-            from vitdeploy.runtime.openvino import OpenVinoRunner
-
-            runner = OpenVinoRunner(path)
-        else:
-            runner = OnnxRuntimeRunner(path)
-        with runner:
-            found.append(runner.infer({"image": np.stack(images(16, seed=5))})["logits"])
+    found = [logits(model, tmp_path, images(16, seed=5), backend) for model in (pairs, fused)]
     spread = float(np.std(found[0]))
     # Sums of 8-bit products are exact; what is left is the order in which the float32 bias is added.
     assert float(np.abs(found[0] - found[1]).max()) < 0.02 * spread

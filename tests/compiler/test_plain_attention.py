@@ -29,34 +29,30 @@ def module(tmp_path: Path) -> Any:
     return load_checkpoint(write_family("vit", tmp_path / "checkpoint")).module
 
 
-@pytest.mark.parametrize("options", [{}, {"attn_mask": BIAS}, {"scale": 0.5}, {"attn_mask": BIAS, "scale": 2.0}])
-def test_it_is_pytorchs(module: Any, options: dict[str, Any]) -> None:
-    expected = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
+def weights_left(module: Any, query: torch.Tensor, **options: Any) -> Any:
+    """What the stand-in leaves in `Weights`, having given what PyTorch gives."""
+    expected = functional.scaled_dot_product_attention(query, KEY, VALUE, **options)
     Weights.last = None
     with plain_attention(module):
-        found = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
+        found = functional.scaled_dot_product_attention(query, KEY, VALUE, **options)
     torch.testing.assert_close(found, expected)
-    assert Weights.last is not None and Weights.last.shape == (2, 3, 5, 5)
-    torch.testing.assert_close(Weights.last @ VALUE, expected)
+    return Weights.last
+
+
+@pytest.mark.parametrize("options", [{}, {"attn_mask": BIAS}, {"scale": 0.5}, {"attn_mask": BIAS, "scale": 2.0}])
+def test_it_is_pytorchs(module: Any, options: dict[str, Any]) -> None:
+    weights = weights_left(module, QUERY, **options)
+    assert weights is not None and weights.shape == (2, 3, 5, 5)
+    torch.testing.assert_close(weights @ VALUE, functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options))
 
 
 @pytest.mark.parametrize("options", [{"attn_mask": ALLOWED}, {"is_causal": True}, {"enable_gqa": True}])
 def test_what_it_does_not_know_stays_pytorchs(module: Any, options: dict[str, Any]) -> None:
-    expected = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
-    Weights.last = None
-    with plain_attention(module):
-        found = functional.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
-    torch.testing.assert_close(found, expected)
-    assert Weights.last is None
+    assert weights_left(module, QUERY, **options) is None
 
 
 def test_one_token_that_reads_all_is_not_attention_of_all(module: Any) -> None:
-    expected = functional.scaled_dot_product_attention(QUERY[:, :, :1], KEY, VALUE)
-    Weights.last = None
-    with plain_attention(module):
-        found = functional.scaled_dot_product_attention(QUERY[:, :, :1], KEY, VALUE)
-    torch.testing.assert_close(found, expected)
-    assert Weights.last is None
+    assert weights_left(module, QUERY[:, :, :1]) is None
 
 
 def test_everything_is_put_back(module: Any) -> None:

@@ -9,25 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from tests.compiler.families import write_family
-from tests.compiler.test_calibration import images, int8, solve
+from tests.compiler.test_calibration import images, int8, logits, solve
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.graph.integer_products import fuse_integer_products
 from vitdeploy.compiler.graph.read_rows import compute_read_rows
 from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 
-def answers(model: ir.Model, path: Path, backend: str = "onnxruntime") -> np.ndarray:
-    ir.save(model, path)
-    if backend == "openvino":
-        pytest.importorskip("openvino")
-        from vitdeploy.runtime.openvino import OpenVinoRunner
-
-        runner = OpenVinoRunner(path)
-    else:
-        runner = OnnxRuntimeRunner(path)
-    with runner:
-        return runner.infer({"image": np.stack(images(9, seed=5))})["logits"]
+def answers(model: ir.Model, folder: Path, backend: str = "onnxruntime") -> np.ndarray:
+    return logits(model, folder, images(9, seed=5), backend)
 
 
 def for_cpus(bundle: Path, recipe: Recipe) -> ir.Model:
@@ -46,14 +36,14 @@ def rows_of_products(model: ir.Model) -> list[int]:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_answers_stay(attention: bool, backend: str, tiny_bundle: Path, tmp_path: Path) -> None:
     whole = for_cpus(tiny_bundle, Recipe(attention=attention))
-    wanted = answers(whole, tmp_path / "whole.onnx", backend)
+    wanted = answers(whole, tmp_path, backend)
     before = rows_of_products(whole)
     result = compute_read_rows(whole)
     after = rows_of_products(whole)
     assert result.changed == 6, "queries, both products of attention, the output projection, both of the MLP"
     tokens = max(before)
     assert before.count(tokens) - after.count(tokens) == 6 and after.count(1) - before.count(1) == 6
-    found = answers(whole, tmp_path / "rows.onnx", backend)
+    found = answers(whole, tmp_path, backend)
     assert np.allclose(found, wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
     again = compute_read_rows(whole)
     assert again.changed == 0 and again.declined
@@ -63,11 +53,11 @@ def test_the_answers_stay(attention: bool, backend: str, tiny_bundle: Path, tmp_
 def test_families(family: str, tmp_path: Path) -> None:
     bundle = export(write_family(family, tmp_path), tmp_path / "bundle").path
     model = ir.load(bundle / "model.onnx")
-    wanted = answers(model, tmp_path / "whole.onnx")
+    wanted = answers(model, tmp_path)
     result = compute_read_rows(model)
     assert bool(result.changed) == (family in ("vit", "deit-distilled", "beit-absolute"))
     assert result.changed or result.declined
-    assert np.allclose(answers(model, tmp_path / "rows.onnx"), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
+    assert np.allclose(answers(model, tmp_path), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
 
 
 def test_it_stops_where_a_node_mixes_tokens_in_a_way_it_does_not_know(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -81,9 +71,9 @@ def test_it_stops_where_a_node_mixes_tokens_in_a_way_it_does_not_know(tiny_bundl
     for reader in readers:
         reader.replace_input_with(0, odd.outputs[0])
     model.graph.insert_after(last, odd)
-    wanted = answers(model, tmp_path / "whole.onnx")
+    wanted = answers(model, tmp_path)
     assert compute_read_rows(model).changed == 1, "the product behind it alone"
-    assert np.allclose(answers(model, tmp_path / "rows.onnx"), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
+    assert np.allclose(answers(model, tmp_path), wanted, rtol=0, atol=1e-4 * float(np.std(wanted)))
 
 
 def test_a_value_that_is_an_output_too_stays_whole(tiny_bundle: Path) -> None:

@@ -64,7 +64,8 @@ class Int8Stage:
         return None if recipe is None else choose_images(recipe, self._path)
 
     def check(self) -> None:
-        """
+        """Find out before any work that there is something to calibrate with.
+
         Raises:
             InputError: there is neither a recipe nor a calibration in the bundle.
         """

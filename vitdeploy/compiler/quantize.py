@@ -25,7 +25,7 @@ from vitdeploy.compiler.arithmetic import LEVELS, weight_scales
 from vitdeploy.compiler.attention import AttentionProducts, find_attention
 from vitdeploy.compiler.calibration import AttentionCalibration, Calibration, GroupCalibration
 from vitdeploy.compiler.graph.result import PassResult
-from vitdeploy.compiler.graph.values import constant, new_initializer
+from vitdeploy.compiler.graph.values import constant, new_initializer, replace_constant
 from vitdeploy.compiler.layers import (
     LayerGroup,
     Source,
@@ -87,15 +87,6 @@ def quantize(model: ir.Model, calibration: Calibration, *, target: str) -> PassR
     return PassResult("quantize", count)
 
 
-def _replace_constant(graph: ir.Graph, place: tuple[ir.Node, int], array: np.ndarray) -> None:
-    node, index = place
-    old = node.inputs[index]
-    assert old is not None
-    node.replace_input_with(index, new_initializer(graph, old.name or "weight", array))
-    if not old.uses():
-        del graph.initializers[old.name or ""]
-
-
 def _centre(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration) -> None:
     """Take z off the activation and give what the products make of it to their biases."""
     if solved.centre is None:
@@ -106,7 +97,7 @@ def _centre(graph: ir.Graph, group: LayerGroup, solved: GroupCalibration) -> Non
         _correct_bias(graph, product, solved.centre @ matrix_of(product))
     shift = constant(node.inputs[index])
     assert shift is not None
-    _replace_constant(graph, (node, index), shift - solved.centre)
+    replace_constant(graph, node, index, shift - solved.centre)
 
 
 def _divide_source(graph: ir.Graph, source: Source, by: np.ndarray) -> None:
@@ -114,7 +105,7 @@ def _divide_source(graph: ir.Graph, source: Source, by: np.ndarray) -> None:
         if place is not None:
             array = constant(place[0].inputs[place[1]])
             assert array is not None
-            _replace_constant(graph, place, array / by)
+            replace_constant(graph, *place, array / by)
 
 
 def _balance(graph: ir.Graph, products: AttentionProducts, solved: AttentionCalibration) -> dict[ir.Node, np.ndarray]:
@@ -135,7 +126,7 @@ def _rescale_weights(graph: ir.Graph, group: LayerGroup, solved: GroupCalibratio
         for node in group.products:
             weight = constant(node.inputs[1])
             assert weight is not None
-            _replace_constant(graph, (node, 1), weight * solved.smoothing[:, np.newaxis])
+            replace_constant(graph, node, 1, weight * solved.smoothing[:, np.newaxis])
 
 
 def _insert(
@@ -245,4 +236,4 @@ def _correct_bias(graph: ir.Graph, matmul: ir.Node, correction: np.ndarray) -> N
     if place is not None and correction.any():
         bias = constant(place[0].inputs[place[1]])
         assert bias is not None
-        _replace_constant(graph, place, bias + correction)
+        replace_constant(graph, *place, bias + correction)

@@ -30,9 +30,10 @@ def fold_attention_scale(model: ir.Model) -> PassResult:
     graph = model.graph
     changed = 0
     for node in list(graph):
-        source, scale = _scaled(node)
-        if source is None or only_consumer(source) is None or node.outputs[0].is_graph_output():
+        found = _scaled(node)
+        if found is None or only_consumer(found[0]) is None or node.outputs[0].is_graph_output():
             continue
+        source, scale = found
         affine = affine_before(_projected(source))
         if affine is None:
             continue
@@ -46,19 +47,18 @@ def fold_attention_scale(model: ir.Model) -> PassResult:
     )
 
 
-def _scaled(node: ir.Node) -> tuple[ir.Value | None, np.ndarray]:
+def _scaled(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     """What a Mul or Div by one constant number reads, and the factor; None for any other node."""
-    nothing = None, np.ones(())
     if node.op_type not in ("Mul", "Div"):
-        return nothing
+        return None
     places = [index for index, value in enumerate(node.inputs) if constant(value) is not None]
     if len(places) != 1 or (node.op_type == "Div" and places != [1]):
-        return nothing
-    number = constant(node.inputs[places[0]])
-    if number is None or number.size != 1 or not number.any():
-        return nothing
+        return None
+    source, number = node.inputs[1 - places[0]], constant(node.inputs[places[0]])
+    if source is None or number is None or number.size != 1 or not number.any():
+        return None
     number = number.reshape(())
-    return node.inputs[1 - places[0]], number if node.op_type == "Mul" else 1 / number
+    return source, number if node.op_type == "Mul" else 1 / number
 
 
 def _projected(value: ir.Value) -> ir.Value | None:

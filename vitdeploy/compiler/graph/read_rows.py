@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitdeploy.compiler.graph.result import PassResult
-from vitdeploy.compiler.graph.values import constant, new_initializer
+from vitdeploy.compiler.graph.values import constant, new_initializer, replace_constant
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,7 +71,7 @@ def compute_read_rows(model: ir.Model) -> PassResult:
         return PassResult(_NAME, 0, "no product works on the tokens that are read alone")
     _cut(graph, region)
     for node, row in zip(readers, wanted, strict=True):
-        _give(graph, node, 1, np.array(row - region.first, dtype=np.int64), f"{node.name}.row")
+        replace_constant(graph, node, 1, np.array(row - region.first, dtype=np.int64))
     return PassResult(_NAME, products)
 
 
@@ -174,16 +174,8 @@ def _cut(graph: ir.Graph, region: _Region) -> None:
         if node.op_type == "Reshape":
             shape = np.array(constant(node.inputs[1]))
             shape[1] = region.count
-            _give(graph, node, 1, shape, f"{node.name}.shape")
+            replace_constant(graph, node, 1, shape)
         node.outputs[0].shape = _shape(node.outputs[0], axis, region.count)
-
-
-def _give(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
-    """Another constant for one input of one node."""
-    old = node.inputs[index]
-    node.replace_input_with(index, new_initializer(graph, name, array))
-    if old is not None and not old.uses() and old.name in graph.initializers:
-        del graph.initializers[old.name]
 
 
 def _shape(value: ir.Value, axis: int, count: int) -> ir.Shape:
