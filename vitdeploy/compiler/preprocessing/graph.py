@@ -113,7 +113,7 @@ def _dynamic(tape: Tape, layout: ModuleType, image: ir.Value, spec: PreprocessSp
     if spec.resize is None:
         return resize(tape, False), kept
     height, width = tape.split(tape.Sub(size, resized), 2, 0)  # by how much each shrinks
-    tall = tape.And(tape.Greater(height, tape.ints(0)), tape.Greater(height, tape.Mul(width, tape.ints(2))))
+    tall = tape.Greater(height, tape.Max(tape.Mul(width, tape.ints(2)), tape.ints(0)))
     tall = tape.Squeeze(tall, tape.ints(0))
     return tape.choose(tall, lambda branch: resize(branch, True), lambda branch: resize(branch, False)), kept
 

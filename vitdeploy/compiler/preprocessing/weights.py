@@ -44,9 +44,10 @@ def _bilinear(tape: Tape, distance: ir.Value, limit: ir.Value) -> tuple[ir.Value
     It is the divisor that is shifted, which is short; each product and difference is exact.
     """
     rest = tape.Relu(tape.Sub(limit, distance))
-    total = tape.ReduceSum(rest, tape.ints(-1), keepdims=1)
-    digits = tape.constant(np.array([2.0**-11, 2.0**-17, 2.0**-22], np.float32), "digits")
-    divisors = tape.split(tape.Mul(total, digits), 3, -1)
+    # repeated along `length` once, and by an addition: each operation that repeats along rows so short takes as long as
+    # five others, and Expand longer
+    total = tape.Add(tape.ReduceSum(rest, tape.ints(-1), keepdims=1), tape.Mul(rest, tape.scalar(0, np.float32)))
+    divisors = [tape.Mul(total, tape.scalar(2.0**-bits, np.float32)) for bits in (11, 17, 22)]
     high = tape.Round(tape.Div(rest, divisors[0]))
     rest = tape.Sub(rest, tape.Mul(high, divisors[0]))
     middle = tape.Floor(tape.Div(rest, divisors[1]))
