@@ -228,6 +228,7 @@ class _Request:
         self._count = len(outputs)
         self._can_hold_nan = all(spec.dtype.startswith("float") for spec in outputs)
         self._shapes: list[tuple[int, ...]] | None = None  # of the last call's arrays
+        self._made: list[npt.NDArray[Any]] = []  # the outputs' memory, where it lay at that call
 
     def infer(self, arrays: list[npt.NDArray[Any]], *, quick: bool) -> list[npt.NDArray[Any]] | None:
         """The outputs, copied; the arrays are read where they lie. None: nothing was computed, which `quick` allows."""
@@ -243,15 +244,14 @@ class _Request:
         request.start_async()
         request.wait()
         self._shapes = shapes if self._can_hold_nan else None
+        self._made = [request.get_output_tensor(index).data for index in range(self._count)]
         return self._taken()
 
     def _taken(self) -> list[npt.NDArray[Any]]:
         """Copies of the outputs, which are marked."""
-        values = []
-        for index in range(self._count):
-            data = self._request.get_output_tensor(index).data
-            values.append(data.copy())
-            if self._can_hold_nan:
+        values = [data.copy() for data in self._made]
+        if self._can_hold_nan:
+            for data in self._made:
                 data[(0,) * data.ndim] = nan
         return values
 
