@@ -33,7 +33,7 @@ _TOGETHER = (2, 7)
 """At most so many blocks are one product, in the first pass and in the second: what still lies in the cache, with few
 nodes. Measured best in ONNX Runtime."""
 
-_PARTS = 4
+_PARTS = 7
 """At most so many parts of the width are transposed for themselves: what is written then lies in the cache."""
 
 _HALVES_UP = LOW_UNITS * (1 - 2.0**-20)
@@ -83,31 +83,38 @@ def scaled(tape: Tape, pixels: ir.Value, factor: npt.NDArray[np.float32], offset
 def _across(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> ir.Value:
     """Resize the width, uint8 (lines, width * 3) -> uint8 (band.count, 3 * lines), at most so many blocks a product.
 
-    Where the windows are known, each of a few parts of the width is cut out and transposed for itself.
+    Each of a few parts of the width is cut out and transposed for itself.
     """
     turned = tape.Concat(tape.ints(-1), tape.Mul(tape.Shape(lines, end=1), tape.ints(_CHANNELS)), axis=0)
-
-    def turn(part: ir.Value) -> ir.Value:
-        return tape.Reshape(tape.Transpose(part, perm=[1, 0]), turned)  # (width, 3 * lines)
-
     made = []
-    if band.starts.const_value is None:
-        made = _products(tape, turn(lines), band, at_most)
-    else:
-        for begin, end, part in _parts(tape, band):
-            cut = tape.Slice(lines, tape.ints(begin * _CHANNELS), tape.ints(end * _CHANNELS), tape.ints(1))
-            made += _products(tape, turn(cut), part, at_most)
+    for begin, end, part in _parts(tape, band):
+        cut = tape.Slice(lines, begin, end, tape.ints(1))
+        inputs = tape.Reshape(tape.Transpose(cut, perm=[1, 0]), turned)  # (inputs, 3 * lines)
+        made += _products(tape, inputs, part, at_most)
     return _joined(tape, made, band)
 
 
-def _parts(tape: Tape, band: Band) -> Iterator[tuple[int, int, Band]]:
-    """First input, end, and band within these inputs, of parts of equally many blocks; for a band of constants."""
+def _parts(tape: Tape, band: Band) -> Iterator[tuple[ir.Value, ir.Value, Band]]:
+    """First byte, end, and band within these inputs, of parts of equally many blocks; counted along (width * 3)."""
     number = _divisor(band.blocks, _PARTS)
-    starts, length = (value.const_value.numpy() for value in (band.starts, band.length))
-    for own, weights in zip(np.split(starts, number), tape.split(band.weights, number, 0), strict=True):
-        within = tape.constant(own - own.min(), "starts")
-        part = replace(band, blocks=len(own), starts=within, weights=weights)
-        yield int(own.min()), int(own.max() + length[0]), part
+    each = band.blocks // number
+    if band.starts.const_value is not None:
+        starts, length = (value.const_value.numpy() for value in (band.starts, band.length))
+        starts = starts.reshape(number, each)
+        # the least and the most, since the window of a block off the image lies anywhere
+        begins, ends = starts.min(axis=1), starts.max(axis=1) + length
+        within = [tape.constant(own, "starts") for own in starts - begins[:, np.newaxis]]
+        cuts = [[tape.ints(_CHANNELS * int(place)) for place in places] for places in (begins, ends)]
+    else:
+        starts = tape.Reshape(band.starts, tape.ints(number, each))
+        begins = tape.Slice(starts, tape.ints(0), tape.ints(1), tape.ints(1))
+        ends = tape.Add(tape.Slice(starts, tape.ints(each - 1), tape.ints(each), tape.ints(1)), band.length)
+        within = tape.split(tape.Reshape(tape.Sub(starts, begins), tape.ints(-1)), number, 0)
+        places = tape.Reshape(tape.Mul(tape.Concat(begins, ends, axis=0), tape.ints(_CHANNELS)), tape.ints(-1))
+        flat = tape.split(places, 2 * number, 0)
+        cuts = [flat[:number], flat[number:]]
+    for begin, end, own, weights in zip(*cuts, within, tape.split(band.weights, number, 0), strict=True):
+        yield begin, end, replace(band, blocks=each, starts=own, weights=weights)
 
 
 def _products(tape: Tape, lines: ir.Value, band: Band, at_most: int) -> list[ir.Value]:
