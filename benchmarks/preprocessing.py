@@ -1,11 +1,13 @@
 """Preprocessing in the graph against Pillow, both in one process, taking turns: prints milliseconds and ratios.
 
     python benchmarks/preprocessing.py [--resample bicubic] [--target cpu] [--threads 1] [--rounds 60]
-        [--json FILE]
+        [--processes 5] [--json FILE]
 
 Pillow's time is that of `Image.resize` alone; "to float32" adds what the graph also does: rescale, normalise, channels
 first, in NumPy. The graph's time is a whole call of the runtime with the pixels as input and the pixel values as
 output. Minimum and median of the rounds; the ratio is of the minima, which other work on the machine disturbs least.
+The ratio of one process still differs from the next one's by several percent, by where their memory lies. With
+--processes the whole is done in so many, one after the other, and the medians and ranges of their figures are shown.
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,25 +89,16 @@ def measure(calls: dict[str, tuple[Callable[..., Any], Any]], rounds: int) -> di
     return taken
 
 
-def main() -> None:
+def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each image and call, printed and returned."""
     from PIL import Image
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resample", choices=sorted(PILLOW), default="bicubic")
-    parser.add_argument("--target", choices=["any", "cpu"], default="cpu", help="the graph's layout (default: cpu)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the runtimes; Pillow has one (default: 1)")
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--size", type=int, default=224, help="edge of the pixel values (default: 224)")
-    parser.add_argument("--json", type=Path, help="write the minima and the ratios there")
-    arguments = parser.parse_args()
     resize = ResizeSpec(arguments.resample, height=arguments.size, width=arguments.size)
     spec = PreprocessSpec(resize, None, 1 / 255, MEAN, STD)
     any_size = {
         f"{name}, any size": call for name, call in graph_calls(spec, None, arguments.target, arguments.threads).items()
     }
     pillow = pillow_calls(arguments.resample, arguments.size)
-    made = f"{arguments.resample} to {arguments.size}x{arguments.size}"
-    print(f"{made}, the graph for {arguments.target}, {arguments.threads} thread(s)")
     results = []
     for height, width in SIZES:
         pixels = photograph(height, width)
@@ -125,10 +122,52 @@ def main() -> None:
                     "of_pillow_to_float32": round(ratios[1], 3),
                 }
             )
+    return results
+
+
+def repeated(arguments: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The medians of the rows of several processes, with every ratio to Pillow; printed and returned."""
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(arguments.processes):
+            file = Path(folder, "run.json")
+            command = [sys.executable, __file__, *options, "--json", str(file)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            runs.append(json.loads(file.read_text())["results"])
+            print(f"process {number + 1} of {arguments.processes} done", file=sys.stderr)
+    rows = []
+    print(f"\n{'':32}minimum ms   / pillow             / pillow to float32   (medians of the processes)")
+    for same in zip(*runs, strict=True):
+        ratios = sorted(row["of_pillow"] for row in same)
+        figures = ("minimum_ms", "median_ms", "of_pillow", "of_pillow_to_float32")
+        middle = {figure: round(statistics.median(row[figure] for row in same), 3) for figure in figures}
+        rows.append({"image": same[0]["image"], "call": same[0]["call"], **middle, "each_of_pillow": ratios})
+        name = f"{same[0]['image']:10}{same[0]['call']}"
+        print(
+            f"  {name:34}{middle['minimum_ms']:6.2f}{middle['of_pillow']:11.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            f"{middle['of_pillow_to_float32']:13.2f}"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resample", choices=sorted(PILLOW), default="bicubic")
+    parser.add_argument("--target", choices=["any", "cpu"], default="cpu", help="the graph's layout (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtimes; Pillow has one (default: 1)")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--size", type=int, default=224, help="edge of the pixel values (default: 224)")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the minima and the ratios there")
+    arguments = parser.parse_args()
+    settings = {key: getattr(arguments, key) for key in ("resample", "target", "threads", "rounds", "size")}
+    made = f"{arguments.resample} to {arguments.size}x{arguments.size}"
+    print(f"{made}, the graph for {arguments.target}, {arguments.threads} thread(s)")
+    results = repeated(arguments, settings) if arguments.processes > 1 else measured(arguments)
     if arguments.json is not None:
-        settings = {key: getattr(arguments, key) for key in ("resample", "target", "threads", "rounds", "size")}
-        document = {**settings, "machine": machine(), "versions": versions(), "results": results}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        whole = {**settings, "processes": arguments.processes, "machine": machine(), "versions": versions()}
+        arguments.json.write_text(json.dumps({**whole, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
