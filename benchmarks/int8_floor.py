@@ -1,0 +1,131 @@
+"""How fast INT8 could be at most on this CPU: the Linears of a ViT-B/16 alone against PyTorch eager, interleaved.
+
+    python benchmarks/int8_floor.py [--threads 2] [--rounds 30] [--json FILE]
+
+The model is a ViT-B/16 at 224 with random weights, one image a call. Against a whole call of PyTorch FP32 eager
+stand, by turns in one process and with a rest of 30 ms in front of each turn:
+
+- all INT8 products of its Linears in one ONNX Runtime graph (`MatMulInteger`, uint8 by int8, 197 rows; of the last
+  layer keys and values alone, since a classifier reads one token of it). Nothing else is in it: no quantisation, no
+  attention, no GELU, no LayerNorm. Eager's time over this one's is a ceiling that no form with these products passes.
+- the same products of one layer, again and again: their weights stay in the cache, which a model's don't.
+- a float32 product of 2048 x 2048 x 2048 in PyTorch, for the processor's peak. VNNI has four times the float32 rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import CLOCKS, Call, interleaved
+
+from vitdeploy.bench.statistics import speedup
+from vitdeploy.machine import machine, versions
+
+LAYERS, TOKENS, WIDTH, HIDDEN = 12, 197, 768, 3072
+ATTENTION = [(WIDTH, WIDTH)] * 4
+LINEARS = [*ATTENTION, (WIDTH, HIDDEN), (HIDDEN, WIDTH)]
+LAST = ATTENTION[:2]
+PEAK_EDGE = 2048
+
+
+def products(layers: list[list[tuple[int, int]]], threads: int) -> Call:
+    """Every product of `layers`, (inputs, outputs) each, in one session; the call's argument is not looked at."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    feeds = {f"x{width}": rng.integers(0, 256, (TOKENS, width), np.uint8) for width in (WIDTH, HIDDEN)}
+    nodes, weights, outputs = [], [], []
+    for number, (inputs, made) in enumerate(shape for layer in layers for shape in layer):
+        weights.append(numpy_helper.from_array(rng.integers(-127, 128, (inputs, made), np.int8), f"w{number}"))
+        nodes.append(helper.make_node("MatMulInteger", [f"x{inputs}", f"w{number}", "zero"], [f"y{number}"]))
+        # one number of each product is asked for, so that none is left out and nothing is copied
+        nodes.append(helper.make_node("Slice", [f"y{number}", "from", "to"], [f"part{number}"]))
+        outputs.append(helper.make_tensor_value_info(f"part{number}", TensorProto.INT32, [1, 1]))
+    constants = {"zero": np.array(128, np.uint8), "from": np.array([0, 0]), "to": np.array([1, 1])}
+    weights += [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    given = [helper.make_tensor_value_info(name, TensorProto.UINT8, value.shape) for name, value in feeds.items()]
+    graph = helper.make_graph(nodes, "linears", given, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda _: session.run(None, feeds)
+
+
+def eager(threads: int) -> Call:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.set_num_threads(threads)
+    module = ViTForImageClassification(ViTConfig()).eval()
+
+    def call(pixels: np.ndarray) -> Any:
+        with torch.inference_mode():
+            return module(torch.from_numpy(pixels)).logits
+
+    return call
+
+
+def float_product() -> Call:
+    import torch
+
+    matrix = torch.rand(PEAK_EDGE, PEAK_EDGE)
+    return lambda _: matrix @ matrix
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write the samples and what follows from them there")
+    arguments = parser.parse_args()
+    layers = [LINEARS] * (LAYERS - 1) + [LAST]
+    macs = sum(TOKENS * inputs * made for layer in layers for inputs, made in layer)
+    one_layer = sum(TOKENS * inputs * made for inputs, made in LINEARS)
+    calls = {
+        "PyTorch eager": eager(arguments.threads),
+        "all Linears in INT8": products(layers, arguments.threads),
+        "one layer's Linears in INT8": products([LINEARS], arguments.threads),
+        "float32 product": float_product(),
+    }
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    times = interleaved(calls, pixels, arguments.rounds, CLOCKS["wall"])
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    ceiling = speedup(times["PyTorch eager"], times["all Linears in INT8"])
+    rate = {
+        "all Linears in INT8": macs / medians["all Linears in INT8"] / 1e6,
+        "one layer's Linears in INT8": one_layer / medians["one layer's Linears in INT8"] / 1e6,
+        "float32 product": PEAK_EDGE**3 / medians["float32 product"] / 1e6,
+    }
+    settings = f"{arguments.threads} threads, {arguments.rounds} rounds"
+    print(f"ViT-B/16 at 224, {macs / 1e9:.1f} GMACs in its Linears, {settings}")
+    for name, median in medians.items():
+        print(f"  {name:28}{median:8.1f} ms" + (f"{rate[name]:8.0f} GMACs a second" if name in rate else ""))
+    ratio, (low, high) = ceiling
+    print(f"PyTorch eager over all Linears in INT8: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    peak = macs / (4 * rate["float32 product"] * 1e6)
+    quarter = medians["PyTorch eager"] / 4
+    print(
+        f"at four times the float32 rate they would take {peak:.1f} ms; a quarter of PyTorch eager is {quarter:.1f} ms"
+    )
+    if arguments.json is not None:
+        document = {
+            "machine": machine(),
+            "versions": versions(),
+            "threads": arguments.threads,
+            "gmacs": macs / 1e9,
+            "gmacs_per_s": rate,
+            "at_peak_ms": peak,
+            "ceiling": [ratio, low, high],
+            "samples_ms": times,
+        }
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
