@@ -22,7 +22,7 @@ NAMES = (
     *("finetune", "export", "quantize", "onnxruntime", "openvino"),
     *("build_tensorrt", "build_tensorrt_rtx", "run_tensorrt", "run_tensorrt_rtx"),
 )
-RANGES = ["onnxruntime>=1.22; extra == 'cpu'", "openvino>=2025.2; extra == 'cpu'", "tensorrt>=10.3; extra == 'gpu'"]
+RANGES = ["onnxruntime>=1.22; extra == 'cpu'", "openvino>=2026.3; extra == 'cpu'", "tensorrt>=10.3; extra == 'gpu'"]
 
 
 def install(folder: Path, name: str, version: str, *, module: str | None = None, requires: list[str] = []) -> None:  # noqa: B006
@@ -147,7 +147,7 @@ def test_one_onnxruntime_is_none_and_the_doctor_never_makes_it_two(tmp_path: Pat
     found = capabilities(answer.stdout)
     assert found["onnxruntime"]["available"]
     # vitdeploy[cpu] would bring the other onnxruntime along
-    assert found["openvino"]["next_step"] == "pip install 'openvino>=2025.2'"
+    assert found["openvino"]["next_step"] == "pip install 'openvino>=2026.3'"
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,15 @@ def test_a_backend_that_is_missing_is_passed_over(tiny_bundle: Path, monkeypatch
     assert caught.value.hint == "pip install 'vitdeploy[cpu]'"
 
 
+def test_an_openvino_that_is_too_old_is_passed_over(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.__version__", "2025.2.0-1-a")
+    with load(tiny_bundle) as classifier:
+        assert classifier.backend == "onnxruntime"
+        assert any("wrong answers for INT8" in str(each) for each in classifier.describe()["passed_over"])
+    with pytest.raises(DependencyError, match="2026.3 is the first that does not"):
+        load(tiny_bundle, backend="openvino")
+
+
 def test_a_graph_that_a_backend_can_not_load_is_passed_over(tiny_bundle_copy: Path) -> None:
     """A manifest may describe a file that no backend here can read: the next form has to do."""
     with Bundle.open(tiny_bundle_copy).edit() as editor:

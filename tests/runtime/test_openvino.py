@@ -13,7 +13,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from vitdeploy.errors import OutOfMemoryError
+from vitdeploy.errors import DependencyError, OutOfMemoryError
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner, shared_core
 
@@ -235,7 +235,7 @@ def test_a_graph_that_gives_nan_is_compiled_anew_once(tmp_path: Path) -> None:
 UNSAID = """
 import resource, sys
 import numpy as np
-from vitdeploy.errors import OutOfMemoryError
+from vitdeploy.errors import DependencyError, OutOfMemoryError
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
 small, large = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 6000, 8000, 3), np.uint8)
@@ -256,3 +256,17 @@ def test_openvino_itself_leaves_the_outputs_alone_when_memory_runs_out(tiny_bund
     command = [sys.executable, "-c", UNSAID, str(tiny_bundle / "model.onnx")]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (answer.returncode, answer.stdout) == (0, "said True\n"), answer.stderr
+
+
+@pytest.mark.parametrize("version", ["2025.2.0-19140-c01cd93e24d-releases/2025/2", "2026.2.1-1-a", "2024.6.0"])
+def test_a_release_that_computes_int8_wrong_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.__version__", version)
+    with pytest.raises(DependencyError, match=r"OpenVINO 202\d\.\d gives wrong answers for INT8") as caught:
+        shared_core()
+    assert caught.value.hint == "pip install --upgrade 'openvino>=2026.3'"
+
+
+@pytest.mark.parametrize("version", ["2026.3.0-1-a", "2026.10.0", "2027.0.0", "custom"])
+def test_other_releases_are_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.__version__", version)
+    assert shared_core() is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from vitdeploy.errors import InputError, ModelError, OutOfMemoryError, require
+from vitdeploy.errors import DependencyError, InputError, ModelError, OutOfMemoryError, require
 from vitdeploy.runtime.admission import Places
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
@@ -24,6 +25,8 @@ __all__ = ["OpenVinoRunner", "shared_core"]
 _DTYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32"}
 _DTYPES |= {"i64": "int64", "boolean": "bool"}
 _NO_MEMORY = ("alloc", "memory")
+_OLDEST = (2026, 3)
+"""2025.2 to 2026.2 compute `MatMulIntegerToFloat` wrong, of which INT8 for CPUs is made, and say nothing."""
 _cores: dict[int, Any] = {}  # by process: one that was made before a fork is of no use in the child
 _cores_lock = threading.Lock()
 
@@ -34,8 +37,18 @@ def shared_core() -> Any:
     Each Core of OpenVINO 2026.4 gives its thread a stack for signal handlers, on processors with AVX-512, and on its
     end puts back the one it found. When a second Core ends after the first, that is a stack that the first has freed,
     and the next signal that Python handles (Ctrl-C, a child's end) kills the process.
+
+    Raises:
+        DependencyError: OpenVINO is not installed, or so old that its answers would be wrong.
     """
     openvino = require("openvino", extra="cpu")
+    release = re.match(r"(\d+)\.(\d+)", openvino.__version__)
+    if release is not None and (int(release[1]), int(release[2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise DependencyError(
+            f"OpenVINO {release[0]} gives wrong answers for INT8, {oldest} is the first that does not",
+            hint=f"pip install --upgrade 'openvino>={oldest}'",
+        )
     with _cores_lock:
         process = os.getpid()
         if process not in _cores:
