@@ -248,7 +248,7 @@ def unsuitable(number: str, wanted: str) -> bool:
         found = re.match(r"(>=|<=|==|!=|>|<)\s*([\d.]+)", condition)
         if found is None:
             continue
-        ours, theirs = _release(number), _release(found[2])
+        ours, theirs = machine.release(number), machine.release(found[2])
         length = max(len(ours), len(theirs))
         ours, theirs = (value + (0,) * (length - len(value)) for value in (ours, theirs))
         holds = {
@@ -262,8 +262,3 @@ def unsuitable(number: str, wanted: str) -> bool:
         if not holds:
             return True
     return False
-
-
-def _release(number: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", number)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()

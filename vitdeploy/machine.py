@@ -30,6 +30,7 @@ __all__ = [
     "machine",
     "memory_bytes",
     "problem_with_gpu",
+    "release",
     "system_name",
     "usable_cores",
     "version",
@@ -265,3 +266,9 @@ def _driver_version() -> str | None:
             if found:
                 return found[0]
     return None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: "2026.4.1-22982-ab" -> (2026, 4, 1); () for one that begins otherwise."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()

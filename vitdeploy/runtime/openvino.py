@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitdeploy.errors import DependencyError, InputError, ModelError, OutOfMemoryError, require
+from vitdeploy.machine import release
 from vitdeploy.runtime.admission import Places
 from vitdeploy.runtime.base import RunnerBase
 from vitdeploy.specs import TensorSpec
@@ -42,11 +42,11 @@ def shared_core() -> Any:
         DependencyError: OpenVINO is not installed, or so old that its answers would be wrong.
     """
     openvino = require("openvino", extra="cpu")
-    release = re.match(r"(\d+)\.(\d+)", openvino.__version__)
-    if release is not None and (int(release[1]), int(release[2])) < _OLDEST:
+    found = release(openvino.__version__)[:2]
+    if found and found < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise DependencyError(
-            f"OpenVINO {release[0]} gives wrong answers for INT8, {oldest} is the first that does not",
+            f"OpenVINO {'.'.join(map(str, found))} gives wrong answers for INT8, {oldest} is the first that does not",
             hint=f"pip install --upgrade 'openvino>={oldest}'",
         )
     with _cores_lock:

@@ -176,7 +176,7 @@ def build_engine(
 def _load(flavour: str) -> ModuleType:
     trt = require(FLAVOURS[flavour], extra=_EXTRAS[flavour])
     version, oldest = str(trt.__version__), _OLDEST[flavour]
-    if tuple(int(part) for part in version.split(".")[:2]) < oldest:
+    if machine.release(version) < oldest:
         raise EngineError(
             f"{flavour} {version} is installed, and vitdeploy needs {oldest[0]}.{oldest[1]} or later",
             hint="install a later one: pip install --upgrade, or on a Jetson a later JetPack (6.1 has 10.3)",
