@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from int8_speed import eager
 from peers import CLOCKS, Call, interleaved
 
 from vitdeploy.bench.statistics import speedup
@@ -57,20 +57,6 @@ def products(layers: list[list[tuple[int, int]]], threads: int) -> Call:
     return lambda _: session.run(None, feeds)
 
 
-def eager(threads: int) -> Call:
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.set_num_threads(threads)
-    module = ViTForImageClassification(ViTConfig()).eval()
-
-    def call(pixels: np.ndarray) -> Any:
-        with torch.inference_mode():
-            return module(torch.from_numpy(pixels)).logits
-
-    return call
-
-
 def float_product() -> Call:
     import torch
 
@@ -84,11 +70,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path, help="write the samples and what follows from them there")
     arguments = parser.parse_args()
+    from transformers import ViTConfig, ViTForImageClassification
+
     layers = [LINEARS] * (LAYERS - 1) + [LAST]
     macs = sum(TOKENS * inputs * made for layer in layers for inputs, made in layer)
     one_layer = sum(TOKENS * inputs * made for inputs, made in LINEARS)
     calls = {
-        "PyTorch eager": eager(arguments.threads),
+        "PyTorch eager": eager(ViTForImageClassification(ViTConfig()), arguments.threads),
         "all Linears in INT8": products(layers, arguments.threads),
         "one layer's Linears in INT8": products([LINEARS], arguments.threads),
         "float32 product": float_product(),

@@ -69,12 +69,12 @@ def prepare(bundle: Path, work: Path, size: int, nncf: str | None) -> None:
         print("NNCF", elsewhere(nncf, NNCF, core, work / "pixels.npy", work / "nncf.xml"))
 
 
-def eager(checkpoint: str, threads: int) -> Call:
+def eager(module: Any, threads: int) -> Call:
+    """A classifier of transformers, in PyTorch as it is."""
     import torch
-    from transformers import AutoModelForImageClassification
 
     torch.set_num_threads(threads)
-    module = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    module.eval()
 
     def call(pixels: np.ndarray) -> Any:
         with torch.inference_mode():
@@ -161,9 +161,11 @@ def main() -> None:
     if arguments.prepare:
         prepare(arguments.bundle, arguments.work, arguments.size, arguments.nncf)
         return
+    from transformers import AutoModelForImageClassification
+
     there = [name for name, (file, _) in FILES.items() if (arguments.work / file).exists()]
     calls = {name: opened(name, arguments.work, arguments.threads) for name in there}
-    calls[OTHERS[0]] = eager(arguments.checkpoint, arguments.threads)
+    calls[OTHERS[0]] = eager(AutoModelForImageClassification.from_pretrained(arguments.checkpoint), arguments.threads)
     shape = (1, 3, arguments.size, arguments.size)
     pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     found = rows(interleaved(calls, pixels, arguments.rounds, CLOCKS[arguments.clock]))
