@@ -11,6 +11,7 @@ import pytest
 from tests.compiler.test_calibration import images, int8, logits, solve
 from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.graph.integer_products import DOMAIN, fuse_integer_products
+from vitdeploy.compiler.graph.values import constant, producer, replace_constant
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.inspection import inspect
 
@@ -37,8 +38,20 @@ def test_products_with_constant_weights_take_their_bias(tiny_bundle: Path, calib
     for node in model.graph:
         if node.op_type == "MatMulIntegerToFloat":
             assert node.domain == DOMAIN and len(node.inputs) == 7 and node.inputs[6] is not None
+            assert node.inputs[4] is not None and node.inputs[5] is None, "a zero point of zero costs time"
     again = fuse_integer_products(model)
     assert again.changed == 0 and again.declined
+
+
+def test_zero_points_of_weights_that_are_not_zero_stay(tiny_bundle: Path, calibration: Calibration) -> None:
+    model = int8(tiny_bundle, calibration)
+    pairs = (producer(node.inputs[1], "DequantizeLinear") for node in model.graph if node.op_type == "MatMul")
+    weight = next(pair for pair in pairs if pair is not None and constant(pair.inputs[0]) is not None)
+    shifted = constant(weight.inputs[2]) + np.int8(3)
+    replace_constant(model.graph, weight, 2, shifted)
+    fuse_integer_products(model)
+    zeros = [node.inputs[5] for node in model.graph if node.op_type == "MatMulIntegerToFloat"]
+    assert [constant(zero).tolist() for zero in zeros if zero is not None] == [shifted.tolist()]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -3,8 +3,9 @@
     Add(MatMul(DQ(xq), DQ(Wq)), b)      =      MatMulIntegerToFloat(xq, Wq, Sx, Sw, zx, zw, b)
 
 ONNX Runtime makes this of Q/DQ by itself, but leaves the addition: one pass more over the output of each product.
-OpenVINO reads it as it reads Q/DQ. The operation is ONNX Runtime's own (domain com.microsoft), so this is for the CPU
-form alone.
+OpenVINO reads it as it reads Q/DQ. Weights' zero points of zero are left out: written down for each column, they would
+be multiplied for each column. The operation is ONNX Runtime's own (domain com.microsoft), so this is for the CPU form
+alone.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ def _fuse(graph: ir.Graph, product: ir.Node) -> bool:
     if axis is None or axis.as_int() != 1 or product.outputs[0].is_graph_output():
         return False
     last, bias = _bias(product)
+    zero = right.inputs[2] if len(right.inputs) > 2 else None
+    numbers = constant(zero)
+    if numbers is not None and not numbers.any():
+        zero = None
     made = ir.node(
         "MatMulIntegerToFloat",
-        [left.inputs[0], right.inputs[0], left.inputs[1], right.inputs[1], left.inputs[2], right.inputs[2], bias],
+        [left.inputs[0], right.inputs[0], left.inputs[1], right.inputs[1], left.inputs[2], zero, bias],
         domain=DOMAIN,
         name=f"{product.name}IntegerToFloat",
     )
