@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.command_line import invoke
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import build as builder
 from vitdeploy.compiler import structure
@@ -222,3 +223,20 @@ def test_an_engine_is_built_once(plain: Path) -> None:
     assert engine.built_with["tensorrt"]["flavour"] == "tensorrt-rtx"
     again = build(plain, ["fp16"], target="tensorrt-rtx")
     assert not again.built and engine in again.kept
+
+
+def test_an_engine_of_an_earlier_graph_is_not_called_up_to_date(plain: Path, tiny_images: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    recipe = Recipe(str(tiny_images), count=8)
+    first = build(plain, ["int8"], target="tensorrt-rtx", recipe=recipe)
+    assert not first.stale
+    other = build(plain, ["int8"], target="onnx", recipe=replace(recipe, count=12))
+    engine = other.bundle.find(kind="engine", precision="int8", target="tensorrt-rtx")
+    assert other.stale == (engine,) and engine not in other.kept
+    said = invoke("build-engine", plain, "--int8", "--target", "onnx").stdout
+    line = next(line for line in said.splitlines() if "tensorrt-rtx-int8.engine" in line)
+    assert "up to date" not in line and f"build-engine {plain} --int8 --target tensorrt-rtx" in line
+    listed = json.loads(invoke("build-engine", plain, "--int8", "--target", "onnx", "--json").stdout)
+    assert [artifact["path"] for artifact in listed["stale"]] == ["engines/tensorrt-rtx-int8.engine"]
+    fresh = build(plain, ["int8"], target="tensorrt-rtx")
+    assert not fresh.stale and [artifact.kind for artifact in fresh.built] == ["engine"]

@@ -123,6 +123,7 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
                 "target": result.target,
                 "built": [artifact.to_json() for artifact in result.built],
                 "kept": [artifact.to_json() for artifact in result.kept],
+                "stale": [artifact.to_json() for artifact in result.stale],
             }
         )
     else:
@@ -185,10 +186,15 @@ def _profiles(
 
 
 def _show(result: BuildResult) -> None:
+    from vitdeploy.runtime.engine_command import rebuild_command
+
     folder = result.bundle.path
     for artifact in result.built:
         if artifact.kind in ("onnx", "engine", "calibration"):
             click.echo(f"{folder / artifact.path}  {artifact.size_bytes / 1e6:.1f} MB")
     for artifact in result.kept:
         click.echo(f"{folder / artifact.path}  up to date")
+    for artifact in result.stale:
+        again = rebuild_command(artifact, folder, artifact.target)
+        click.echo(f"{folder / artifact.path}  out of date, built from an earlier graph: {again}")
     click.echo(f"Next: {program()} bench {folder} --dataset DATASET --baseline MODEL")

@@ -39,12 +39,17 @@ _HALVES = {"fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The bundle after the build, what was made, and what was there already and up to date."""
+    """The bundle after the build, what was made, and what was there already and up to date.
+
+    `stale` are engines of these precisions that were there already and whose graph is not there any more: another took
+    its place, and they were not built anew, since another target was asked for. `load` refuses them.
+    """
 
     bundle: Bundle
     target: str
     built: tuple[Artifact, ...]
     kept: tuple[Artifact, ...]
+    stale: tuple[Artifact, ...]
 
 
 def build(
@@ -98,8 +103,10 @@ def build(
             opened = opened.reopen()
     built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a)
     kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
-    kept = tuple(a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds)
-    return BuildResult(opened, chosen, built, kept)
+    there = [a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds]
+    graphs = {graph.sha256 for graph in opened.select(kind="onnx")}
+    stale = tuple(a for a in there if a.kind == "engine" and a.built_from not in graphs)
+    return BuildResult(opened, chosen, built, tuple(a for a in there if a not in stale), stale)
 
 
 def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
