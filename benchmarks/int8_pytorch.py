@@ -3,10 +3,10 @@
     python benchmarks/int8_pytorch.py BUNDLE CHECKPOINT [--autotune] [--threads 2] [--rounds 30] [--json FILE]
 
 Scales, zero points, weights and biases are those of `model.int8-cpu.onnx`, from pixel values to logits, of a ViT with a
-class token (google's kind, not DINOv2's). They are written as PyTorch's compiler takes INT8:
-quantize, dequantize, linear. With frozen weights torch.compile makes of that oneDNN's INT8 products, with bias, GELU or
-the residual inside, and kernels of its own for LayerNorm and quantisation; with --autotune it also writes products with
-VNNI instructions and keeps the faster of both for each shape. It takes a C++ compiler, and a minute or two.
+class token (google's kind, not DINOv2's). They are written as PyTorch's compiler takes INT8: quantize, dequantize,
+linear. With frozen weights torch.compile makes of that oneDNN's INT8 products, with bias, GELU or the residual inside,
+and kernels of its own for LayerNorm and quantisation; with --autotune it also writes products with VNNI instructions and
+keeps the faster of both for each shape. It takes a C++ compiler, and a minute or two.
 
 This is a form that vitdeploy has not: it asks what INT8 on this processor has in another engine.
 """
@@ -15,25 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
-from int8_speed import eager
-from peers import CLOCKS, Form, interleaved, open_form
+from int8_speed import OTHERS, against_eager, cpu_form, eager
+from peers import Call
 
-from vitdeploy.bench.statistics import speedup
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES
-from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.values import constant
 from vitdeploy.machine import machine, versions
 
-PYTORCH, OURS, COMPILED = "PyTorch eager", "ours, ONNX Runtime", "the same form in PyTorch's compiler"
+OURS, COMPILED = "ours, ONNX Runtime", "the same form in PyTorch's compiler"
 LINEARS = 6  # of a layer: query, key, value, attention's output, FC1, FC2
 EPSILON = 1e-12
 
@@ -162,32 +156,18 @@ def main() -> None:
     settings.max_autotune, settings.max_autotune_gemm_backends = arguments.autotune, "CPP,ATEN"
     checkpoint = AutoModelForImageClassification.from_pretrained(arguments.checkpoint)
     config = checkpoint.config
-    core = cut(ir.load(arguments.bundle / "model.int8-cpu.onnx"), PIXEL_VALUES, "logits")
+    core, onnx_call = cpu_form(arguments.bundle, arguments.threads)
     form = Form8(core, config.hidden_size // config.num_attention_heads).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "core.onnx"
-        ir.save(core, path)
-        onnx_call = open_form(Form(OURS, path, "onnxruntime", ""), arguments.threads)
     compiled = torch.compile(form, dynamic=False)
-    shape = (1, 3, config.image_size, config.image_size)
-    pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    expected, found = onnx_call(pixels), compiled(torch.from_numpy(pixels)).numpy()
-    spread = float(np.abs(found - expected).max() / np.abs(expected).max())
-    print(f"logits differ from ONNX Runtime's by up to {spread:.1%} of the largest")
-    calls: dict[str, Any] = {
-        PYTORCH: eager(checkpoint, arguments.threads),
+    calls: dict[str, Call] = {
+        OTHERS[0]: eager(checkpoint, arguments.threads),
         OURS: onnx_call,
-        COMPILED: lambda values: compiled(torch.from_numpy(values)),
+        COMPILED: lambda pixels: compiled(torch.from_numpy(pixels)),
     }
-    times = interleaved(calls, pixels, arguments.rounds, CLOCKS["wall"])
-    ratios = {name: speedup(times[PYTORCH], times[name]) for name in (OURS, COMPILED)}
-    for name, values in times.items():
-        print(f"{name:40}{np.median(values):8.1f} ms", end="")
-        print("  {:.2f} [{:.2f}, {:.2f}]".format(ratios[name][0], *ratios[name][1]) if name in ratios else "")
+    found = against_eager(calls, config.image_size, OURS, arguments.rounds)
     if arguments.json is not None:
-        settled = {"threads": arguments.threads, "autotune": arguments.autotune, "rounds": arguments.rounds}
-        document = {"machine": machine(), "versions": versions(), **settled, "logits_spread": spread}
-        document |= {"times_pytorch_eager": ratios, "samples_ms": times}
+        settled = {"threads": arguments.threads, "autotune": arguments.autotune}
+        document = {"machine": machine(), "versions": versions(), **settled, **found}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,172 @@
+"""What INT8 of a ViT would take on this CPU by kernels of its own, against PyTorch eager and ONNX Runtime, interleaved.
+
+    python benchmarks/int8_kernels.py BUNDLE CHECKPOINT [--threads 2] [--rounds 30] [--json FILE]
+
+Weights, scales and zero points are those of `model.int8-cpu.onnx`, and the logits are compared with ONNX Runtime's.
+`int8_kernels.cpp` is compiled for this processor (a C++ compiler, AVX-512 with VNNI) and computes from pixel values to
+the class token, for one image of 193 to 208 tokens, heads of 64, widths that are multiples of 64. It is no backend of
+vitdeploy: it says how much the engines leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from int8_speed import OTHERS, against_eager, cpu_form, eager
+from peers import Call
+
+from vitdeploy.compiler.graph.values import constant
+from vitdeploy.machine import machine, versions
+
+OURS, KERNELS = "ours, ONNX Runtime", "the same form, kernels of its own"
+LINEARS = 6  # of a layer: query, key, value, attention's output, FC1, FC2
+COLUMNS = 64  # of a tile
+Pointer = ctypes.c_void_p
+
+
+def structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+Linear = structure(
+    "Linear",
+    inputs=ctypes.c_int,
+    outputs=ctypes.c_int,
+    weights=Pointer,
+    scale=Pointer,
+    bias=Pointer,
+    inverse=ctypes.c_float,
+    zero=ctypes.c_float,
+)
+Norm = structure("Norm", weight=Pointer, bias=Pointer, epsilon=ctypes.c_float)
+Layer = structure("Layer", before=Norm, after=Norm, qkv=Linear, output=Linear, fc1=Linear, fc2=Linear)
+Patches = structure(
+    "Patches", side=ctypes.c_int, across=ctypes.c_int, inputs=ctypes.c_int, weights=Pointer, positions=Pointer
+)
+Classifier = structure("Classifier", classes=ctypes.c_int, weights=Pointer, bias=Pointer)
+
+
+class Weights:
+    """The constants of a graph as C structures; keeps the arrays that they point to."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.by_kind: dict[str, list[ir.Node]] = {}
+        for node in model.graph:
+            self.by_kind.setdefault(node.op_type, []).append(node)
+        self._kept: list[np.ndarray] = []
+
+    def keep(self, array: np.ndarray) -> int:
+        """The address of a copy that is aligned for vectors."""
+        room = np.empty(array.nbytes + 64, np.uint8)
+        start = -room.ctypes.data % 64
+        room[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        self._kept.append(room)
+        return int(room.ctypes.data + start)
+
+    def linear(self, *products: ir.Node) -> Any:
+        """Products of one input side by side."""
+
+        def joined(place: int) -> np.ndarray:
+            return np.concatenate([constant(product.inputs[place]) for product in products], axis=-1)
+
+        step, zero = (float(constant(products[0].inputs[place])) for place in (2, 4))
+        weights, scale, bias = joined(1), joined(3) * step, joined(6)
+        inputs, outputs = weights.shape
+        bias = bias - scale * zero * weights.astype(np.int32).sum(axis=0)
+        # (inputs, outputs) -> (outputs / 64, inputs / 4, 64, 4)
+        packed = weights.reshape(inputs // 4, 4, outputs // COLUMNS, COLUMNS).transpose(2, 0, 3, 1)
+        floats = (self.keep(values.astype(np.float32)) for values in (scale, bias))
+        return Linear(inputs, outputs, self.keep(packed), *floats, 1 / step, zero)
+
+    def norm(self, node: ir.Node) -> Any:
+        weight, bias = (self.keep(constant(value)) for value in node.inputs[1:3])
+        return Norm(weight, bias, node.attributes["epsilon"].as_float())
+
+    def layers(self) -> Any:
+        products, norms = self.by_kind["MatMulIntegerToFloat"], self.by_kind["LayerNormalization"]
+        found = []
+        for place in range(len(products) // LINEARS):
+            own = products[LINEARS * place : LINEARS * (place + 1)]
+            both = (self.norm(node) for node in norms[2 * place : 2 * place + 2])
+            found.append(Layer(*both, self.linear(*own[:3]), *(self.linear(product) for product in own[3:])))
+        return (Layer * len(found))(*found)
+
+    def patches(self, edge: int) -> Any:
+        kernel = constant(self.by_kind["Conv"][0].inputs[1])  # (width, 3, side, side)
+        rows = (constant(value) for node in self.by_kind["Add"] for value in node.inputs)
+        positions = next(values for values in rows if values is not None)
+        width, side = kernel.shape[0], kernel.shape[-1]
+        # (width, inputs) -> (width / 64, inputs, 64)
+        packed = kernel.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
+        return Patches(side, edge // side, packed.shape[1], self.keep(packed), self.keep(positions))
+
+    def classifier(self) -> Any:
+        weights, *bias = (constant(value) for value in self.by_kind["Gemm"][0].inputs[1:])
+        classes = len(weights)
+        return Classifier(classes, self.keep(weights), self.keep(bias[0] if bias else np.zeros(classes, np.float32)))
+
+
+def compiled(folder: Path) -> ctypes.CDLL:
+    source, library = Path(__file__).with_suffix(".cpp"), folder / "kernels.so"
+    flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+    subprocess.run(["c++", *flags, str(source), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def by_kernels(model: ir.Model, edge: int, threads: int) -> Call:
+    weights = Weights(model)
+    layers = weights.layers()
+    with tempfile.TemporaryDirectory() as folder:
+        library = compiled(Path(folder))
+    library.encoder_open.restype = Pointer
+    library.encoder_run.argtypes = (Pointer, Pointer, Pointer)
+    width, hidden = layers[0].qkv.inputs, layers[0].fc1.outputs
+    last = weights.norm(weights.by_kind["LayerNormalization"][-1])
+    classifier = weights.classifier()
+    parts = (layers, last, weights.patches(edge), classifier)
+    encoder = library.encoder_open(width, hidden, len(layers), *parts, threads)
+    assert encoder, "a model of another shape than these kernels take"
+    encoder = Pointer(encoder)
+
+    def call(pixels: np.ndarray, kept: Weights = weights) -> np.ndarray:
+        logits = np.empty((1, classifier.classes), np.float32)
+        library.encoder_run(encoder, pixels.ctypes.data, logits.ctypes.data)
+        return logits
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    from transformers import AutoModelForImageClassification
+
+    checkpoint = AutoModelForImageClassification.from_pretrained(arguments.checkpoint)
+    edge = checkpoint.config.image_size
+    core, onnx_call = cpu_form(arguments.bundle, arguments.threads)
+    calls = {
+        OTHERS[0]: eager(checkpoint, arguments.threads),
+        OURS: onnx_call,
+        KERNELS: by_kernels(core, edge, arguments.threads),
+    }
+    found = against_eager(calls, edge, OURS, arguments.rounds)
+    if arguments.json is not None:
+        document = {"machine": machine(), "versions": versions(), "threads": arguments.threads, **found}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
