@@ -20,8 +20,7 @@
 
 namespace {
 
-constexpr int kEvery = 8;  // one line of the next columns' weights is fetched every so many steps of a tile
-constexpr int kRows = 6, kColumns = 64, kHead = 64, kKeys = 208;  // of a tile; of a head; the most keys, padded
+constexpr int kRows = 6, kColumns = 64, kHead = 64;  // of a tile; of a head
 
 struct Linear {
     int inputs, outputs;
@@ -73,15 +72,18 @@ void quantize(__m512 x, float inverse, float zero, uint8_t* out) {
 
 template <int R, Then then>
 void tile(const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
-          const int8_t* ahead) {
+          const int8_t* ahead, int every) {
     __m512i sum[R][4];
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_si512();
     const int8_t* b = w.weights + static_cast<size_t>(column) * w.inputs;
-    for (int k = 0; k < w.inputs; k += 4, b += 4 * kColumns) {
-        if (k % (4 * kEvery) == 0) _mm_prefetch(ahead + k * (16 / kEvery), _MM_HINT_T1);
+    for (int k = 0, due = 0; k < w.inputs; k += 4, b += 4 * kColumns) {
+        if (k == due) {
+            _mm_prefetch(ahead, _MM_HINT_T1);
+            ahead += 64, due += every;
+        }
         const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64);
         const __m512i b2 = _mm512_load_si512(b + 128), b3 = _mm512_load_si512(b + 192);
 #pragma GCC unroll 8
@@ -115,14 +117,14 @@ void tile(const uint8_t* x, const Linear& w, int column, float* out, uint8_t* by
 
 template <Then then>
 void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
-             const int8_t* ahead) {
+             const int8_t* ahead, int every) {
     switch (rows) {
-        case 6: return tile<6, then>(x, w, column, out, bytes, next, ahead);
-        case 5: return tile<5, then>(x, w, column, out, bytes, next, ahead);
-        case 4: return tile<4, then>(x, w, column, out, bytes, next, ahead);
-        case 3: return tile<3, then>(x, w, column, out, bytes, next, ahead);
-        case 2: return tile<2, then>(x, w, column, out, bytes, next, ahead);
-        default: return tile<1, then>(x, w, column, out, bytes, next, ahead);
+        case 6: return tile<6, then>(x, w, column, out, bytes, next, ahead, every);
+        case 5: return tile<5, then>(x, w, column, out, bytes, next, ahead, every);
+        case 4: return tile<4, then>(x, w, column, out, bytes, next, ahead, every);
+        case 3: return tile<3, then>(x, w, column, out, bytes, next, ahead, every);
+        case 2: return tile<2, then>(x, w, column, out, bytes, next, ahead, every);
+        default: return tile<1, then>(x, w, column, out, bytes, next, ahead, every);
     }
 }
 
@@ -130,13 +132,16 @@ void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out
 template <Then then>
 void product(const uint8_t* x, int rows, const Linear& w, int first, int last, float* out, uint8_t* bytes,
              const Linear* next, int thread, int threads) {
-    const int blocks = (last - first) / kColumns;
+    const int blocks = (last - first) / kColumns, tiles = (rows + kRows - 1) / kRows;
+    // each tile fetches its share of the weights of the next columns, a line every so many inputs
+    const int every = std::max(tiles / 4, 1) * 4;
+    const size_t share = static_cast<size_t>((w.inputs + every - 1) / every) * 64;
     for (int n = blocks * thread / threads; n < blocks * (thread + 1) / threads; n++)
-        for (int m = 0; m < rows; m += kRows) {
-            const size_t at = static_cast<size_t>(m), block = static_cast<size_t>(w.inputs) * kColumns;
-            const int8_t* ahead = w.weights + (first / kColumns + n + 1) * block + m / kRows * (w.inputs * 16 / kEvery);
-            rows_of<then>(std::min(kRows, rows - m), x + at * w.inputs, w, first + n * kColumns, out + at * w.outputs,
-                          bytes + at * w.outputs, next, ahead);
+        for (int t = 0; t < tiles; t++) {
+            const size_t at = static_cast<size_t>(t) * kRows;
+            const size_t block = static_cast<size_t>(first / kColumns + n + 1) * w.inputs * kColumns;
+            rows_of<then>(std::min(kRows, rows - t * kRows), x + at * w.inputs, w, first + n * kColumns,
+                          out + at * w.outputs, bytes + at * w.outputs, next, w.weights + block + t * share, every);
         }
 }
 
@@ -198,14 +203,12 @@ void transpose16(const float* in, size_t from, float* out, size_t to) {
 }
 
 struct Scratch {
-    alignas(64) float keys[kHead * kKeys];             // (head, keys)
-    alignas(64) float values[kKeys * kHead];
-    alignas(64) float scores[kRows * kKeys];  // of the queries of a tile
+    float *keys, *values, *scores;  // (head, padded keys), (keys, head), (queries of a tile, padded keys)
 };
 
 // Six queries times 16 V of the keys.
 template <int V>
-void score(const float* const* queries, const float* keys, float* scores) {
+void score(const float* const* queries, const float* keys, float* scores, int padded) {
     __m512 sum[kRows][V];
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; i++)
@@ -214,7 +217,7 @@ void score(const float* const* queries, const float* keys, float* scores) {
     for (int d = 0; d < kHead; d++) {
         __m512 key[V];
 #pragma GCC unroll 4
-        for (int j = 0; j < V; j++) key[j] = _mm512_load_ps(keys + d * kKeys + 16 * j);
+        for (int j = 0; j < V; j++) key[j] = _mm512_load_ps(keys + d * padded + 16 * j);
 #pragma GCC unroll 6
         for (int i = 0; i < kRows; i++) {
             const __m512 a = _mm512_set1_ps(queries[i][d]);
@@ -225,49 +228,41 @@ void score(const float* const* queries, const float* keys, float* scores) {
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < V; j++) _mm512_store_ps(scores + i * kKeys + 16 * j, sum[i][j]);
+        for (int j = 0; j < V; j++) _mm512_store_ps(scores + i * padded + 16 * j, sum[i][j]);
 }
 
 // One head of qkv (tokens, 3 * width), the first `queries` of its tokens -> out (queries, width), quantised for `next`.
 void attend(const float* qkv, int tokens, int queries, int width, int head, const Linear& next, uint8_t* out,
-            Scratch& scratch) {
+            const Scratch& scratch) {
     const size_t line = 3 * static_cast<size_t>(width);
     const float *q = qkv + head * kHead, *k = q + width, *v = k + width;
-    constexpr int kVectors = kKeys / 16;
-    for (int n = 0; n < kKeys; n += 16)
-        for (int d = 0; d < kHead; d += 16) {  // what lies behind the last token is masked below
-            const int start = std::min(n, tokens - 16);
-            if (start == n) transpose16(k + start * line + d, line, scratch.keys + d * kKeys + n, kKeys);
-            else
-                for (int r = n; r < kKeys; r++)
-                    for (int e = d; e < d + 16; e++)
-                        scratch.keys[e * kKeys + r] = r < tokens ? k[r * line + e] : 0.0f;
-        }
+    const int vectors = (tokens + 15) / 16, padded = 16 * vectors, whole = tokens / 16 * 16;
+    for (int d = 0; d < kHead; d += 16)
+        for (int n = 0; n < whole; n += 16)
+            transpose16(k + n * line + d, line, scratch.keys + d * padded + n, padded);
+    for (int d = 0; d < kHead; d++)
+        for (int n = whole; n < padded; n++) scratch.keys[d * padded + n] = n < tokens ? k[n * line + d] : 0.0f;
     for (int n = 0; n < tokens; n++) std::memcpy(scratch.values + n * kHead, v + n * line, sizeof(float) * kHead);
-    const __mmask16 there = static_cast<__mmask16>((1u << (16 - (kKeys - tokens))) - 1);
+    const auto there = static_cast<__mmask16>((1u << (16 - (padded - tokens))) - 1);
     for (int m = 0; m < queries; m += kRows) {
         const float* lines[kRows];
         for (int i = 0; i < kRows; i++) lines[i] = q + std::min(m + i, queries - 1) * line;
-        for (int j = 0; j + 4 <= kVectors; j += 4) score<4>(lines, scratch.keys + 16 * j, scratch.scores + 16 * j);
-        score<kVectors % 4>(lines, scratch.keys + kVectors / 4 * 64, scratch.scores + kVectors / 4 * 64);
+        int at = 0;
+        for (; at + 64 <= padded; at += 64) score<4>(lines, scratch.keys + at, scratch.scores + at, padded);
+        for (; at < padded; at += 16) score<1>(lines, scratch.keys + at, scratch.scores + at, padded);
+        __m512 factor[kRows];
         for (int i = 0; i < kRows; i++) {
-            float* row = scratch.scores + i * kKeys;
-            __m512 s[kVectors];
-#pragma GCC unroll 13
-            for (int j = 0; j < kVectors; j++) s[j] = _mm512_load_ps(row + 16 * j);
-            s[kVectors - 1] = _mm512_mask_mov_ps(_mm512_set1_ps(-1e30f), there, s[kVectors - 1]);
-            __m512 most = s[0], sum = _mm512_setzero_ps();
-#pragma GCC unroll 13
-            for (int j = 1; j < kVectors; j++) most = _mm512_max_ps(most, s[j]);
+            float *row = scratch.scores + i * padded, *end = row + padded - 16;
+            _mm512_store_ps(end, _mm512_mask_mov_ps(_mm512_set1_ps(-1e30f), there, _mm512_load_ps(end)));
+            __m512 most = _mm512_load_ps(row), sum = _mm512_setzero_ps();
+            for (int j = 1; j < vectors; j++) most = _mm512_max_ps(most, _mm512_load_ps(row + 16 * j));
             most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-#pragma GCC unroll 13
-            for (int j = 0; j < kVectors; j++) {
-                s[j] = exponential(_mm512_sub_ps(s[j], most));
-                sum = _mm512_add_ps(sum, s[j]);
+            for (int j = 0; j < vectors; j++) {
+                const __m512 raised = exponential(_mm512_sub_ps(_mm512_load_ps(row + 16 * j), most));
+                _mm512_store_ps(row + 16 * j, raised);
+                sum = _mm512_add_ps(sum, raised);
             }
-            const __m512 factor = _mm512_set1_ps(1 / _mm512_reduce_add_ps(sum));
-#pragma GCC unroll 13
-            for (int j = 0; j < kVectors; j++) _mm512_store_ps(row + 16 * j, _mm512_mul_ps(s[j], factor));
+            factor[i] = _mm512_set1_ps(1 / _mm512_reduce_add_ps(sum));
         }
         __m512 sum[kRows][4];
 #pragma GCC unroll 6
@@ -280,7 +275,7 @@ void attend(const float* qkv, int tokens, int queries, int width, int head, cons
             const __m512 v2 = _mm512_load_ps(value + 32), v3 = _mm512_load_ps(value + 48);
 #pragma GCC unroll 6
             for (int i = 0; i < kRows; i++) {
-                const __m512 a = _mm512_set1_ps(scratch.scores[i * kKeys + n]);
+                const __m512 a = _mm512_set1_ps(scratch.scores[i * padded + n]);
                 sum[i][0] = _mm512_fmadd_ps(a, v0, sum[i][0]);
                 sum[i][1] = _mm512_fmadd_ps(a, v1, sum[i][1]);
                 sum[i][2] = _mm512_fmadd_ps(a, v2, sum[i][2]);
@@ -292,7 +287,7 @@ void attend(const float* qkv, int tokens, int queries, int width, int head, cons
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++)
                 if (m + i < queries)
-                    quantize(sum[i][j], next.inverse, next.zero,
+                    quantize(_mm512_mul_ps(sum[i][j], factor[i]), next.inverse, next.zero,
                              out + static_cast<size_t>(m + i) * width + head * kHead + 16 * j);
     }
 }
@@ -364,7 +359,7 @@ struct Encoder {
     const float* pixels;
     float *lines, *x, *qkv, *made;
     uint8_t *a, *b, *wide;
-    std::vector<Scratch*> scratch;
+    std::vector<Scratch> scratch;
     std::vector<std::thread> others;
     std::atomic<int> arrived{0}, phase{0};
     std::mutex mutex;
@@ -397,7 +392,7 @@ struct Encoder {
             product<Then::kStore>(a, tokens, layer.qkv, width, 3 * width, qkv, a, nullptr, thread, threads);
             wait();
             for (int h = heads * thread / threads; h < heads * (thread + 1) / threads; h++)
-                attend(qkv, tokens, rows, width, h, layer.output, b, *scratch[thread]);
+                attend(qkv, tokens, rows, width, h, layer.output, b, scratch[thread]);
             wait();
             product<Then::kAdd>(b, rows, layer.output, 0, width, x, b, nullptr, thread, threads);
             wait();
@@ -438,7 +433,7 @@ extern "C" {
 Encoder* encoder_open(int width, int hidden, int count, const Layer* layers, Norm last, Patches patches,
                       Classifier classifier, int threads) {
     const int tokens = 1 + patches.across * patches.across;
-    if (tokens <= kKeys - 16 || tokens > kKeys || width % kColumns || hidden % kColumns) return nullptr;
+    if (width % kColumns || hidden % kColumns) return nullptr;
     auto* made = new Encoder{};
     made->tokens = tokens, made->width = width, made->hidden = hidden, made->threads = threads, made->last = last;
     made->patches = patches, made->classifier = classifier;
@@ -448,7 +443,9 @@ Encoder* encoder_open(int width, int hidden, int count, const Layer* layers, Nor
     made->x = room<float>(size), made->qkv = room<float>(3 * size), made->made = room<float>(width);
     made->a = room<uint8_t>(size), made->b = room<uint8_t>(size);
     made->wide = room<uint8_t>(static_cast<size_t>(tokens) * hidden);
-    for (int t = 0; t < threads; t++) made->scratch.push_back(room<Scratch>(1));
+    const int padded = (tokens + 15) / 16 * 16;
+    for (int t = 0; t < threads; t++)
+        made->scratch.push_back({room<float>(kHead * padded), room<float>(kHead * padded), room<float>(kRows * padded)});
     for (int t = 1; t < threads; t++) made->others.emplace_back(&Encoder::serve, made, t);
     return made;
 }

@@ -1,11 +1,12 @@
 """What INT8 of a ViT would take on this CPU by kernels of its own, against PyTorch eager and ONNX Runtime, interleaved.
 
     python benchmarks/int8_kernels.py BUNDLE CHECKPOINT [--threads 2] [--rounds 30] [--json FILE]
+                                      [--dataset D --split test --count 2000]
 
 Weights, scales and zero points are those of `model.int8-cpu.onnx`, and the logits are compared with ONNX Runtime's.
 `int8_kernels.cpp` is compiled for this processor (a C++ compiler, AVX-512 with VNNI) and computes from pixel values to
-the class token, for one image of 193 to 208 tokens, heads of 64, widths that are multiples of 64. It is no backend of
-vitdeploy: it says how much the engines leave.
+the class token, for one image, heads of 64, widths that are multiples of 64. It is no backend of
+vitdeploy: it says how much the engines leave. With a dataset, its answers are compared with ONNX Runtime's on images.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from int8_speed import OTHERS, against_eager, cpu_form, eager
-from peers import Call
+from peers import Call, Form, open_form
 
+from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.graph.values import constant
+from vitdeploy.compiler.preprocessing import build_preprocessing
+from vitdeploy.datasets import ImageDataset, load_dataset
 from vitdeploy.machine import machine, versions
 
 OURS, KERNELS = "ours, ONNX Runtime", "the same form, kernels of its own"
@@ -100,9 +104,10 @@ class Weights:
         return (Layer * len(found))(*found)
 
     def patches(self, edge: int) -> Any:
-        kernel = constant(self.by_kind["Conv"][0].inputs[1])  # (width, 3, side, side)
+        kernel, *bias = (constant(value) for value in self.by_kind["Conv"][0].inputs[1:])  # (width, 3, side, side)
         rows = (constant(value) for node in self.by_kind["Add"] for value in node.inputs)
-        positions = next(values for values in rows if values is not None)
+        positions = next(values for values in rows if values is not None).copy()  # (1, 1 + patches, width)
+        positions[:, 1:] += bias[0] if bias else 0
         width, side = kernel.shape[0], kernel.shape[-1]
         # (width, inputs) -> (width / 64, inputs, 64)
         packed = kernel.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
@@ -144,6 +149,23 @@ def by_kernels(model: ir.Model, edge: int, threads: int) -> Call:
     return call
 
 
+def answers(bundle: Path, ours: Call, kernels: Call, images: ImageDataset) -> dict[str, Any]:
+    """Top-1 of both in percent, and how often they agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "front.onnx"
+        ir.save(build_preprocessing(Bundle.open(bundle).manifest.preprocess, target="cpu"), path)
+        front = open_form(Form("", path, "onnxruntime", ""), 2, "image")
+    found = []
+    for image, label in images:
+        pixels = front(np.ascontiguousarray(image)[np.newaxis])
+        found.append([int(np.argmax(call(pixels))) for call in (ours, kernels)] + [label])
+    first, second, truth = np.array(found).T
+    shares = {"agreement": first == second, "top1_ours": first == truth, "top1_kernels": second == truth}
+    percent = {name: 100 * float(values.mean()) for name, values in shares.items()}
+    print(f"{images.describe()['name']}, {len(images)} images: {percent}")
+    return {**percent, "images": images.describe()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -151,6 +173,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--dataset")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--count", type=int, default=2000)
     arguments = parser.parse_args()
     from transformers import AutoModelForImageClassification
 
@@ -163,6 +188,9 @@ def main() -> None:
         KERNELS: by_kernels(core, edge, arguments.threads),
     }
     found = against_eager(calls, edge, OURS, arguments.rounds)
+    if arguments.dataset:
+        images = load_dataset(arguments.dataset, split=arguments.split).subset(range(arguments.count))
+        found["answers"] = answers(arguments.bundle, calls[OURS], calls[KERNELS], images)
     if arguments.json is not None:
         document = {"machine": machine(), "versions": versions(), "threads": arguments.threads, **found}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -5,8 +5,8 @@
 Scales, zero points, weights and biases are those of `model.int8-cpu.onnx`, from pixel values to logits, of a ViT with a
 class token (google's kind, not DINOv2's). They are written as PyTorch's compiler takes INT8: quantize, dequantize,
 linear. With frozen weights torch.compile makes of that oneDNN's INT8 products, with bias, GELU or the residual inside,
-and kernels of its own for LayerNorm and quantisation; with --autotune it also writes products with VNNI instructions and
-keeps the faster of both for each shape. It takes a C++ compiler, and a minute or two.
+and kernels of its own for LayerNorm and quantisation; with --autotune it also writes products with VNNI instructions
+and keeps the faster of both for each shape. It takes a C++ compiler, and a minute or two.
 
 This is a form that vitdeploy has not: it asks what INT8 on this processor has in another engine.
 """
@@ -29,7 +29,6 @@ from vitdeploy.machine import machine, versions
 
 OURS, COMPILED = "ours, ONNX Runtime", "the same form in PyTorch's compiler"
 LINEARS = 6  # of a layer: query, key, value, attention's output, FC1, FC2
-EPSILON = 1e-12
 
 
 def tensor(value: ir.Value | None) -> torch.Tensor:
@@ -71,9 +70,10 @@ class Norm(torch.nn.Module):
         super().__init__()
         self.register_buffer("weight", tensor(node.inputs[1]))
         self.register_buffer("bias", tensor(node.inputs[2]))
+        self.epsilon = node.attributes["epsilon"].as_float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPSILON)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 class Layer(torch.nn.Module):
@@ -125,13 +125,15 @@ class Form8(torch.nn.Module):
         self.norm = Norm(norms[-1])
         positions = next(value for node in by_kind["Add"] for value in node.inputs if constant(value) is not None)
         self.register_buffer("positions", tensor(positions))  # (1, tokens, width), the class token's in the first row
-        self.register_buffer("patches", tensor(by_kind["Conv"][0].inputs[1]))
+        kernel = by_kind["Conv"][0].inputs
+        self.register_buffer("patches", tensor(kernel[1]))
+        self.register_buffer("patches_bias", tensor(kernel[2]) if len(kernel) > 2 else None)
         classifier = by_kind["Gemm"][0].inputs
         self.register_buffer("classifier", tensor(classifier[1]))
         self.register_buffer("bias", tensor(classifier[2]) if len(classifier) > 2 else None)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches = F.conv2d(pixels, self.patches, stride=self.patches.shape[-1]).flatten(2).transpose(1, 2)
+        patches = F.conv2d(pixels, self.patches, self.patches_bias, self.patches.shape[-1]).flatten(2).transpose(1, 2)
         x = F.pad(patches, (0, 0, 1, 0)) + self.positions
         for layer in self.layers:
             x = layer(x)

@@ -85,8 +85,8 @@ class Form:
         return (self.path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)) / 1e6
 
 
-def open_form(form: Form, threads: int) -> Call:
-    """Pixel values (batch, 3, height, width) -> logits."""
+def open_form(form: Form, threads: int, name: str = PIXEL_VALUES) -> Call:
+    """The input of that name -> the first output: pixel values (batch, 3, height, width) -> logits."""
     if form.backend == "openvino":
         import openvino
 
@@ -98,7 +98,7 @@ def open_form(form: Form, threads: int) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(str(form.path), options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {PIXEL_VALUES: pixels})[0]
+    return lambda pixels: session.run(None, {name: pixels})[0]
 
 
 def preprocess(front: Path, images: ImageDataset, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
