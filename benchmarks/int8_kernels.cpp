@@ -1,8 +1,9 @@
 // A ViT's encoder in INT8 by kernels of its own, for benchmarks/int8_kernels.py: AVX-512 with VNNI, one image a call.
 //
 // A product is tiled in 6 rows by 64 columns, whose 24 sums stay in registers while its weights stream by, packed as
-// (columns / 64, inputs / 4, 64, 4). What follows a product is done on the registers: scale and bias, then the residual,
-// or GELU and the quantisation for the next product. Attention is float32, a head at a time, its scores in the cache.
+// (columns / 64, inputs / 4, 64, 4). What follows a product is done on the registers: scale and bias, then the
+// residual, or GELU and the quantisation for the next product. Attention is float32, a head at a time, its scores in
+// the cache.
 // Zero points of the inputs are in the biases: (x - z) W = x W - z sum(W).
 
 #include <immintrin.h>
@@ -445,7 +446,8 @@ Encoder* encoder_open(int width, int hidden, int count, const Layer* layers, Nor
     made->wide = room<uint8_t>(static_cast<size_t>(tokens) * hidden);
     const int padded = (tokens + 15) / 16 * 16;
     for (int t = 0; t < threads; t++)
-        made->scratch.push_back({room<float>(kHead * padded), room<float>(kHead * padded), room<float>(kRows * padded)});
+        made->scratch.push_back(
+            {room<float>(kHead * padded), room<float>(kHead * padded), room<float>(kRows * padded)});
     for (int t = 1; t < threads; t++) made->others.emplace_back(&Encoder::serve, made, t);
     return made;
 }
