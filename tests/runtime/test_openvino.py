@@ -235,7 +235,7 @@ def test_a_graph_that_gives_nan_is_compiled_anew_once(tmp_path: Path) -> None:
 UNSAID = """
 import resource, sys
 import numpy as np
-from vitdeploy.errors import DependencyError, OutOfMemoryError
+from vitdeploy.errors import OutOfMemoryError
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
 small, large = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 6000, 8000, 3), np.uint8)
