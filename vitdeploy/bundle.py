@@ -240,6 +240,31 @@ class Bundle:
             if artifact.kind == kind and precision in (None, artifact.precision) and target in (None, artifact.target)
         ]
 
+    def out_of_date(self) -> dict[str, str]:
+        """{path: why} of the files that were made from something the bundle no longer holds, whatever was made of them
+        included."""
+        source = self.find(kind="onnx", precision="fp32")
+        calibration = self.find(kind="calibration")
+        why: dict[str, str] = {}
+        for artifact in self.manifest.artifacts:
+            if artifact.kind not in ("onnx", "calibration") or artifact.built_from is None:
+                continue
+            used = artifact.built_with.get("calibration_sha256")
+            if source is None or artifact.built_from != source.sha256:
+                why[artifact.path] = "made from another model.onnx than the one here"
+            elif used is not None and (calibration is None or used != calibration.sha256):
+                why[artifact.path] = "made with another calibration than the one here"
+        graphs = {artifact.sha256: artifact.path for artifact in self.select(kind="onnx")}
+        for artifact in self.select(kind="engine"):
+            if artifact.built_from is None:
+                continue
+            origin = graphs.get(artifact.built_from)
+            if origin is None:
+                why[artifact.path] = "built from a graph that is no longer here"
+            elif origin in why:
+                why[artifact.path] = f"built from {origin}, which is itself out of date"
+        return why
+
     def file(self, artifact: Artifact, *, verify: bool = True) -> Path:
         """Where an artifact lies, after its size and hash were checked against the manifest.
 

@@ -221,7 +221,7 @@ def _require_sound(folder: Path, files: tuple[FileState, ...]) -> None:
 
 def _states(bundle: Bundle, only: str | None = None) -> tuple[FileState, ...]:
     """Every file of the bundle; with `only`, just that file's hash is computed and the others count as ok."""
-    stale = _stale(bundle)
+    stale = bundle.out_of_date()
     return tuple(
         FileState(
             artifact,
@@ -237,32 +237,6 @@ def _state(path: Path, artifact: Artifact) -> str:
         return "missing"
     same = path.stat().st_size == artifact.size_bytes and sha256(path) == artifact.sha256
     return "ok" if same else "changed"
-
-
-def _stale(bundle: Bundle) -> dict[str, str]:
-    """{path: why} of the files that were made from something the bundle no longer holds, whatever was made of them
-    included."""
-    source = bundle.find(kind="onnx", precision="fp32")
-    calibration = bundle.find(kind="calibration")
-    why: dict[str, str] = {}
-    for artifact in bundle.manifest.artifacts:
-        if artifact.kind not in ("onnx", "calibration") or artifact.built_from is None:
-            continue
-        used = artifact.built_with.get("calibration_sha256")
-        if source is None or artifact.built_from != source.sha256:
-            why[artifact.path] = "made from another model.onnx than the one here"
-        elif used is not None and (calibration is None or used != calibration.sha256):
-            why[artifact.path] = "made with another calibration than the one here"
-    graphs = {artifact.sha256: artifact.path for artifact in bundle.select(kind="onnx")}
-    for artifact in bundle.select(kind="engine"):
-        if artifact.built_from is None:
-            continue
-        origin = graphs.get(artifact.built_from)
-        if origin is None:
-            why[artifact.path] = "built from a graph that is no longer here"
-        elif origin in why:
-            why[artifact.path] = f"built from {origin}, which is itself out of date"
-    return why
 
 
 def _bench(bundle: Bundle) -> dict[str, Any] | None:

@@ -104,8 +104,8 @@ def build(
     built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a)
     kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
     there = [a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds]
-    graphs = {graph.sha256 for graph in opened.select(kind="onnx")}
-    stale = tuple(a for a in there if a.kind == "engine" and a.built_from not in graphs)
+    outdated = opened.out_of_date()
+    stale = tuple(a for a in there if a.kind == "engine" and a.path in outdated)
     return BuildResult(opened, chosen, built, tuple(a for a in there if a not in stale), stale)
 
 
