@@ -170,6 +170,32 @@ void normalise(const float* x, int rows, int width, const Norm& norm, const Line
     }
 }
 
+// Six rows times 16 V columns in float32: `keep(i, j, sum)` takes vector j of row i. The columns' weights are `stride`
+// apart from one input to the next.
+template <int V, class Keep>
+void six_rows(const float* const* rows, const float* weights, int inputs, int stride, Keep keep) {
+    __m512 sum[kRows][V];
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) sum[i][j] = _mm512_setzero_ps();
+    for (int k = 0; k < inputs; k++, weights += stride) {
+        __m512 b[V];
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) b[j] = _mm512_load_ps(weights + 16 * j);
+#pragma GCC unroll 6
+        for (int i = 0; i < kRows; i++) {
+            const __m512 a = _mm512_set1_ps(rows[i][k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < V; j++) sum[i][j] = _mm512_fmadd_ps(a, b[j], sum[i][j]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) keep(i, j, sum[i][j]);
+}
+
 // 16 x 16 floats: rows `from` apart -> columns, rows `to` apart.
 void transpose16(const float* in, size_t from, float* out, size_t to) {
     __m512 r[16], t[16];
@@ -207,31 +233,6 @@ struct Scratch {
     float *keys, *values, *scores;  // (head, padded keys), (keys, head), (queries of a tile, padded keys)
 };
 
-// Six queries times 16 V of the keys.
-template <int V>
-void score(const float* const* queries, const float* keys, float* scores, int padded) {
-    __m512 sum[kRows][V];
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) sum[i][j] = _mm512_setzero_ps();
-    for (int d = 0; d < kHead; d++) {
-        __m512 key[V];
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) key[j] = _mm512_load_ps(keys + d * padded + 16 * j);
-#pragma GCC unroll 6
-        for (int i = 0; i < kRows; i++) {
-            const __m512 a = _mm512_set1_ps(queries[i][d]);
-#pragma GCC unroll 4
-            for (int j = 0; j < V; j++) sum[i][j] = _mm512_fmadd_ps(a, key[j], sum[i][j]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) _mm512_store_ps(scores + i * padded + 16 * j, sum[i][j]);
-}
-
 // One head of qkv (tokens, 3 * width), the first `queries` of its tokens -> out (queries, width), quantised for `next`.
 void attend(const float* qkv, int tokens, int queries, int width, int head, const Linear& next, uint8_t* out,
             const Scratch& scratch) {
@@ -249,8 +250,11 @@ void attend(const float* qkv, int tokens, int queries, int width, int head, cons
         const float* lines[kRows];
         for (int i = 0; i < kRows; i++) lines[i] = q + std::min(m + i, queries - 1) * line;
         int at = 0;
-        for (; at + 64 <= padded; at += 64) score<4>(lines, scratch.keys + at, scratch.scores + at, padded);
-        for (; at < padded; at += 16) score<1>(lines, scratch.keys + at, scratch.scores + at, padded);
+        const auto store = [&](int i, int j, __m512 sum) {
+            _mm512_store_ps(scratch.scores + i * padded + at + 16 * j, sum);
+        };
+        for (; at + 64 <= padded; at += 64) six_rows<4>(lines, scratch.keys + at, kHead, padded, store);
+        for (; at < padded; at += 16) six_rows<1>(lines, scratch.keys + at, kHead, padded, store);
         __m512 factor[kRows];
         for (int i = 0; i < kRows; i++) {
             float *row = scratch.scores + i * padded, *end = row + padded - 16;
@@ -265,31 +269,12 @@ void attend(const float* qkv, int tokens, int queries, int width, int head, cons
             }
             factor[i] = _mm512_set1_ps(1 / _mm512_reduce_add_ps(sum));
         }
-        __m512 sum[kRows][4];
-#pragma GCC unroll 6
-        for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_ps();
-        for (int n = 0; n < tokens; n++) {
-            const float* value = scratch.values + n * kHead;
-            const __m512 v0 = _mm512_load_ps(value), v1 = _mm512_load_ps(value + 16);
-            const __m512 v2 = _mm512_load_ps(value + 32), v3 = _mm512_load_ps(value + 48);
-#pragma GCC unroll 6
-            for (int i = 0; i < kRows; i++) {
-                const __m512 a = _mm512_set1_ps(scratch.scores[i * padded + n]);
-                sum[i][0] = _mm512_fmadd_ps(a, v0, sum[i][0]);
-                sum[i][1] = _mm512_fmadd_ps(a, v1, sum[i][1]);
-                sum[i][2] = _mm512_fmadd_ps(a, v2, sum[i][2]);
-                sum[i][3] = _mm512_fmadd_ps(a, v3, sum[i][3]);
-            }
-        }
-#pragma GCC unroll 6
-        for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++)
-                if (m + i < queries)
-                    quantize(_mm512_mul_ps(sum[i][j], factor[i]), next.inverse, next.zero,
-                             out + static_cast<size_t>(m + i) * width + head * kHead + 16 * j);
+        for (int i = 0; i < kRows; i++) lines[i] = scratch.scores + i * padded;
+        six_rows<4>(lines, scratch.values, tokens, kHead, [&](int i, int j, __m512 sum) {
+            if (m + i < queries)
+                quantize(_mm512_mul_ps(sum, factor[i]), next.inverse, next.zero,
+                         out + static_cast<size_t>(m + i) * width + head * kHead + 16 * j);
+        });
     }
 }
 
@@ -317,32 +302,14 @@ void embed(const float* lines, const Patches& p, int width, float* x, int thread
     if (thread == 0) std::memcpy(x, p.positions, sizeof(float) * width);
     for (int n = blocks * thread / threads; n < blocks * (thread + 1) / threads; n++)
         for (int m = 0; m < count; m += kRows) {
-            __m512 sum[kRows][4];
-#pragma GCC unroll 6
-            for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_ps();
-            const float* b = p.weights + static_cast<size_t>(n) * kColumns * p.inputs;
-            for (int k = 0; k < p.inputs; k++, b += kColumns) {
-                const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
-                const __m512 b2 = _mm512_loadu_ps(b + 32), b3 = _mm512_loadu_ps(b + 48);
-#pragma GCC unroll 6
-                for (int i = 0; i < kRows; i++) {
-                    const __m512 a = _mm512_set1_ps(lines[static_cast<size_t>(m + i) * p.inputs + k]);
-                    sum[i][0] = _mm512_fmadd_ps(a, b0, sum[i][0]);
-                    sum[i][1] = _mm512_fmadd_ps(a, b1, sum[i][1]);
-                    sum[i][2] = _mm512_fmadd_ps(a, b2, sum[i][2]);
-                    sum[i][3] = _mm512_fmadd_ps(a, b3, sum[i][3]);
-                }
-            }
-#pragma GCC unroll 6
-            for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++)
-                    if (m + i < count) {
-                        const size_t at = static_cast<size_t>(1 + m + i) * width + n * kColumns + 16 * j;
-                        _mm512_storeu_ps(x + at, _mm512_add_ps(sum[i][j], _mm512_loadu_ps(p.positions + at)));
-                    }
+            const float* rows[kRows];
+            for (int i = 0; i < kRows; i++) rows[i] = lines + static_cast<size_t>(m + i) * p.inputs;
+            const float* weights = p.weights + static_cast<size_t>(n) * kColumns * p.inputs;
+            six_rows<4>(rows, weights, p.inputs, kColumns, [&](int i, int j, __m512 sum) {
+                if (m + i >= count) return;
+                const size_t at = static_cast<size_t>(1 + m + i) * width + n * kColumns + 16 * j;
+                _mm512_storeu_ps(x + at, _mm512_add_ps(sum, _mm512_loadu_ps(p.positions + at)));
+            });
         }
 }
 
