@@ -19,19 +19,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cpu_form as cpu
 import numpy as np
 import onnx_ir as ir
-from int8_speed import OTHERS, against_eager, cpu_form, eager
+from cpu_form import OURS, PYTORCH, PlainVit, Product, against_eager, cpu_form, side_by_side
+from int8_speed import eager
 from peers import Call, Form, open_form
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler.graph.values import constant
 from vitdeploy.compiler.preprocessing import build_preprocessing
 from vitdeploy.datasets import ImageDataset, load_dataset
 from vitdeploy.machine import machine, versions
 
-OURS, KERNELS = "ours, ONNX Runtime", "the same form, kernels of its own"
-LINEARS = 6  # of a layer: query, key, value, attention's output, FC1, FC2
+KERNELS = "the same form, kernels of its own"
 COLUMNS = 64  # of a tile
 Pointer = ctypes.c_void_p
 
@@ -58,13 +58,10 @@ Patches = structure(
 Classifier = structure("Classifier", classes=ctypes.c_int, weights=Pointer, bias=Pointer)
 
 
-class Weights:
-    """The constants of a graph as C structures; keeps the arrays that they point to."""
+class Packed:
+    """The constants of a form as C structures; keeps the arrays that they point to."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.by_kind: dict[str, list[ir.Node]] = {}
-        for node in model.graph:
-            self.by_kind.setdefault(node.op_type, []).append(node)
+    def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
 
     def keep(self, array: np.ndarray) -> int:
@@ -75,48 +72,29 @@ class Weights:
         self._kept.append(room)
         return int(room.ctypes.data + start)
 
-    def linear(self, *products: ir.Node) -> Any:
-        """Products of one input side by side."""
-
-        def joined(place: int) -> np.ndarray:
-            return np.concatenate([constant(product.inputs[place]) for product in products], axis=-1)
-
-        step, zero = (float(constant(products[0].inputs[place])) for place in (2, 4))
-        weights, scale, bias = joined(1), joined(3) * step, joined(6)
-        inputs, outputs = weights.shape
-        bias = bias - scale * zero * weights.astype(np.int32).sum(axis=0)
+    def linear(self, product: Product) -> Any:
+        inputs, outputs = product.weight.shape
+        scale = product.weight_scale * product.scale
+        bias = product.bias - scale * product.zero * product.weight.astype(np.int32).sum(axis=0)
         # (inputs, outputs) -> (outputs / 64, inputs / 4, 64, 4)
-        packed = weights.reshape(inputs // 4, 4, outputs // COLUMNS, COLUMNS).transpose(2, 0, 3, 1)
+        packed = product.weight.reshape(inputs // 4, 4, outputs // COLUMNS, COLUMNS).transpose(2, 0, 3, 1)
         floats = (self.keep(values.astype(np.float32)) for values in (scale, bias))
-        return Linear(inputs, outputs, self.keep(packed), *floats, 1 / step, zero)
+        return Linear(inputs, outputs, self.keep(packed), *floats, 1 / product.scale, product.zero)
 
-    def norm(self, node: ir.Node) -> Any:
-        weight, bias = (self.keep(constant(value)) for value in node.inputs[1:3])
-        return Norm(weight, bias, node.attributes["epsilon"].as_float())
+    def norm(self, norm: cpu.Norm) -> Any:
+        return Norm(self.keep(norm.weight), self.keep(norm.bias), norm.epsilon)
 
-    def layers(self) -> Any:
-        products, norms = self.by_kind["MatMulIntegerToFloat"], self.by_kind["LayerNormalization"]
-        found = []
-        for place in range(len(products) // LINEARS):
-            own = products[LINEARS * place : LINEARS * (place + 1)]
-            both = (self.norm(node) for node in norms[2 * place : 2 * place + 2])
-            found.append(Layer(*both, self.linear(*own[:3]), *(self.linear(product) for product in own[3:])))
-        return (Layer * len(found))(*found)
+    def layer(self, layer: cpu.Layer) -> Any:
+        products = (side_by_side(layer.query, layer.key, layer.value), layer.output, layer.fc1, layer.fc2)
+        return Layer(self.norm(layer.before), self.norm(layer.after), *(self.linear(each) for each in products))
 
-    def patches(self, edge: int) -> Any:
-        kernel, *bias = (constant(value) for value in self.by_kind["Conv"][0].inputs[1:])  # (width, 3, side, side)
-        rows = (constant(value) for node in self.by_kind["Add"] for value in node.inputs)
-        positions = next(values for values in rows if values is not None).copy()  # (1, 1 + patches, width)
-        positions[:, 1:] += bias[0] if bias else 0
-        width, side = kernel.shape[0], kernel.shape[-1]
+    def patches(self, form: PlainVit, edge: int) -> Any:
+        positions = form.positions.copy()
+        positions[:, 1:] += form.kernel_bias
+        width, side = form.kernel.shape[0], form.kernel.shape[-1]
         # (width, inputs) -> (width / 64, inputs, 64)
-        packed = kernel.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
+        packed = form.kernel.reshape(width // COLUMNS, COLUMNS, -1).transpose(0, 2, 1)
         return Patches(side, edge // side, packed.shape[1], self.keep(packed), self.keep(positions))
-
-    def classifier(self) -> Any:
-        weights, *bias = (constant(value) for value in self.by_kind["Gemm"][0].inputs[1:])
-        classes = len(weights)
-        return Classifier(classes, self.keep(weights), self.keep(bias[0] if bias else np.zeros(classes, np.float32)))
 
 
 def compiled(folder: Path) -> ctypes.CDLL:
@@ -126,23 +104,22 @@ def compiled(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def by_kernels(model: ir.Model, edge: int, threads: int) -> Call:
-    weights = Weights(model)
-    layers = weights.layers()
+def by_kernels(form: PlainVit, edge: int, threads: int) -> Call:
+    packed = Packed()
+    layers = [packed.layer(layer) for layer in form.layers]
     with tempfile.TemporaryDirectory() as folder:
         library = compiled(Path(folder))
     library.encoder_open.restype = Pointer
     library.encoder_run.argtypes = (Pointer, Pointer, Pointer)
-    width, hidden = layers[0].qkv.inputs, layers[0].fc1.outputs
-    last = weights.norm(weights.by_kind["LayerNormalization"][-1])
-    classifier = weights.classifier()
-    parts = (layers, last, weights.patches(edge), classifier)
+    width, hidden = layers[0].fc1.inputs, layers[0].fc1.outputs
+    classes = len(form.classifier)
+    classifier = Classifier(classes, packed.keep(form.classifier), packed.keep(form.classifier_bias))
+    parts = ((Layer * len(layers))(*layers), packed.norm(form.norm), packed.patches(form, edge), classifier)
     encoder = library.encoder_open(width, hidden, len(layers), *parts, threads)
     assert encoder, "a model of another shape than these kernels take"
-    encoder = Pointer(encoder)
 
-    def call(pixels: np.ndarray, kept: Weights = weights) -> np.ndarray:
-        logits = np.empty((1, classifier.classes), np.float32)
+    def call(pixels: np.ndarray, kept: Packed = packed) -> np.ndarray:
+        logits = np.empty((1, classes), np.float32)
         library.encoder_run(encoder, pixels.ctypes.data, logits.ctypes.data)
         return logits
 
@@ -181,13 +158,13 @@ def main() -> None:
 
     checkpoint = AutoModelForImageClassification.from_pretrained(arguments.checkpoint)
     edge = checkpoint.config.image_size
-    core, onnx_call = cpu_form(arguments.bundle, arguments.threads)
+    form, onnx_call = cpu_form(arguments.bundle, arguments.threads)
     calls = {
-        OTHERS[0]: eager(checkpoint, arguments.threads),
+        PYTORCH: eager(checkpoint, arguments.threads),
         OURS: onnx_call,
-        KERNELS: by_kernels(core, edge, arguments.threads),
+        KERNELS: by_kernels(form, edge, arguments.threads),
     }
-    found = against_eager(calls, edge, OURS, arguments.rounds)
+    found = against_eager(calls, edge, arguments.rounds)
     if arguments.dataset:
         images = load_dataset(arguments.dataset, split=arguments.split).subset(range(arguments.count))
         found["answers"] = answers(arguments.bundle, calls[OURS], calls[KERNELS], images)

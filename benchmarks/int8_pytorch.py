@@ -17,39 +17,29 @@ import argparse
 import json
 from pathlib import Path
 
-import onnx_ir as ir
+import cpu_form as cpu
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
-from int8_speed import OTHERS, against_eager, cpu_form, eager
+from cpu_form import OURS, PYTORCH, PlainVit, Product, against_eager, cpu_form, side_by_side
+from int8_speed import eager
 from peers import Call
 
-from vitdeploy.compiler.graph.values import constant
 from vitdeploy.machine import machine, versions
 
-OURS, COMPILED = "ours, ONNX Runtime", "the same form in PyTorch's compiler"
-LINEARS = 6  # of a layer: query, key, value, attention's output, FC1, FC2
-
-
-def tensor(value: ir.Value | None) -> torch.Tensor:
-    array = constant(value)
-    assert array is not None, f"{value} is no constant"
-    return torch.from_numpy(array.copy())
+COMPILED = "the same form in PyTorch's compiler"
 
 
 class Linear(torch.nn.Module):
-    """Some MatMulIntegerToFloat of one input, side by side: x (1, tokens, inputs) -> (1, tokens, outputs of all)."""
+    """x (1, tokens, inputs) -> (1, tokens, outputs)."""
 
-    def __init__(self, *products: ir.Node) -> None:
+    def __init__(self, product: Product) -> None:
         super().__init__()
-        self.scale, self.zero = (tensor(products[0].inputs[place]).item() for place in (2, 4))
-        weights, scales, biases = (
-            torch.cat([tensor(product.inputs[place]) for product in products], dim=-1) for place in (1, 3, 6)
-        )
-        self.register_buffer("weight", weights.t().contiguous())  # (outputs, inputs)
-        self.register_buffer("weight_scale", scales)
-        self.register_buffer("weight_zero", torch.zeros(len(scales), dtype=torch.int64))
-        self.register_buffer("bias", biases)
+        self.scale, self.zero = product.scale, product.zero
+        self.register_buffer("weight", torch.from_numpy(product.weight.T.copy()))  # (outputs, inputs)
+        self.register_buffer("weight_scale", torch.from_numpy(product.weight_scale.copy()))
+        self.register_buffer("weight_zero", torch.zeros(len(product.weight_scale), dtype=torch.int64))
+        self.register_buffer("bias", torch.from_numpy(product.bias.copy()))
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         operators = torch.ops.quantized_decomposed
@@ -66,11 +56,11 @@ class Linear(torch.nn.Module):
 
 
 class Norm(torch.nn.Module):
-    def __init__(self, node: ir.Node) -> None:
+    def __init__(self, norm: cpu.Norm) -> None:
         super().__init__()
-        self.register_buffer("weight", tensor(node.inputs[1]))
-        self.register_buffer("bias", tensor(node.inputs[2]))
-        self.epsilon = node.attributes["epsilon"].as_float()
+        self.register_buffer("weight", torch.from_numpy(norm.weight.copy()))
+        self.register_buffer("bias", torch.from_numpy(norm.bias.copy()))
+        self.epsilon = norm.epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
@@ -79,13 +69,13 @@ class Norm(torch.nn.Module):
 class Layer(torch.nn.Module):
     """One encoder layer; the last is computed for the class token alone, as in our form."""
 
-    def __init__(self, products: list[ir.Node], norms: list[ir.Node], head: int, last: bool) -> None:
+    def __init__(self, layer: cpu.Layer, head: int, last: bool) -> None:
         super().__init__()
-        self.before, self.after = Norm(norms[0]), Norm(norms[1])
-        self.query, self.others = (
-            (Linear(products[0]), Linear(*products[1:3])) if last else (None, Linear(*products[:3]))
-        )
-        self.output, self.fc1, self.fc2 = (Linear(product) for product in products[3:])
+        self.before, self.after = Norm(layer.before), Norm(layer.after)
+        first, others = layer.query, (layer.key, layer.value)
+        self.query = Linear(first) if last else None
+        self.others = Linear(side_by_side(*others) if last else side_by_side(first, *others))
+        self.output, self.fc1, self.fc2 = (Linear(product) for product in (layer.output, layer.fc1, layer.fc2))
         self.head = head
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,39 +95,19 @@ class Layer(torch.nn.Module):
 class Form8(torch.nn.Module):
     """Pixel values (1, 3, height, width) -> logits (1, classes)."""
 
-    def __init__(self, model: ir.Model, head: int) -> None:
+    def __init__(self, form: PlainVit, head: int) -> None:
         super().__init__()
-        by_kind = {
-            kind: [node for node in model.graph if node.op_type == kind]
-            for kind in ("MatMulIntegerToFloat", "LayerNormalization", "Conv", "Gemm", "Add")
-        }
-        products, norms = by_kind["MatMulIntegerToFloat"], by_kind["LayerNormalization"]
-        count = len(products) // LINEARS
-        self.layers = torch.nn.ModuleList(
-            Layer(
-                products[LINEARS * place : LINEARS * (place + 1)],
-                norms[2 * place : 2 * place + 2],
-                head,
-                place == count - 1,
-            )
-            for place in range(count)
-        )
-        self.norm = Norm(norms[-1])
-        positions = next(value for node in by_kind["Add"] for value in node.inputs if constant(value) is not None)
-        self.register_buffer("positions", tensor(positions))  # (1, tokens, width), the class token's in the first row
-        kernel = by_kind["Conv"][0].inputs
-        self.register_buffer("patches", tensor(kernel[1]))
-        self.register_buffer("patches_bias", tensor(kernel[2]) if len(kernel) > 2 else None)
-        classifier = by_kind["Gemm"][0].inputs
-        self.register_buffer("classifier", tensor(classifier[1]))
-        self.register_buffer("bias", tensor(classifier[2]) if len(classifier) > 2 else None)
+        self.layers = torch.nn.ModuleList(Layer(layer, head, layer is form.layers[-1]) for layer in form.layers)
+        self.norm = Norm(form.norm)
+        for name in ("kernel", "kernel_bias", "positions", "classifier", "classifier_bias"):
+            self.register_buffer(name, torch.from_numpy(getattr(form, name).copy()))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches = F.conv2d(pixels, self.patches, self.patches_bias, self.patches.shape[-1]).flatten(2).transpose(1, 2)
+        patches = F.conv2d(pixels, self.kernel, self.kernel_bias, self.kernel.shape[-1]).flatten(2).transpose(1, 2)
         x = F.pad(patches, (0, 0, 1, 0)) + self.positions
         for layer in self.layers:
             x = layer(x)
-        return F.linear(self.norm(x[:, 0]), self.classifier, self.bias)
+        return F.linear(self.norm(x[:, 0]), self.classifier, self.classifier_bias)
 
 
 def main() -> None:
@@ -158,15 +128,15 @@ def main() -> None:
     settings.max_autotune, settings.max_autotune_gemm_backends = arguments.autotune, "CPP,ATEN"
     checkpoint = AutoModelForImageClassification.from_pretrained(arguments.checkpoint)
     config = checkpoint.config
-    core, onnx_call = cpu_form(arguments.bundle, arguments.threads)
-    form = Form8(core, config.hidden_size // config.num_attention_heads).eval()
-    compiled = torch.compile(form, dynamic=False)
+    form, onnx_call = cpu_form(arguments.bundle, arguments.threads)
+    module = Form8(form, config.hidden_size // config.num_attention_heads).eval()
+    compiled = torch.compile(module, dynamic=False)
     calls: dict[str, Call] = {
-        OTHERS[0]: eager(checkpoint, arguments.threads),
+        PYTORCH: eager(checkpoint, arguments.threads),
         OURS: onnx_call,
         COMPILED: lambda pixels: compiled(torch.from_numpy(pixels)),
     }
-    found = against_eager(calls, config.image_size, OURS, arguments.rounds)
+    found = against_eager(calls, config.image_size, arguments.rounds)
     if arguments.json is not None:
         settled = {"threads": arguments.threads, "autotune": arguments.autotune}
         document = {"machine": machine(), "versions": versions(), **settled, **found}

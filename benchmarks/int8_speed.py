@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -82,32 +81,6 @@ def eager(module: Any, threads: int) -> Call:
             return module(torch.from_numpy(pixels)).logits
 
     return call
-
-
-def cpu_form(bundle: Path, threads: int) -> tuple[Any, Call]:
-    """The INT8 form for CPUs from pixel values on, an onnx_ir.Model, and ONNX Runtime's call of it."""
-    import onnx_ir as ir
-
-    core = cut(ir.load(bundle / "model.int8-cpu.onnx"), PIXEL_VALUES, "logits")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "core.onnx"
-        ir.save(core, path)
-        return core, open_form(Form("", path, "onnxruntime", ""), threads)
-
-
-def against_eager(calls: dict[str, Call], edge: int, ours: str, rounds: int) -> dict[str, Any]:
-    """Times of all calls, their ratios to PyTorch eager, and how far the last one's logits are from those of `ours`."""
-    images = np.random.default_rng(0).standard_normal((4, 1, 3, edge, edge)).astype(np.float32)
-    last = list(calls)[-1]
-    expected, found = (np.concatenate([np.asarray(calls[name](image)) for image in images]) for name in (ours, last))
-    spread = float(np.abs(found - expected).max() / np.abs(expected).max())
-    print(f"logits differ from those of {ours} by up to {spread:.1%} of the largest")
-    times = interleaved(calls, images[0], rounds, CLOCKS["wall"])
-    ratios = {name: speedup(times[OTHERS[0]], times[name]) for name in calls if name != OTHERS[0]}
-    for name, values in times.items():
-        print(f"{name:40}{np.median(values):8.1f} ms", end="")
-        print("  {:.2f} [{:.2f}, {:.2f}]".format(ratios[name][0], *ratios[name][1]) if name in ratios else "")
-    return {"rounds": rounds, "logits_spread": spread, "times_pytorch_eager": ratios, "samples_ms": times}
 
 
 def opened(name: str, work: Path, threads: int) -> Call:
