@@ -15,19 +15,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import cpu_form as cpu
+import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
-from cpu_form import OURS, PYTORCH, PlainVit, Product, against_eager, cpu_form, side_by_side
 from int8_speed import eager
-from peers import Call
+from peers import CLOCKS, Call, Form, interleaved, open_form
 
+from vitdeploy.bench.statistics import speedup
+from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.machine import machine, versions
+from vitdeploy.runtime import plain_vit
+from vitdeploy.runtime.plain_vit import PlainVit, Product, read_plain_vit
+from vitdeploy.specs import PIXEL_VALUES
 
-COMPILED = "the same form in PyTorch's compiler"
+PYTORCH, OURS, COMPILED = "PyTorch eager", "ours, ONNX Runtime", "the same form in PyTorch's compiler"
 
 
 class Linear(torch.nn.Module):
@@ -56,7 +64,7 @@ class Linear(torch.nn.Module):
 
 
 class Norm(torch.nn.Module):
-    def __init__(self, norm: cpu.Norm) -> None:
+    def __init__(self, norm: plain_vit.Norm) -> None:
         super().__init__()
         self.register_buffer("weight", torch.from_numpy(norm.weight.copy()))
         self.register_buffer("bias", torch.from_numpy(norm.bias.copy()))
@@ -69,7 +77,7 @@ class Norm(torch.nn.Module):
 class Layer(torch.nn.Module):
     """One encoder layer; the last is computed for the class token alone, as in our form."""
 
-    def __init__(self, layer: cpu.Layer, head: int, last: bool) -> None:
+    def __init__(self, layer: plain_vit.Layer, head: int, last: bool) -> None:
         super().__init__()
         self.before, self.after = Norm(layer.before), Norm(layer.after)
         first, others = layer.query, (layer.key, layer.value)
@@ -110,6 +118,39 @@ class Form8(torch.nn.Module):
         return F.linear(self.norm(x[:, 0]), self.classifier, self.classifier_bias)
 
 
+def side_by_side(*products: Product) -> Product:
+    """Products of one input as one."""
+    weight, scale, bias = (
+        np.concatenate([getattr(product, name) for product in products], axis=-1)
+        for name in ("weight", "weight_scale", "bias")
+    )
+    return Product(products[0].scale, products[0].zero, weight, scale, bias)
+
+
+def onnx_call(graph: Path, threads: int) -> Call:
+    """ONNX Runtime's call of a graph from pixel values on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "core.onnx"
+        ir.save(cut(ir.load(graph), PIXEL_VALUES, "logits"), path)
+        return open_form(Form(OURS, path, "onnxruntime", ""), threads)
+
+
+def against_eager(calls: dict[str, Call], edge: int, rounds: int) -> dict[str, Any]:
+    """Times of all calls, their ratios to PyTorch eager, and how far the compiler's logits are from ours."""
+    images = np.random.default_rng(0).standard_normal((4, 1, 3, edge, edge)).astype(np.float32)
+    expected, found = (
+        np.concatenate([np.asarray(calls[name](image)) for image in images]) for name in (OURS, COMPILED)
+    )
+    spread = float(np.abs(found - expected).max() / np.abs(expected).max())
+    print(f"logits differ from those of {OURS} by up to {spread:.1%} of the largest")
+    times = interleaved(calls, images[0], rounds, CLOCKS["wall"])
+    ratios = {name: speedup(times[PYTORCH], times[name]) for name in calls if name != PYTORCH}
+    for name, values in times.items():
+        print(f"{name:40}{np.median(values):8.1f} ms", end="")
+        print("  {:.2f} [{:.2f}, {:.2f}]".format(ratios[name][0], *ratios[name][1]) if name in ratios else "")
+    return {"rounds": rounds, "logits_spread": spread, "times_pytorch_eager": ratios, "samples_ms": times}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -128,12 +169,12 @@ def main() -> None:
     settings.max_autotune, settings.max_autotune_gemm_backends = arguments.autotune, "CPP,ATEN"
     checkpoint = AutoModelForImageClassification.from_pretrained(arguments.checkpoint)
     config = checkpoint.config
-    form, onnx_call = cpu_form(arguments.bundle, arguments.threads)
-    module = Form8(form, config.hidden_size // config.num_attention_heads).eval()
+    graph = arguments.bundle / "model.int8-cpu.onnx"
+    module = Form8(read_plain_vit(onnx.load(graph)), config.hidden_size // config.num_attention_heads).eval()
     compiled = torch.compile(module, dynamic=False)
     calls: dict[str, Call] = {
         PYTORCH: eager(checkpoint, arguments.threads),
-        OURS: onnx_call,
+        OURS: onnx_call(graph, arguments.threads),
         COMPILED: lambda pixels: compiled(torch.from_numpy(pixels)),
     }
     found = against_eager(calls, config.image_size, arguments.rounds)

@@ -4,9 +4,10 @@
     python benchmarks/int8_speed.py BUNDLE CHECKPOINT --work FOLDER [--rounds 40] [--json OUT.json] [--markdown OUT.md]
 
 The first makes the forms in FOLDER, the second times what is there. From pixel values to logits for all, ours through
-our runtime; one image a call, one process, every round in a new order with a rest of 30 ms in front of each turn, one
-call to warm up and one that counts. Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's
-profiler says where its INT8 forms spend their time. Weights may be random: only times are looked at.
+our runtime; "ours, own kernels" with its preprocessing in front too, from an image of that size. One image a call, one
+process, every round in a new order with a rest of 30 ms in front of each turn, one call to warm up and one that counts.
+Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's profiler says where its INT8 forms
+spend their time. Weights may be random: only times are looked at.
 
 With --clock cpu the processor's time of the process is taken, with --threads 1: on a busy machine it still tells forms
 apart, where the clock on the wall does not.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,18 @@ from peers import CLOCKS, NNCF, Call, Form, elsewhere, interleaved, open_form, p
 from vitdeploy.bench.statistics import speedup
 from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
+from vitdeploy.runtime.native import NativeRunner
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
+RUNNERS: dict[str, Any] = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner, "native": NativeRunner}
 FILES = {
     "FP32, ONNX Runtime": ("core.onnx", "onnxruntime"),
     "FP32, OpenVINO": ("core.onnx", "openvino"),
     "ours, ONNX Runtime": ("ours.onnx", "onnxruntime"),
     "ours, OpenVINO": ("ours.onnx", "openvino"),
+    "ours, own kernels": ("image.onnx", "native"),
     OTHERS[1]: ("nncf.xml", "openvino"),
     OTHERS[2]: ("dynamic.onnx", "onnxruntime"),
     OTHERS[3]: ("static.onnx", "onnxruntime"),
@@ -51,6 +56,7 @@ def prepare(bundle: Path, work: Path, size: int, nncf: str | None) -> None:
     pixels = np.random.default_rng(1).standard_normal((8, 3, size, size)).astype(np.float32)
     ir.save(cut(ir.load(bundle / "model.onnx"), PIXEL_VALUES, "logits"), core)
     ir.save(cut(ir.load(bundle / "model.int8-cpu.onnx"), PIXEL_VALUES, "logits"), work / "ours.onnx")
+    shutil.copy(bundle / "model.int8-cpu.onnx", work / "image.onnx")
     if not (work / "dynamic.onnx").exists():
         quantize_dynamic(str(core), str(work / "dynamic.onnx"))
     if not (work / "static.onnx").exists():  # at its best: products with constant weights, one scale a column
@@ -83,13 +89,16 @@ def eager(module: Any, threads: int) -> Call:
     return call
 
 
-def opened(name: str, work: Path, threads: int) -> Call:
+def opened(name: str, work: Path, threads: int, size: int) -> Call:
     """Ours through our runtime, the others as their documentation has it."""
     file, backend = FILES[name]
     if not name.startswith("ours"):
         return open_form(Form(name, work / file, backend, ""), threads)
-    runner = (OnnxRuntimeRunner if backend == "onnxruntime" else OpenVinoRunner)(work / file, threads)
+    runner = RUNNERS[backend](work / file, threads)
     runner.__enter__()  # for as long as the process lasts
+    if backend == "native":
+        image = np.random.default_rng(2).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+        return lambda _: runner.infer({"image": image})["logits"]
     return lambda pixels: runner.infer({PIXEL_VALUES: pixels})["logits"]
 
 
@@ -164,7 +173,7 @@ def main() -> None:
     from transformers import AutoModelForImageClassification
 
     there = [name for name, (file, _) in FILES.items() if (arguments.work / file).exists()]
-    calls = {name: opened(name, arguments.work, arguments.threads) for name in there}
+    calls = {name: opened(name, arguments.work, arguments.threads, arguments.size) for name in there}
     calls[OTHERS[0]] = eager(AutoModelForImageClassification.from_pretrained(arguments.checkpoint), arguments.threads)
     shape = (1, 3, arguments.size, arguments.size)
     pixels = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -120,3 +120,11 @@ def cli() -> Callable[..., object]:
     from tests.command_line import invoke
 
     return invoke
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that our own INT8 kernels are not for."""
+    from vitdeploy.runtime import selection
+
+    monkeypatch.setattr(selection, "kernels_obstacle", lambda: ("this processor is none for them", "take another"))

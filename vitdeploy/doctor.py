@@ -30,6 +30,7 @@ _NEEDS = (
     ("quantize", "Quantise to INT8", _QUANTISES),
     ("onnxruntime", "Run on the CPU: ONNX Runtime", ("onnxruntime",)),
     ("openvino", "Run on the CPU: OpenVINO", ("openvino",)),
+    ("native", "Run INT8 on the CPU: own kernels", ("onnxruntime", "onnx")),
     ("build_tensorrt", "Build TensorRT engines", ("tensorrt",)),
     ("build_tensorrt_rtx", "Build TensorRT-RTX engines", ("tensorrt-rtx",)),
     ("run_tensorrt", "Run TensorRT engines", ("tensorrt", "cuda-python")),
@@ -134,7 +135,7 @@ def _capability(key: str, name: str, needs: tuple[str, ...], ranges: dict[str, s
     bad = [package for package in packages if package.problem]
     obstacle = _obstacle(key)
     if obstacle is None and bad:
-        obstacle = "; ".join(f"{package.name} {package.problem}" for package in bad), _cure(bad, ranges)
+        obstacle = "; ".join(f"{package.name} {package.problem}" for package in bad), _cure(key, bad, ranges)
     if obstacle is not None:
         return Capability(key, name, False, packages, *obstacle)
     return Capability(key, name, True, packages, note=_note(key, packages))
@@ -142,6 +143,8 @@ def _capability(key: str, name: str, needs: tuple[str, ...], ranges: dict[str, s
 
 def _obstacle(key: str) -> tuple[str, str] | None:
     """What about the machine itself, whatever is installed, forbids it; and the next step."""
+    if key == "native":
+        return machine.kernels_obstacle()
     if not key.endswith(("tensorrt", "tensorrt_rtx")):
         return None
     run, flavour = key.startswith("run"), "tensorrt-rtx" if key.endswith("rtx") else "tensorrt"
@@ -186,13 +189,14 @@ def _package(name: str, ranges: dict[str, str]) -> Package:
     return Package(name, True, number, problem)
 
 
-def _cure(bad: list[Package], ranges: dict[str, str]) -> str:
+def _cure(key: str, bad: list[Package], ranges: dict[str, str]) -> str:
     """The command that installs what is missing and never puts onnxruntime and onnxruntime-gpu side by side."""
     names = {package.name for package in bad}
     if "tensorrt" in names and machine.jetson_release():
         return "sudo apt install python3-libnvinfer, and use an environment made with --system-site-packages"
     flags = "--upgrade " if any(package.installed for package in bad) else ""
-    extras = sorted({_EXTRAS.get(name, "build") for name in names if name != "cuda-python"})
+    rest = "native" if key == "native" else "build"
+    extras = sorted({_EXTRAS.get(name, rest) for name in names if name != "cuda-python"})
     clash = {"cpu": "onnxruntime-gpu", "gpu": "onnxruntime"}
     lacks_cuda = "cuda-python" in names and "gpu" not in extras  # the extra rtx does without: it only builds
     if lacks_cuda or any(machine.version(clash[extra]) for extra in extras if extra in clash):

@@ -27,8 +27,10 @@ __all__ = [
     "has_module",
     "identity",
     "jetson_release",
+    "kernels_obstacle",
     "machine",
     "memory_bytes",
+    "physical_cores",
     "problem_with_gpu",
     "release",
     "system_name",
@@ -50,6 +52,7 @@ NOTABLE_FLAGS = (
 _CUDA_MAJOR, _CUDA_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _CUDA_INTEGRATED = 18
 _X86 = ("x86_64", "AMD64")
+_KERNELS_NEED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,14 @@ def usable_cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+def physical_cores(topology: str = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list") -> int:
+    """The cores behind those of `usable_cores`, of which two may be threads of one that share its arithmetic."""
+    with contextlib.suppress(OSError, AttributeError):
+        cores = {Path(topology.format(number)).read_text() for number in os.sched_getaffinity(0)}
+        return max(1, min(len(cores), usable_cores()))
+    return usable_cores()
 
 
 def memory_bytes(name: str = "MemTotal") -> int | None:
@@ -236,6 +247,22 @@ def engine_obstacle(flavour: str, *, run: bool) -> tuple[str, str] | None:
         "TensorRT builds on the GPU that the engine is for, and there is no NVIDIA GPU here",
         "run build-engine on the target machine, or use --target tensorrt-rtx or --target onnx here",
     )
+
+
+def kernels_obstacle() -> tuple[str, str] | None:
+    """Why vitdeploy's own INT8 kernels for CPUs can't run here, and the next step; None if they can.
+
+    They are compiled when vitdeploy is installed, for x86-64, where a C++ compiler is there.
+    """
+    missing = [name for name in _KERNELS_NEED if name not in cpu_flags()]
+    if missing:
+        return f"this processor has no {missing[-1]}", "use ONNX Runtime or OpenVINO here"
+    if not has_module("vitdeploy.runtime._kernels"):
+        return (
+            "vitdeploy was installed without its kernels, which takes a C++ compiler",
+            "install g++, then vitdeploy again, from its source (pip install --force-reinstall --no-deps)",
+        )
+    return None
 
 
 def _gpu(driver: ctypes.CDLL, index: int, cuda: str) -> Gpu:

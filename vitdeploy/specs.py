@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Choice", "Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
+__all__ = ["PIXEL_VALUES", "Choice", "Prediction", "PreprocessSpec", "ResizeSpec", "Score", "ShapeRange", "TensorSpec"]
+
+PIXEL_VALUES = "pixel_values"
+"""The tensor between preprocessing and model, (batch, channels, height, width), by this name in every graph."""
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,10 @@ def report(small: Path, images: ImageDataset) -> BenchReport:
 def test_every_form_is_a_row_on_every_backend_it_is_for(report: BenchReport) -> None:
     assert [row.key for row in report.rows] == [
         *("fp32/onnxruntime", "fp32/openvino", "fp16/onnxruntime", "fp16/openvino"),
-        *("int8/onnxruntime", "int8/openvino", "int8/tensorrt-rtx"),
+        *("int8/onnxruntime", "int8/openvino", "int8/native", "int8/tensorrt-rtx"),
     ]
     assert [row.status for row in report.rows[:6]] == ["ok"] * 6
+    assert report.row("int8/native").status == "skipped"  # it is no plain ViT
     cpu = report.row("int8/openvino")
     assert cpu.artifact is not None and cpu.artifact.path == "model.int8-cpu.onnx"
     for row in report.rows[:6]:

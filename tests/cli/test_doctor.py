@@ -19,7 +19,7 @@ from vitdeploy import machine
 from vitdeploy.doctor import examine, unsuitable
 
 NAMES = (
-    *("finetune", "export", "quantize", "onnxruntime", "openvino"),
+    *("finetune", "export", "quantize", "onnxruntime", "openvino", "native"),
     *("build_tensorrt", "build_tensorrt_rtx", "run_tensorrt", "run_tensorrt_rtx"),
 )
 RANGES = ["onnxruntime>=1.22; extra == 'cpu'", "openvino>=2026.3; extra == 'cpu'", "tensorrt>=10.3; extra == 'gpu'"]

@@ -36,6 +36,7 @@ from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.predictions import Namer, softmax
 from vitdeploy.specs import Prediction
 
+pytestmark = pytest.mark.usefixtures("no_kernels")  # the same order of forms on every machine
 FLOAT32 = 2e-5  # sums in another order, see test_contract
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vitdeploy.errors import InputError, ModelError, RunnerClosedError, VitdeployError
-from vitdeploy.machine import gpus, has_module
+from vitdeploy.machine import gpus, has_module, kernels_obstacle
 from vitdeploy.runtime.base import Runner
 
 ENGINE_HERE = bool(gpus()) and has_module("tensorrt")
@@ -34,6 +34,7 @@ BACKENDS = (
     *("onnxruntime", "openvino", "openvino-throughput", "pytorch"),
     *providers(),
     *(("tensorrt",) if ENGINE_HERE else ()),
+    *(("native",) if kernels_obstacle() is None else ()),
 )
 # The order of float32 sums may change with the batch: a few units in the last of 24 bits of logits near 1. TensorRT
 # takes other kernels for other batches, and may multiply in TF32, of 11 bits.
@@ -51,6 +52,10 @@ def make(backend: str, model: str | Path) -> Runner:
         from vitdeploy.runtime.openvino import OpenVinoRunner
 
         return OpenVinoRunner(model, threads=1, performance=variant or "latency")
+    if name == "native":
+        from vitdeploy.runtime.native import NativeRunner
+
+        return NativeRunner(model, threads=2)
     if name == "tensorrt":
         from vitdeploy.runtime.tensorrt import TensorRTRunner
 
@@ -82,7 +87,8 @@ def model(backend: str, request: pytest.FixtureRequest) -> Path:
         return Path(request.getfixturevalue("engine"))
     if backend == "pytorch":
         return Path(request.getfixturevalue("tiny_checkpoint"))
-    return Path(request.getfixturevalue("tiny_bundle")) / "model.onnx"
+    file = "model.int8-cpu.onnx" if backend == "native" else "model.onnx"
+    return Path(request.getfixturevalue("tiny_bundle")) / file
 
 
 @pytest.mark.skipif(not ENGINE_HERE, reason="TensorRT needs a GPU and its package; with them every test runs on it")

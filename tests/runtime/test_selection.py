@@ -18,6 +18,7 @@ from vitdeploy.runtime import selection
 from vitdeploy.runtime.selection import candidates
 from vitdeploy.specs import Choice
 
+pytestmark = pytest.mark.usefixtures("no_kernels")  # what they change: test_native.py
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8-cpu.onnx"}
 
 

@@ -14,8 +14,8 @@ from vitdeploy.bench.report import ArtifactRef
 from vitdeploy.bench.runners import RunnerSpec, open_runner
 from vitdeploy.bench.settings import BACKENDS
 from vitdeploy.bundle import Artifact, Bundle
-from vitdeploy.errors import InputError
-from vitdeploy.machine import gpus, version
+from vitdeploy.errors import InputError, ModelError
+from vitdeploy.machine import gpus, kernels_obstacle, version
 from vitdeploy.storage import sha256
 
 __all__ = ["Form", "Open", "baseline_forms", "bundle_forms", "choose"]
@@ -34,6 +34,7 @@ _MODULES = {  # backend: (what is imported, what the package is called, the extr
     "pytorch": ("torch", "torch", "build"),
     "onnxruntime": ("onnxruntime", "onnxruntime", "cpu"),
     "openvino": ("openvino", "openvino", "cpu"),
+    "native": ("onnx", "onnx", "native"),
     "tensorrt": ("tensorrt", "tensorrt", "gpu"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", "rtx"),
 }
@@ -131,7 +132,10 @@ def bundle_forms(bundle: Bundle, threads: int) -> list[Form]:
         precision = artifact.precision or "fp32"
         alone = not any(other.precision == artifact.precision and other is not artifact for other in graphs)
         name = precision if artifact.target in ("any", "cpu") or alone else f"{precision}-{artifact.target}"
-        forms += [_graph_form(bundle, artifact, name, backend, threads) for backend in ("onnxruntime", "openvino")]
+        own = ("native",) if name == "int8" and artifact.target == "cpu" else ()
+        forms += [
+            _graph_form(bundle, artifact, name, backend, threads) for backend in ("onnxruntime", "openvino", *own)
+        ]
         if gpus() and version("onnxruntime-gpu") is not None and artifact.target == "any":
             forms.append(_graph_form(bundle, artifact, name, "onnxruntime", threads, device="cuda"))
     forms += [_engine_form(bundle, artifact, threads) for artifact in bundle.select(kind="engine")]
@@ -176,7 +180,7 @@ def _graph_form(
         spec,
         _reference(artifact),
         artifact.size_bytes,
-        _missing(backend),
+        _missing(backend) or (_unfit(path) if backend == "native" else None),
         check=lambda: bundle.file(artifact),
         graph=path,
     )
@@ -207,8 +211,22 @@ def _reference(artifact: Artifact) -> ArtifactRef:
 
 def _missing(backend: str) -> str | None:
     module, package, extra = _MODULES[backend]
+    obstacle = kernels_obstacle() if backend == "native" else None
+    if obstacle is not None:
+        return f"{obstacle[0]}: {obstacle[1]}"
     if importlib.util.find_spec(module) is None:
         return f"the package {package} is not installed: pip install 'vitdeploy[{extra}]'"
+    return None
+
+
+def _unfit(graph: Path) -> str | None:
+    """Why our own kernels can't compute a graph; None if they can."""
+    from vitdeploy.runtime.native import check_plain_vit
+
+    try:
+        check_plain_vit(graph)
+    except ModelError as error:
+        return error.message
     return None
 
 

@@ -2,7 +2,8 @@
 
 - decode: an image of the dataset from its file's bytes to pixels, by the decoder that `load` uses.
 - preprocess: for PyTorch the image processor, for an ONNX form the graph between `image` and `pixel_values`, cut out
-  and run by the same backend with the same threads. It is timed in turns with the whole call.
+  and run by the same backend with the same threads, in front of our own kernels by ONNX Runtime. It is timed in turns
+  with the whole call.
 - model: the whole call less its preprocessing, both medians over the same rounds.
 - post: softmax and the five best classes of one call's logits, in NumPy, as a prediction needs them.
 
@@ -29,13 +30,13 @@ from vitdeploy.bench.report import Phases
 from vitdeploy.bench.runners import open_runner
 from vitdeploy.bench.statistics import median, ratio_interval, softmax
 from vitdeploy.errors import VitdeployError
+from vitdeploy.runtime.front import preprocessing_of
 from vitdeploy.storage import disk_errors
 
 __all__ = ["PhasesRun", "cut_preprocessing", "time_decoding"]
 
 _ROUNDS = 15
 _DECODED = 50  # images, at most
-_PIXEL_VALUES = "pixel_values"
 _PART = " (preprocessing)"
 
 
@@ -125,37 +126,18 @@ class PhasesRun:
         return _typical_ms(lambda: np.argsort(-softmax(logits), axis=-1, kind="stable")[:, :5], 50, self._clock)
 
 
-def cut_preprocessing(graph: Path, part: Path) -> bool:
+def cut_preprocessing(graph: Path, path: Path) -> bool:
     """Write the part of an ONNX form between `image` and `pixel_values`; False where it has none or onnx is missing."""
     if importlib.util.find_spec("onnx") is None:
         return False
     import onnx
 
-    model = onnx.load(graph)
-    wanted = {_PIXEL_VALUES}
-    nodes = []
-    for node in reversed(model.graph.node):
-        if wanted & set(node.output):
-            nodes.append(node)
-            wanted |= set(node.input) | {name for inner in _inner(node) for name in inner.input}
-    if not nodes:
+    part = preprocessing_of(onnx.load(graph))
+    if part is None:
         return False
-    output = onnx.helper.make_tensor_value_info(_PIXEL_VALUES, onnx.TensorProto.FLOAT, ["batch", 3, None, None])
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
-    cut = onnx.helper.make_graph(nodes[::-1], "preprocess", list(model.graph.input), [output], weights)
-    # Functions and metadata stay behind: the preprocessing uses neither.
     with disk_errors("the preprocessing apart"):
-        onnx.save(onnx.helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version), part)
+        onnx.save(part, path)
     return True
-
-
-def _inner(node: Any) -> list[Any]:
-    """The nodes of a node's subgraphs, at any depth."""
-    found = []
-    for attribute in node.attribute:
-        for inner in attribute.g.node if attribute.HasField("g") else ():
-            found += [inner, *_inner(inner)]
-    return found
 
 
 def time_decoding(read: Callable[[int], bytes | npt.NDArray[np.uint8]], count: int, clock: Clock) -> float | None:

@@ -36,6 +36,7 @@ _MODULES = {
     "pytorch": ("torch", "transformers"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "native": ("onnx", "onnxruntime"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
 }

@@ -148,7 +148,7 @@ class Row:
 
     key: str  # form/backend, unique in a report
     form: str  # fp32, fp16, int8 ...
-    backend: str  # pytorch, onnxruntime, openvino, tensorrt, tensorrt-rtx
+    backend: str  # pytorch, onnxruntime, openvino, native, tensorrt, tensorrt-rtx
     status: str
     reason: str | None = None
     device: str = "cpu"

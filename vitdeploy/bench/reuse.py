@@ -20,6 +20,7 @@ _PACKAGES = {  # what decides the answers of a backend
     "pytorch": ("torch", "torchvision", "transformers", "pillow", "numpy"),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "native": ("vitdeploy", "onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }

@@ -40,6 +40,10 @@ def open_runner(spec: RunnerSpec) -> AbstractContextManager[Any]:
         from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(spec.path, threads=spec.threads, device=spec.device)
+    if spec.backend == "native":
+        from vitdeploy.runtime.native import NativeRunner
+
+        return NativeRunner(spec.path, threads=spec.threads)
     if spec.backend == "openvino":
         from vitdeploy.runtime.openvino import OpenVinoRunner
 

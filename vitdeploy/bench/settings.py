@@ -9,7 +9,7 @@ from vitdeploy.errors import InputError
 
 __all__ = ["BACKENDS", "DEVICES", "PREFERENCES", "VARIANTS", "BenchSettings", "Wish"]
 
-BACKENDS = ("pytorch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("pytorch", "onnxruntime", "openvino", "native", "tensorrt", "tensorrt-rtx")
 DEVICES = ("auto", "cpu", "cuda")
 PREFERENCES = ("latency", "throughput", "size")
 VARIANTS = ("bf16", "fp16", "compile", "bf16-compile")

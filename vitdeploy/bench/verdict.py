@@ -14,6 +14,7 @@ NAMES = {
     "pytorch": "PyTorch",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "native": "own kernels",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }

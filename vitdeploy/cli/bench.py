@@ -82,7 +82,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg]
         return self.fail(f"{value!r} is no size such as 500MB or 1.5GB", param, ctx)
 
 
-_BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+_BACKENDS = ("onnxruntime", "openvino", "native", "tensorrt", "tensorrt-rtx")
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-tensorrt")
 _VARIANTS = ("bf16", "fp16", "compile", "bf16-compile")
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)

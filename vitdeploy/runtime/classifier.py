@@ -90,7 +90,7 @@ class Classifier:
 
     @property
     def backend(self) -> str:
-        """What runs the model: "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnxruntime-openvino" ..."""
+        """What runs the model: "native", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx" ..."""
         return self._chosen.backend
 
     @property

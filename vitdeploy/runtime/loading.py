@@ -38,9 +38,9 @@ def load(
     With "auto", the fastest form within the accuracy budget is taken if `vitdeploy bench` measured the bundle on this
     machine. Else the first that works of this list: on a machine with an NVIDIA GPU the bundle's TensorRT engines
     (INT8, FP16, BF16, FP32), then FP16 and FP32 on ONNX Runtime's CUDA provider; on the CPU INT8, FP32, FP16 and BF16,
-    each on OpenVINO, then on ONNX Runtime. A form that the benchmark found to fail, or to lose more top-1 than its
-    budget, is passed over wherever it was measured. `Classifier.describe()` says what was taken, why, and what was
-    passed over.
+    each on OpenVINO, then on ONNX Runtime, and INT8 of a plain ViT before both by our own kernels ("native"; after both
+    where the processor has AMX). A form that the benchmark found to fail, or to lose more top-1 than its budget, is
+    passed over wherever it was measured. `Classifier.describe()` says what was taken, why, and what was passed over.
 
     Example:
         with load("bundles/vit") as classifier:
@@ -48,7 +48,7 @@ def load(
 
     Args:
         path: the bundle's folder.
-        backend: "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", or "auto"; by name alone also
+        backend: "tensorrt", "tensorrt-rtx", "native", "openvino", "onnxruntime", or "auto"; by name alone also
             "onnxruntime-tensorrt" and "onnxruntime-openvino", ONNX Runtime's providers of these.
         precision: "int8", "fp16", "bf16", "fp32", or "auto".
         device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: either.
@@ -115,6 +115,10 @@ def _runner(bundle: Bundle, candidate: Candidate, threads: int | None, performan
     """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search. An engine's
     runner compares the very bytes that it loads."""
     path = bundle.file(candidate.artifact, verify=candidate.artifact.kind != "engine")
+    if candidate.backend == "native":
+        from vitdeploy.runtime.native import NativeRunner
+
+        return NativeRunner(path, threads=threads)
     if candidate.backend == "openvino":
         from vitdeploy.runtime.openvino import OpenVinoRunner
 

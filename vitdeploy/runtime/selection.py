@@ -9,7 +9,8 @@ benchmark's budget. The order of the others:
 3. where it timed nothing here, or nothing on the GPU, the stated order: on a machine with an NVIDIA GPU the engines
    whose runtime is installed (INT8, FP16, BF16, FP32), then the ONNX forms on ONNX Runtime's CUDA provider (FP16,
    FP32); on the CPU the ONNX forms (INT8: the one made for CPUs; FP32, FP16, BF16), each on OpenVINO, then on ONNX
-   Runtime. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost conversions.
+   Runtime; INT8 before both by our own kernels ("native"), or after both where the processor has AMX, which these do
+   not use. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost conversions.
 
 The other providers of ONNX Runtime, "onnxruntime-tensorrt" and "onnxruntime-openvino", are taken only by name.
 """
@@ -23,20 +24,21 @@ from typing import Any
 
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.errors import EngineError, InputError
-from vitdeploy.machine import gpus, has_module, version
+from vitdeploy.machine import cpu_flags, gpus, has_module, kernels_obstacle, version
 from vitdeploy.runtime.engine_fit import check_fit, check_version
 from vitdeploy.runtime.measured import Measured
 
 __all__ = ["BACKENDS", "DEVICES", "PRECISIONS", "Candidate", "candidates"]
 
 PROVIDERS = ("onnxruntime-tensorrt", "onnxruntime-openvino")
-BACKENDS = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime", *PROVIDERS)
+BACKENDS = ("tensorrt", "tensorrt-rtx", "native", "openvino", "onnxruntime", *PROVIDERS)
 PRECISIONS = ("int8", "fp16", "bf16", "fp32")
 DEVICES = ("cpu", "cuda")
 
 _MODULES = {  # backend: (module, package, extra that installs it)
     "tensorrt": ("tensorrt", "tensorrt", "gpu"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", "rtx"),
+    "native": ("onnx", "onnx", "native"),
     "openvino": ("openvino", "openvino", "cpu"),
     "onnxruntime": ("onnxruntime", "onnxruntime", "cpu"),
     "onnxruntime-tensorrt": ("onnxruntime", "onnxruntime-gpu", "gpu"),
@@ -94,6 +96,8 @@ def candidates(bundle: Bundle, backend: str, precision: str, device: str | None)
     every = list(_ordered(bundle, device))
     if backend in PROVIDERS:
         every += _by_name(bundle, backend)
+    if backend == "auto" and kernels_obstacle() is not None:  # nothing that somebody misses: doctor speaks of it
+        every = [c for c in every if c.backend != "native"]
     fitting = [c for c in every if backend in ("auto", c.backend) and precision in ("auto", c.precision)]
     if not fitting:
         wish = ", ".join(w for w in (precision, backend, device) if w not in (None, "auto"))
@@ -140,8 +144,10 @@ def _ordered(bundle: Bundle, device: str | None) -> Iterable[Candidate]:
     for precision in _CPU_ORDER:
         graph = _graph(bundle, precision)
         if graph is not None:
-            yield Candidate("openvino", precision, "cpu", graph)
-            yield Candidate("onnxruntime", precision, "cpu", graph)
+            backends = ["openvino", "onnxruntime"]
+            if precision == "int8" and graph.target == "cpu":
+                backends.insert(len(backends) if "amx_int8" in cpu_flags() else 0, "native")
+            yield from (Candidate(backend, precision, "cpu", graph) for backend in backends)
 
 
 def _by_name(bundle: Bundle, backend: str) -> Iterable[Candidate]:
@@ -170,8 +176,11 @@ def _graph(bundle: Bundle, precision: str) -> Artifact | None:
 def _judged(candidate: Candidate, measured: Measured, wish: _Wish) -> Candidate:
     module, package, extra = _MODULES[candidate.backend]
     reason, install = None, None
+    obstacle = kernels_obstacle() if candidate.backend == "native" else None
     if candidate.device == "cuda" and not gpus():
         reason = "there is no NVIDIA GPU here"
+    elif obstacle is not None:
+        reason = f"{obstacle[0]}; {obstacle[1]}"
     elif not has_module(module):
         reason, install = f"{package} is not installed", f"pip install 'vitdeploy[{extra}]'"
     else:

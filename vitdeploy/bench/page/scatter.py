@@ -38,6 +38,7 @@ def mark(backend: str, x: float, y: float, size: float = 6.5) -> str:
         return element("rect", x=x - size * 0.88, y=y - size * 0.88, width=1.76 * size, height=1.76 * size, rx=1.5)
     corners = {
         "openvino": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
+        "native": [(0, -1.3), (1.24, -0.4), (0.76, 1.05), (-0.76, 1.05), (-1.24, -0.4)],
         "tensorrt": [(0, -1.2), (1.15, 0.85), (-1.15, 0.85)],
         "tensorrt-rtx": [(0, 1.2), (1.15, -0.85), (-1.15, -0.85)],
     }.get(backend)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitdeploy.errors import ModelError
+from vitdeploy.specs import PIXEL_VALUES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["PIXEL_VALUES", "exchange_front", "put_in_front"]
-
-PIXEL_VALUES = "pixel_values"
-"""The tensor between preprocessing and model, (batch, channels, height, width), by this name in every graph."""
 
 
 def put_in_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:

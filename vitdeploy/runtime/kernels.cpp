@@ -1,0 +1,560 @@
+// A plain ViT in INT8, from pixel values to logits, for kernels.py: AVX-512 with VNNI, one image after the other.
+//
+// Rows of every buffer are multiples of 64 long. What is there beyond a model's width has weights, scales and biases of
+// zero (kernels.py packs them so), so that only LayerNorm has to know the width.
+//
+// A product is tiled in 6 rows by 64 columns, whose 24 sums stay in registers while its weights stream by, packed as
+// (columns / 64, inputs / 4, 64, 4). What follows a product is done on the registers: scale and bias, then the
+// residual, or GELU and the quantisation for the next product. Attention is float32, a head at a time, its scores in
+// the cache.
+// Zero points of the inputs are in the biases: (x - z) W = x W - z sum(W).
+//
+// Threads share out tiles, not columns or heads, so that any number of them has the same to do; they meet at a barrier
+// between the steps of a layer.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int kRows = 6, kColumns = 64;  // of a tile
+
+struct Linear {
+    int inputs, outputs;
+    const int8_t* weights;  // packed
+    const float* scale;     // input's scale * column's scale
+    const float* bias;      // with the input's zero point in it
+    float inverse, zero;    // of the input: round(x * inverse + zero)
+};
+
+struct Norm {
+    const float *weight, *bias;
+    float epsilon;
+};
+
+struct Layer {
+    Norm before, after;
+    Linear qkv, output, fc1, fc2;
+};
+
+enum class Then { kStore, kAdd, kGeluQuantize };
+
+__m512 exponential(__m512 x) {  // of x <= 0; relative error 2e-7
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 whole = _mm512_roundscale_ps(t, 0), part = _mm512_sub_ps(t, whole);
+    __m512 sum = _mm512_set1_ps(1.5403530e-4f);
+    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+__m512 gelu(__m512 x) {  // Abramowitz and Stegun 7.1.26 for erf, error 1.5e-7
+    const __m512 one = _mm512_set1_ps(1.0f), z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
+        sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(c));
+    __m512 erf = _mm512_fnmadd_ps(sum, exponential(_mm512_fnmadd_ps(z, z, _mm512_setzero_ps())), one);
+    erf = _mm512_mask_sub_ps(erf, _mm512_movepi32_mask(_mm512_castps_si512(x)), _mm512_setzero_ps(), erf);
+    const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+    return _mm512_fmadd_ps(half, erf, half);
+}
+
+void quantize(__m512 x, float inverse, float zero, uint8_t* out) {
+    const __m512 steps = _mm512_fmadd_ps(x, _mm512_set1_ps(inverse), _mm512_set1_ps(zero));
+    const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(steps), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(whole));
+}
+
+template <int R, Then then>
+void tile(const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
+          const int8_t* ahead, int every) {
+    __m512i sum[R][4];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_si512();
+    const int8_t* b = w.weights + static_cast<size_t>(column) * w.inputs;
+    for (int k = 0, due = 0; k < w.inputs; k += 4, b += 4 * kColumns) {
+        if (k == due) {
+            _mm_prefetch(ahead, _MM_HINT_T1);
+            ahead += 64, due += every;
+        }
+        const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64);
+        const __m512i b2 = _mm512_load_si512(b + 128), b3 = _mm512_load_si512(b + 192);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+            int four;
+            std::memcpy(&four, x + static_cast<size_t>(i) * w.inputs + k, 4);
+            const __m512i a = _mm512_set1_epi32(four);
+            // by hand: GCC 12 keeps the sums of the intrinsic on the stack
+            asm("vpdpbusd %2, %1, %0" : "+v"(sum[i][0]) : "v"(a), "v"(b0));
+            asm("vpdpbusd %2, %1, %0" : "+v"(sum[i][1]) : "v"(a), "v"(b1));
+            asm("vpdpbusd %2, %1, %0" : "+v"(sum[i][2]) : "v"(a), "v"(b2));
+            asm("vpdpbusd %2, %1, %0" : "+v"(sum[i][3]) : "v"(a), "v"(b3));
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const __m512 scale = _mm512_loadu_ps(w.scale + column + 16 * j);
+        const __m512 bias = _mm512_loadu_ps(w.bias + column + 16 * j);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+            const size_t at = static_cast<size_t>(i) * w.outputs + column + 16 * j;
+            __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), scale, bias);
+            if (then == Then::kAdd) value = _mm512_add_ps(value, _mm512_loadu_ps(out + at));
+            if (then == Then::kGeluQuantize)
+                quantize(gelu(value), next->inverse, next->zero, bytes + at);
+            else
+                _mm512_storeu_ps(out + at, value);
+        }
+    }
+}
+
+template <Then then>
+void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
+             const int8_t* ahead, int every) {
+    switch (rows) {
+        case 6: return tile<6, then>(x, w, column, out, bytes, next, ahead, every);
+        case 5: return tile<5, then>(x, w, column, out, bytes, next, ahead, every);
+        case 4: return tile<4, then>(x, w, column, out, bytes, next, ahead, every);
+        case 3: return tile<3, then>(x, w, column, out, bytes, next, ahead, every);
+        case 2: return tile<2, then>(x, w, column, out, bytes, next, ahead, every);
+        default: return tile<1, then>(x, w, column, out, bytes, next, ahead, every);
+    }
+}
+
+// A thread's share of `count` pieces: from `first` up to `last`.
+struct Share {
+    int first, last;
+    Share(int count, int thread, int threads)
+        : first(static_cast<int>(static_cast<int64_t>(count) * thread / threads)),
+          last(static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)) {}
+};
+
+// Columns first to last of x W, x (rows, inputs).
+template <Then then>
+void product(const uint8_t* x, int rows, const Linear& w, int first, int last, float* out, uint8_t* bytes,
+             const Linear* next, int thread, int threads) {
+    const int blocks = (last - first) / kColumns, tiles = (rows + kRows - 1) / kRows;
+    // each tile fetches its part of the weights of the next columns, a line every so many inputs
+    const int every = std::max(tiles / 4, 1) * 4;
+    const size_t part = static_cast<size_t>((w.inputs + every - 1) / every) * 64;
+    const Share share(blocks * tiles, thread, threads);
+    for (int piece = share.first; piece < share.last; piece++) {
+        const int n = piece / tiles, t = piece % tiles;
+        const size_t at = static_cast<size_t>(t) * kRows;
+        const size_t block = static_cast<size_t>(first / kColumns + n + 1) * w.inputs * kColumns;
+        rows_of<then>(std::min(kRows, rows - t * kRows), x + at * w.inputs, w, first + n * kColumns,
+                      out + at * w.outputs, bytes + at * w.outputs, next, w.weights + block + t * part, every);
+    }
+}
+
+// LayerNorm of x (rows, width), rows `line` apart; quantised for `next` if there is one, else as float32.
+void normalise(const float* x, int rows, int width, int line, const Norm& norm, const Linear* next, uint8_t* bytes,
+               float* out, int thread, int threads) {
+    const Share share(rows, thread, threads);
+    for (int r = share.first; r < share.last; r++) {
+        const size_t start = static_cast<size_t>(r) * line;
+        const float* row = x + start;
+        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        for (int i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+        for (int i = 0; i < width; i += 16) {
+            const __m512 off = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+            squares = _mm512_fmadd_ps(off, off, squares);
+        }
+        const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / width + norm.epsilon));
+        for (int i = 0; i < width; i += 16) {
+            const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factor);
+            const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
+            if (next != nullptr)
+                quantize(y, next->inverse, next->zero, bytes + start + i);
+            else
+                _mm512_storeu_ps(out + start + i, y);
+        }
+    }
+}
+
+// Six rows times 16 V columns in float32: `keep(i, j, sum)` takes vector j of row i. The columns' weights are `stride`
+// apart from one input to the next.
+template <int V, class Keep>
+void six_rows(const float* const* rows, const float* weights, int inputs, int stride, Keep keep) {
+    __m512 sum[kRows][V];
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) sum[i][j] = _mm512_setzero_ps();
+    for (int k = 0; k < inputs; k++, weights += stride) {
+        __m512 b[V];
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) b[j] = _mm512_load_ps(weights + 16 * j);
+#pragma GCC unroll 6
+        for (int i = 0; i < kRows; i++) {
+            const __m512 a = _mm512_set1_ps(rows[i][k]);
+#pragma GCC unroll 4
+            for (int j = 0; j < V; j++) sum[i][j] = _mm512_fmadd_ps(a, b[j], sum[i][j]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) keep(i, j, sum[i][j]);
+}
+
+// 16 x 16 floats: rows `from` apart -> columns, rows `to` apart.
+void transpose16(const float* in, size_t from, float* out, size_t to) {
+    __m512 r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(in + i * from);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+        r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+        r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_ps(out + (i + 0) * to, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
+        _mm512_storeu_ps(out + (i + 8) * to, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
+        _mm512_storeu_ps(out + (i + 4) * to, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
+        _mm512_storeu_ps(out + (i + 12) * to, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    }
+}
+
+// Six rows times any number of columns that is a multiple of 16, as above: `keep(i, column, sum)`.
+template <class Keep>
+void six_rows_of(const float* const* rows, const float* weights, int inputs, int columns, Keep keep) {
+    int at = 0;
+    const auto pass = [&](int i, int j, __m512 sum) { keep(i, at + 16 * j, sum); };
+    for (; at + 64 <= columns; at += 64) six_rows<4>(rows, weights + at, inputs, columns, pass);
+    for (; at < columns; at += 16) six_rows<1>(rows, weights + at, inputs, columns, pass);
+}
+
+struct Scratch {
+    float *keys, *values, *scores;  // (head, padded keys), (keys, head), (queries of a tile, padded keys)
+};
+
+struct Attention {
+    int tokens, heads, head, part;  // head: floats of one, a multiple of 16; part: floats of all heads, padded
+    int padded() const { return (tokens + 15) / 16 * 16; }
+    size_t line() const { return 3 * static_cast<size_t>(part); }  // of a token's queries, keys and values
+};
+
+// The keys of a head as columns, and its values, from k and v of the first token.
+void gather(const float* k, const float* v, const Attention& a, const Scratch& scratch) {
+    const int padded = a.padded(), whole = a.tokens / 16 * 16;
+    const size_t line = a.line();
+    for (int d = 0; d < a.head; d += 16)
+        for (int n = 0; n < whole; n += 16)
+            transpose16(k + n * line + d, line, scratch.keys + d * padded + n, padded);
+    for (int d = 0; d < a.head; d++)
+        for (int n = whole; n < padded; n++) scratch.keys[d * padded + n] = n < a.tokens ? k[n * line + d] : 0.0f;
+    for (int n = 0; n < a.tokens; n++)
+        std::memcpy(scratch.values + n * a.head, v + n * line, sizeof(float) * a.head);
+}
+
+// Scores (padded) of one query -> their exponentials, in place; returns 1 / their sum.
+float softmax(float* row, int padded, __mmask16 there) {
+    float* end = row + padded - 16;
+    _mm512_store_ps(end, _mm512_mask_mov_ps(_mm512_set1_ps(-1e30f), there, _mm512_load_ps(end)));
+    __m512 most = _mm512_load_ps(row), sum = _mm512_setzero_ps();
+    for (int j = 16; j < padded; j += 16) most = _mm512_max_ps(most, _mm512_load_ps(row + j));
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (int j = 0; j < padded; j += 16) {
+        const __m512 raised = exponential(_mm512_sub_ps(_mm512_load_ps(row + j), most));
+        _mm512_store_ps(row + j, raised);
+        sum = _mm512_add_ps(sum, raised);
+    }
+    return 1 / _mm512_reduce_add_ps(sum);
+}
+
+// Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), quantised for `next`.
+void attend(const float* qkv, const Attention& a, int queries, const Linear& next, uint8_t* out,
+            const Scratch& scratch, int thread, int threads) {
+    const int padded = a.padded(), tiles = (queries + kRows - 1) / kRows;
+    const auto there = static_cast<__mmask16>((1u << (16 - (padded - a.tokens))) - 1);
+    const Share share(a.heads * tiles, thread, threads);
+    for (int piece = share.first; piece < share.last; piece++) {
+        const int m = piece % tiles * kRows;
+        const float* q = qkv + piece / tiles * a.head;
+        if (m == 0 || piece == share.first) gather(q + a.part, q + 2 * a.part, a, scratch);
+        const float* lines[kRows];
+        for (int i = 0; i < kRows; i++) lines[i] = q + std::min(m + i, queries - 1) * a.line();
+        six_rows_of(lines, scratch.keys, a.head, padded, [&](int i, int column, __m512 sum) {
+            _mm512_store_ps(scratch.scores + i * padded + column, sum);
+        });
+        __m512 factor[kRows];
+        for (int i = 0; i < kRows; i++) {
+            factor[i] = _mm512_set1_ps(softmax(scratch.scores + i * padded, padded, there));
+            lines[i] = scratch.scores + i * padded;
+        }
+        six_rows_of(lines, scratch.values, a.tokens, a.head, [&](int i, int column, __m512 sum) {
+            if (m + i < queries)
+                quantize(_mm512_mul_ps(sum, factor[i]), next.inverse, next.zero,
+                         out + static_cast<size_t>(m + i) * a.part + piece / tiles * a.head + column);
+        });
+    }
+}
+
+// The convolution that cuts an image in patches, as a product: weights packed as (columns / 64, inputs, 64).
+struct Patches {
+    int channels, side_y, side_x, down, across;  // pixels of a patch's edges, patches in a column and in a row
+    int first;                                   // tokens in front of the patches': the class token's
+    const float *weights, *positions;            // positions (first + patches, line): those tokens and biases are in them
+    int count() const { return down * across; }
+    int inputs() const { return channels * side_y * side_x; }
+};
+
+// Pixels (channels, height, width) -> lines (patches, inputs).
+void cut(const float* pixels, const Patches& p, float* lines, int thread, int threads) {
+    const Share share(p.count(), thread, threads);
+    const size_t width = static_cast<size_t>(p.across) * p.side_x, height = static_cast<size_t>(p.down) * p.side_y;
+    for (int n = share.first; n < share.last; n++) {
+        const float* corner = pixels + n / p.across * p.side_y * width + n % p.across * p.side_x;
+        float* line = lines + static_cast<size_t>(n) * p.inputs();
+        for (int c = 0; c < p.channels; c++)
+            for (int y = 0; y < p.side_y; y++, line += p.side_x)
+                std::memcpy(line, corner + (c * height + y) * width, sizeof(float) * p.side_x);
+    }
+}
+
+// Lines W + positions -> x (first + patches, line). The rows of `lines` are padded to a multiple of 6.
+void embed(const float* lines, const Patches& p, int line, float* x, int thread, int threads) {
+    const int inputs = p.inputs(), tiles = (p.count() + kRows - 1) / kRows;
+    if (thread == 0) std::memcpy(x, p.positions, sizeof(float) * line * p.first);
+    const Share share(line / kColumns * tiles, thread, threads);
+    for (int piece = share.first; piece < share.last; piece++) {
+        const int n = piece / tiles, m = piece % tiles * kRows;
+        const float* rows[kRows];
+        for (int i = 0; i < kRows; i++) rows[i] = lines + static_cast<size_t>(m + i) * inputs;
+        const float* weights = p.weights + static_cast<size_t>(n) * kColumns * inputs;
+        six_rows<4>(rows, weights, inputs, kColumns, [&](int i, int j, __m512 sum) {
+            if (m + i >= p.count()) return;
+            const size_t at = static_cast<size_t>(p.first + m + i) * line + n * kColumns + 16 * j;
+            _mm512_storeu_ps(x + at, _mm512_add_ps(sum, _mm512_loadu_ps(p.positions + at)));
+        });
+    }
+}
+
+struct Classifier {
+    int classes;
+    const float *weights, *bias;  // (classes, line)
+};
+
+template <class T>
+using Room = std::unique_ptr<T[], void (*)(void*)>;
+
+// Memory of `count` values, of zeros, at an address for vectors; std::bad_alloc where there is none.
+template <class T>
+Room<T> room(size_t count) {
+    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    void* found = std::aligned_alloc(64, bytes);
+    if (found == nullptr) throw std::bad_alloc();
+    std::memset(found, 0, bytes);
+    return {static_cast<T*>(found), std::free};
+}
+
+struct Work {  // of one thread
+    Room<float> keys, values, scores;
+    Work(const Attention& a)
+        : keys(room<float>(static_cast<size_t>(a.head) * a.padded())),
+          values(room<float>(static_cast<size_t>(a.head) * a.padded())),
+          scores(room<float>(static_cast<size_t>(kRows) * a.padded())) {}
+};
+
+// Denormals are zeros while it lives: a softmax has many, and each costs 150 cycles.
+struct NoDenormals {
+    const unsigned before = _mm_getcsr();
+    NoDenormals() { _mm_setcsr(before | 0x8040); }
+    ~NoDenormals() { _mm_setcsr(before); }
+};
+
+struct Shape {
+    int width, hidden, heads, head, layers;  // width alone is not padded
+};
+
+class Encoder {
+   public:
+    Encoder(const Shape& shape, const Layer* layers, const Norm& last, const Patches& patches,
+            const Classifier& classifier, int threads)
+        : width_(shape.width),
+          line_((shape.width + 63) / 64 * 64),
+          hidden_(shape.hidden),
+          threads_(threads),
+          attention_{patches.first + patches.count(), shape.heads, shape.head,
+                     (shape.heads * shape.head + 63) / 64 * 64},
+          layers_(layers, layers + shape.layers),
+          last_(last),
+          patches_(patches),
+          classifier_(classifier),
+          lines_(room<float>(static_cast<size_t>(patches.count() + kRows) * patches.inputs())),
+          x_(room<float>(static_cast<size_t>(attention_.tokens) * line_)),
+          qkv_(room<float>(attention_.tokens * attention_.line())),
+          made_(room<float>(line_)),
+          normal_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * line_)),
+          context_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * attention_.part)),
+          raised_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * hidden_)) {
+        for (int t = 0; t < threads; t++) work_.emplace_back(attention_);
+        try {
+            for (int t = 1; t < threads; t++) others_.emplace_back(&Encoder::serve, this, t);
+        } catch (...) {
+            close();
+            throw;
+        }
+    }
+
+    ~Encoder() { close(); }
+
+    // Pixels (channels, height, width) -> logits (classes).
+    void run(const float* pixels, float* logits) {
+        pixels_ = pixels;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            call_++;
+        }
+        called_.notify_all();
+        share(0);
+        for (int c = 0; c < classifier_.classes; c++) {
+            const float* weights = classifier_.weights + static_cast<size_t>(c) * line_;
+            __m512 sum = _mm512_setzero_ps();
+            for (int i = 0; i < line_; i += 16)
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + i), _mm512_loadu_ps(made_.get() + i), sum);
+            logits[c] = _mm512_reduce_add_ps(sum) + classifier_.bias[c];
+        }
+    }
+
+   private:
+    int width_, line_, hidden_, threads_;
+    Attention attention_;
+    std::vector<Layer> layers_;
+    Norm last_;
+    Patches patches_;
+    Classifier classifier_;
+    Room<float> lines_, x_, qkv_, made_;
+    Room<uint8_t> normal_, context_, raised_;
+    std::vector<Work> work_;
+    const float* pixels_ = nullptr;
+    std::vector<std::thread> others_;
+    std::atomic<int> arrived_{0}, phase_{0};
+    std::mutex mutex_;
+    std::condition_variable called_;
+    int call_ = 0;
+    bool closed_ = false;
+
+    void close() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            closed_ = true;
+        }
+        called_.notify_all();
+        for (std::thread& other : others_) other.join();
+        others_.clear();
+    }
+
+    // Until every thread is here. Who waits long gives its core to others: one of the threads may have none.
+    void wait() {
+        const int now = phase_.load();
+        if (arrived_.fetch_add(1) + 1 == threads_) {
+            arrived_ = 0;
+            phase_++;
+            return;
+        }
+        for (int turn = 0; phase_.load() == now; turn++)
+            if (turn < 10000)
+                _mm_pause();
+            else
+                std::this_thread::yield();
+    }
+
+    void share(int thread) {
+        const NoDenormals now;
+        const int tokens = attention_.tokens, part = attention_.part;
+        float *x = x_.get(), *qkv = qkv_.get();
+        uint8_t *a = normal_.get(), *b = context_.get(), *wide = raised_.get();
+        const Scratch scratch{work_[thread].keys.get(), work_[thread].values.get(), work_[thread].scores.get()};
+        cut(pixels_, patches_, lines_.get(), thread, threads_);
+        wait();
+        embed(lines_.get(), patches_, line_, x, thread, threads_);
+        wait();
+        for (size_t i = 0; i < layers_.size(); i++) {
+            const Layer& layer = layers_[i];
+            const int rows = i + 1 == layers_.size() ? 1 : tokens;  // a classifier reads one token of the last layer
+            normalise(x, tokens, width_, line_, layer.before, &layer.qkv, a, nullptr, thread, threads_);
+            wait();
+            product<Then::kStore>(a, rows, layer.qkv, 0, part, qkv, a, nullptr, thread, threads_);
+            product<Then::kStore>(a, tokens, layer.qkv, part, 3 * part, qkv, a, nullptr, thread, threads_);
+            wait();
+            attend(qkv, attention_, rows, layer.output, b, scratch, thread, threads_);
+            wait();
+            product<Then::kAdd>(b, rows, layer.output, 0, line_, x, b, nullptr, thread, threads_);
+            wait();
+            normalise(x, rows, width_, line_, layer.after, &layer.fc1, a, nullptr, thread, threads_);
+            wait();
+            product<Then::kGeluQuantize>(a, rows, layer.fc1, 0, hidden_, x, wide, &layer.fc2, thread, threads_);
+            wait();
+            product<Then::kAdd>(wide, rows, layer.fc2, 0, line_, x, b, nullptr, thread, threads_);
+            wait();
+        }
+        if (thread == 0) normalise(x, 1, width_, line_, last_, nullptr, nullptr, made_.get(), 0, 1);
+    }
+
+    void serve(int thread) {
+        for (int seen = 0;;) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            called_.wait(lock, [&] { return closed_ || call_ != seen; });
+            if (closed_) return;
+            seen = call_;
+            lock.unlock();
+            share(thread);
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Null where there is no memory, or no thread, for it. Weights are not copied: they have to outlive it.
+Encoder* encoder_open(const Shape* shape, const Layer* layers, const Norm* last, const Patches* patches,
+                      const Classifier* classifier, int threads) {
+    try {
+        return new Encoder(*shape, layers, *last, *patches, *classifier, threads);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+// Pixels (images, channels, height, width) float32 -> logits (images, classes). One call at a time.
+void encoder_run(Encoder* encoder, const float* pixels, int images, size_t image, float* logits, size_t classes) {
+    for (int i = 0; i < images; i++) encoder->run(pixels + i * image, logits + i * classes);
+}
+
+void encoder_close(Encoder* encoder) { delete encoder; }
+}

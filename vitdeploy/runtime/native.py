@@ -1,0 +1,98 @@
+"""Run the INT8 form for CPUs of a plain ViT by kernels of our own; ONNX Runtime computes its preprocessing."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from vitdeploy.errors import ModelError, require
+from vitdeploy.runtime.base import RunnerBase
+from vitdeploy.runtime.front import preprocessing_of
+from vitdeploy.runtime.kernels import Encoder
+from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.runtime.plain_vit import read_plain_vit
+from vitdeploy.specs import PIXEL_VALUES, TensorSpec
+
+__all__ = ["NativeRunner", "check_plain_vit"]
+
+
+class NativeRunner(RunnerBase):
+    """The graph of a plain ViT in INT8, as `vitdeploy build-engine --int8` makes it for CPUs, in our own kernels.
+
+    Calls of several threads go through them one after the other.
+
+    Args:
+        path: the file.
+        threads: CPU threads of one call; None: the physical cores, 16 at most.
+
+    Example:
+        with NativeRunner("bundles/vit/model.int8-cpu.onnx") as runner:
+            logits = runner.infer({"image": pixels})["logits"]
+    """
+
+    backend = "native"
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        super().__init__()
+        self._path = Path(path)
+        self._threads = threads
+        self._front: OnnxRuntimeRunner | None = None
+        self._encoder: Encoder | None = None
+
+    def _open(self, stack: ExitStack) -> None:
+        model = _read(self._path)
+        encoder = Encoder(read_plain_vit(model), self._threads)
+        stack.callback(encoder.close)
+        scores = model.graph.output[0].name
+        part = preprocessing_of(model)
+        if part is None:
+            raise ModelError(f"{self._path} has no preprocessing", hint="take a form of a bundle")
+        front = OnnxRuntimeRunner(self._path, self._threads, graph=part.SerializeToString(), spinning=False)
+        stack.enter_context(front)
+        self._inputs = front.inputs
+        self._outputs = (TensorSpec(scores, "float32", (front.outputs[0].shape[0], encoder.classes)),)
+        stack.callback(self._release)
+        self._front, self._encoder, self._scores = front, encoder, scores
+
+    def _release(self) -> None:
+        self._front = self._encoder = None
+
+    def preprocess(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Raw images as `infer` takes them -> pixel values (batch, channels, height, width)."""
+        self._check_open()
+        assert self._front is not None
+        return self._front.infer({self._inputs[0].name: pixels})[PIXEL_VALUES]
+
+    def infer_checked(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`infer` for feeds that fit."""
+        front, encoder = self._front, self._encoder
+        if front is None or encoder is None:  # closed by another thread since it was checked
+            raise self._closed()
+        return {self._scores: encoder.run(front.infer_checked(feeds)[PIXEL_VALUES])}
+
+
+def check_plain_vit(path: str | os.PathLike[str]) -> None:
+    """Read a graph that the kernels may compute, without opening them; takes some tenths of a second.
+
+    Raises:
+        ModelError: it is none of theirs; the message names the node.
+        DependencyError: onnx is not installed.
+    """
+    read_plain_vit(_read(Path(path)))
+
+
+def _read(path: Path) -> Any:
+    onnx = require("onnx", extra="native")
+    if not path.is_file():
+        raise ModelError(f"there is no ONNX file at {path}", hint="check the path")
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's, and what opening external data raises
+        raise ModelError(
+            f"{path} is no ONNX file that can be read: {type(error).__name__}",
+            hint="the file may be damaged; export it again",
+        ) from error
