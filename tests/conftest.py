@@ -11,9 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitdeploy.machine import kernels_obstacle
+
 # A shell starts background jobs with Ctrl-C ignored; tests that send it need Python's own way.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+CPU_BACKENDS = [
+    "onnxruntime",
+    "openvino",
+    pytest.param("native", marks=pytest.mark.skipif(bool(kernels_obstacle()), reason=str(kernels_obstacle()))),
+]
+"""What runs INT8 on a CPU."""
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

@@ -151,8 +151,9 @@ def test_both_spellings_hold_the_same_integers_and_give_the_same_logits(tiny_bun
             assert value.const_value is not None and other.const_value is not None
             np.testing.assert_array_equal(value.const_value.numpy(), other.const_value.numpy())
     fresh = images(16, seed=5)
-    # The same real numbers, summed in another order: now and then an activation rounds to the next of its 256 steps.
-    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.01
+    # The same real numbers, summed in another order, and a step of GELU's output that FP16 can hold, up to 2**-11 of it
+    # larger or smaller: now and then an activation rounds to the next of its 256 steps.
+    assert error(logits(signed, tmp_path, fresh), logits(unsigned, tmp_path, fresh)) < 0.02
 
 
 def test_the_tensorrt_form_is_symmetric_int8_in_half_precision(tiny_bundle: Path) -> None:

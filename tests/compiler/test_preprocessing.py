@@ -51,7 +51,8 @@ def check_any_size(size: tuple[int, int], made: tuple[int, int], seed: int, resa
     pixels = photograph(*size, seed) if seed % 2 else noise(*size, seed)
     theirs = pillow_resize(pixels, made, resample)
     ours = resizer(resample, *made)(pixels[np.newaxis])[0]
-    np.testing.assert_array_equal(resizer(resample, *made, "cpu")(pixels[np.newaxis])[0], ours)
+    for target in ("cpu", "tensorrt"):
+        np.testing.assert_array_equal(resizer(resample, *made, target)(pixels[np.newaxis])[0], ours)
     if resample == "bilinear":
         np.testing.assert_array_equal(ours, theirs)
     else:
@@ -103,8 +104,9 @@ def test_a_known_size_is_resized_bit_for_bit(
     size: tuple[int, int], made: tuple[int, int], seed: int, resample: str
 ) -> None:
     pixels = noise(*size, seed)
-    ours = runner(only_resize(resample, *made), size)(pixels[np.newaxis])[0]
-    np.testing.assert_array_equal(ours, pillow_resize(pixels, made, resample))  # exact: all sums are integers
+    for target in ("any", "tensorrt"):
+        ours = runner(only_resize(resample, *made), size, target)(pixels[np.newaxis])[0]
+        np.testing.assert_array_equal(ours, pillow_resize(pixels, made, resample))  # exact: all sums are integers
 
 
 @pytest.mark.full
@@ -117,7 +119,7 @@ def test_thousands_of_known_sizes_are_resized_bit_for_bit(resample: str) -> None
     def check(size: tuple[int, int], made: tuple[int, int], seed: int) -> None:
         pixels = photograph(*size, seed) if seed % 2 else noise(*size, seed)
         theirs = pillow_resize(pixels, made, resample)
-        for target in ("any", "cpu"):
+        for target in ("any", "cpu", "tensorrt"):
             np.testing.assert_array_equal(known(size, made, target)(pixels[np.newaxis])[0], theirs)
 
     check_thousands(check)
@@ -314,15 +316,16 @@ def test_sizes_are_those_of_transformers(size: tuple[int, int], shortest: int, m
 )
 def test_openvino_makes_the_same(spec: PreprocessSpec) -> None:
     level = np.ones(3) if spec.std is None else 1 / 255 / np.array(spec.std)
-    ours, for_cpus, theirs = openvino_runner(spec), openvino_runner(spec, target="cpu"), runner(spec)
+    theirs = runner(spec)
+    ours = [openvino_runner(spec, target=target) for target in ("any", "cpu", "tensorrt")]
     for size in [(32, 32), (200, 70), (90, 331)]:
         pixels = photograph(*size)[np.newaxis]
         # both add in float32, in another order: a sum at a half may fall to the other side
-        for other in (ours, for_cpus):
+        for other in ours:
             assert_levels(other(pixels)[0], theirs(pixels)[0], levels=1, share=0.001, level=level)
 
 
-@pytest.mark.parametrize("target", ["any", "cpu"])
+@pytest.mark.parametrize("target", ["any", "cpu", "tensorrt"])
 @pytest.mark.parametrize("resample", sorted(PILLOW))
 def test_openvino_resizes_a_known_size_bit_for_bit(resample: str, target: str) -> None:
     for size in [(90, 331), (300, 40)]:

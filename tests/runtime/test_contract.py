@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import CPU_BACKENDS
 from vitdeploy.errors import InputError, ModelError, RunnerClosedError, VitdeployError
 from vitdeploy.machine import gpus, has_module, kernels_obstacle
 from vitdeploy.runtime.base import Runner
@@ -317,7 +318,7 @@ import gc, multiprocessing, sys
 import numpy as np
 from vitdeploy import load
 
-classifier = load(sys.argv[1], backend=sys.argv[2], precision="fp32", threads=2)
+classifier = load(sys.argv[1], backend=sys.argv[2], precision="int8", threads=2)
 classifier.predict(np.zeros((32, 32, 3), np.uint8))
 
 def drop():
@@ -336,7 +337,7 @@ sys.exit(child.exitcode != 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_forked_process_may_drop_it(tiny_bundle: Path, backend: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tiny_bundle), backend]
     assert subprocess.run(command, timeout=120).returncode == 0

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import CPU_BACKENDS
 from vitdeploy import load
 from vitdeploy.errors import (
     DeadlineError,
@@ -251,7 +252,7 @@ def answer_many(bundle: Path, threads: int, requests: int, max_batch: int, backe
 
 
 @pytest.mark.parametrize("max_batch", [1, 8])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_many_threads_get_the_serial_answers(tiny_bundle: Path, backend: str, max_batch: int) -> None:
     answer_many(tiny_bundle, 16, 600, max_batch, backend, "int8")
 
@@ -455,10 +456,10 @@ def test_no_thread_is_left(tiny_bundle: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("max_batch", [1, 4])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_forked_process_is_told(tiny_bundle: Path, backend: str, max_batch: int) -> None:
     """Also closing and dropping it must not hang there, and the parent goes on."""
-    with load(tiny_bundle, backend=backend, precision="fp32", threads=1, max_batch=max_batch) as classifier:
+    with load(tiny_bundle, backend=backend, precision="int8", threads=2, max_batch=max_batch) as classifier:
         expected = classifier.predict(image())
         asyncio.run(classifier.predict_async(image()))
         child = os.fork()

@@ -176,8 +176,9 @@ class _Forms:
             quantize(model, calibration, target=target)
         kept: frozenset[str] = frozenset()
         lacking = single_by_standard(model, _HALVES[precision]) if precision in _HALVES else {}
+        if calibration is not None:
+            model = exchange_front(self._preprocessing_for(target, model), model)
         if target == "cpu":
-            model = exchange_front(self._preprocessing_for_cpus(model), model)
             fuse_integer_products(model)
             compute_read_rows(model)
         else:
@@ -209,10 +210,10 @@ class _Forms:
             built_with=made_with,
         )
 
-    def _preprocessing_for_cpus(self, model: Any) -> Any:
+    def _preprocessing_for(self, target: str, model: Any) -> Any:
         height, width = model.graph.inputs[0].shape[1:3]
         known = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        return build_preprocessing(self._bundle.manifest.preprocess, input_size=known, target="cpu")
+        return build_preprocessing(self._bundle.manifest.preprocess, input_size=known, target=target)
 
 
 def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:

@@ -12,7 +12,9 @@ spellings of the same integers:
                 The softmax's output, which is never negative, has zero point 0 and 255 steps here
 
 A one-sided activation, GELU's, is shifted by k steps so that it uses all levels. The CPU form has it in the zero point;
-the TensorRT form subtracts it before QuantizeLinear, one more operation in GELU's kernel, and has it in the bias.
+the TensorRT form subtracts it before QuantizeLinear, one more operation in GELU's kernel, and has it in the bias. There
+every layer has the same step, `_COMMON_STEP`, and a factor to it beside the shift, both as vectors over the channels:
+TensorRT-RTX stores a fused kernel again for each number that is written into it, and vectors are read from memory.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["quantize"]
+
+_COMMON_STEP = 2.0**-5
 
 
 def quantize(model: ir.Model, calibration: Calibration, *, target: str) -> PassResult:
@@ -137,17 +141,15 @@ def _insert(
     `divided` says by what the outputs of products were divided: their bias corrections were found before that.
     """
     zero = np.array(0, dtype=np.int8)
-    activation, first = group.activation, group.products[0]
+    activation, first, step, factor = group.activation, group.products[0], solved.scale, np.float32(1)
     if target == "cpu":
         zero = np.array(LEVELS + 1 - solved.shift, dtype=np.uint8)
     elif solved.shift:
-        name = activation.name or group.name
-        moved = new_initializer(graph, f"{name}.shift", np.array(solved.shift * solved.scale, dtype=np.float32))
-        activation = _node(graph, "Sub", [activation, moved], f"{name}/Sub", first)
-        activation.type, activation.shape = group.activation.type, group.activation.shape
-    quantized = _pair(graph, activation, group.activation.name or group.name, solved.scale, zero, first)
+        step, factor = _COMMON_STEP, np.float32(np.float16(_COMMON_STEP / solved.scale))  # FP16 holds it as it is
+        activation = _moved(graph, group, solved.shift * solved.scale, factor)
+    quantized = _pair(graph, activation, group.activation.name or group.name, step, zero, first)
     for node in group.products:
-        integers, scales = _quantize_weight(graph, node, solved.smoothing)
+        integers, scales = _quantize_weight(graph, node, solved.smoothing, factor)
         node.replace_input_with(0, quantized)
         layer = layer_name(node)
         correction = solved.bias.get(layer, np.zeros(len(scales), dtype=np.float32)) / divided.get(node, np.float32(1))
@@ -158,8 +160,23 @@ def _insert(
     return len(group.products)
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, smoothing: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Put DequantizeLinear(Wq, Sw) where a product reads its weight; Wq (channels in, channels out) and Sw."""
+def _moved(graph: ir.Graph, group: LayerGroup, shift: float, factor: np.float32) -> ir.Value:
+    """(activation - shift) * factor, both as vectors over the channels."""
+    value, before = group.activation, group.products[0]
+    name, channels = value.name or group.name, len(matrix_of(before))
+    for operation, what, number in (("Sub", "shift", shift), ("Mul", "factor", factor)):
+        vector = new_initializer(graph, f"{name}.{what}", np.full(channels, number, dtype=np.float32))
+        made = _node(graph, operation, [value, vector], f"{name}/{operation}", before)
+        made.type, made.shape = value.type, value.shape
+        value = made
+    return value
+
+
+def _quantize_weight(
+    graph: ir.Graph, node: ir.Node, smoothing: np.ndarray | None, factor: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put DequantizeLinear(Wq, Sw / factor) where a product reads its weight, for an activation times that factor;
+    returns Wq (channels in, channels out) and Sw."""
     old = node.inputs[1]
     assert old is not None and old.shape is not None
     exact = matrix_of(node) if smoothing is None else matrix_of(node) * smoothing[:, np.newaxis]
@@ -169,7 +186,7 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, smoothing: np.ndarray | Non
     laid_out = integers if axis == 1 else integers.T.reshape(tuple(int(size) for size in old.shape))
     inputs = [
         new_initializer(graph, f"{layer}.weight_int8", laid_out),
-        new_initializer(graph, f"{layer}.weight_scale", scales),
+        new_initializer(graph, f"{layer}.weight_scale", scales / factor),
         new_initializer(graph, f"{layer}.weight_zero", np.zeros(scales.shape, dtype=np.int8)),
     ]
     dequantized = _node(graph, "DequantizeLinear", inputs, f"{layer}/weight_DequantizeLinear", node, {"axis": axis})
