@@ -67,6 +67,8 @@ def reference(form: PlainVit, pixels: np.ndarray) -> np.ndarray:
         return unit * constants.weight + constants.bias
 
     def product(x: np.ndarray, p: Product) -> np.ndarray:
+        if p.exact:
+            return x @ p.weight.astype(np.float64) + p.bias
         steps = np.clip(np.rint(x / p.scale) + p.zero, 0, 255) - p.zero
         return (steps @ p.weight.astype(np.float64)) * (p.scale * p.weight_scale.astype(np.float64)) + p.bias
 
@@ -128,6 +130,26 @@ def test_against_numpy(shape: Any, threads: int) -> None:
         replace(form, layers=(replace(first, query=first.key, key=first.query), *form.layers[1:])),
     ):
         assert np.abs(reference(wrong, pixels) - expected).max() > 0.02 * spread
+
+
+def test_products_in_float32_among_the_others() -> None:
+    form = made_up(80, 2, 100, 4, (3, 5), (8, 6), 1)
+
+    def exact(product: Product) -> Product:
+        weight = (product.weight * product.weight_scale).astype(np.float32)
+        return replace(product, weight=weight, scale=1.0, zero=0)
+
+    names = (("query", "key", "value"), ("output", "fc2"), ("fc1",), ("query", "key", "value", "output", "fc1", "fc2"))
+    layers = (
+        replace(layer, **{name: exact(getattr(layer, name)) for name in chosen})
+        for layer, chosen in zip(form.layers, names, strict=True)
+    )
+    mixed = replace(form, layers=tuple(layers))
+    encoder = Encoder(mixed, 3)
+    found, expected = encoder.run(noise(form, 3)), reference(mixed, noise(form, 3))
+    encoder.close()
+    assert np.abs(found - expected).max() < 0.02 * expected.std()
+    assert np.abs(reference(form, noise(form, 3)) - expected).max() > 0.02 * expected.std()
 
 
 def noise(form: PlainVit, count: int) -> np.ndarray:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from tests.compiler.families import write_family
@@ -15,7 +18,11 @@ from vitdeploy import load, machine
 from vitdeploy.bench import bench
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
+from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.export import export
+from vitdeploy.compiler.graph.integer_products import fuse_integer_products
+from vitdeploy.compiler.graph.read_rows import compute_read_rows
+from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import load_dataset
 from vitdeploy.errors import DependencyError, ModelError
@@ -56,7 +63,6 @@ def test_it_answers_as_onnxruntime_does(tiny_bundle: Path, size: tuple[int, int]
 
 
 def changed(bundle: Path, folder: Path, change: Callable[[Any], None]) -> Path:
-    onnx = pytest.importorskip("onnx")
     model = onnx.load(bundle / FORM)
     change(model.graph)
     onnx.save(model, folder / FORM)
@@ -132,12 +138,46 @@ def test_a_graph_that_is_no_plain_vit(
     assert "onnxruntime" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("model.onnx", r"QuantizeLinear was expected"), ("model.int8.onnx", r"Cast.*Conv was expected")]
-)
-def test_forms_that_are_not_for_it(tiny_bundle: Path, name: str, says: str) -> None:
-    with pytest.raises(ModelError, match=f"node .*{says}"):
-        check_plain_vit(tiny_bundle / name)
+def test_the_form_for_engines_is_not_for_it(tiny_bundle: Path) -> None:
+    with pytest.raises(ModelError, match=r"node .*Cast.*Conv was expected"):
+        check_plain_vit(tiny_bundle / "model.int8.onnx")
+
+
+@needs_kernels
+def test_products_that_were_left_out_of_int8(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What `--max-drop` makes: the first layer's QKV and FC2, the second one's FC1, the last one's QKV in float32."""
+    single = Bundle.open(tiny_bundle).find(kind="onnx", precision="fp32")
+    assert single is not None
+    calibration = Calibration.load(tiny_bundle / "calibration.json", single.sha256)
+    left_out = tuple(calibration.names[place] for place in (0, 3, 6, len(calibration.names) - 4))
+    model = ir.load(tiny_bundle / "model.onnx")
+    quantize(model, replace(calibration, left_out=left_out), target="cpu")
+    fuse_integer_products(model)
+    compute_read_rows(model)
+    ir.save(model, tmp_path / FORM)
+    form = read_plain_vit(onnx.load(tmp_path / FORM))
+    exact = [[name for name in vars(layer) if getattr(getattr(layer, name), "exact", False)] for layer in form.layers]
+    assert exact == [["query", "key", "value", "fc2"], ["fc1"], ["query", "key", "value"]]
+    logits = []
+    for path in (tiny_bundle / "model.onnx", tmp_path / FORM):
+        with OnnxRuntimeRunner(path, 1) as runner:
+            logits.append(runner.infer({"image": images(16)})["logits"])
+    with NativeRunner(tmp_path / FORM, 2) as runner:
+        ours = runner.infer({"image": images(16)})["logits"]
+    error = np.sqrt(np.mean((logits[1] - logits[0]) ** 2))
+    assert np.sqrt(np.mean((ours - logits[0]) ** 2)) < 1.2 * error
+    assert np.sqrt(np.mean((ours - logits[1]) ** 2)) < error
+
+
+@needs_kernels
+def test_in_float32_it_is_exact(tiny_bundle: Path) -> None:
+    """Nothing is rounded in FP32, so that all the rest of the kernels shows: attention, GELU, LayerNorm, patches."""
+    with (
+        OnnxRuntimeRunner(tiny_bundle / "model.onnx", 1) as theirs,
+        NativeRunner(tiny_bundle / "model.onnx", 2) as ours,
+    ):
+        expected, found = (runner.infer({"image": images(16)})["logits"] for runner in (theirs, ours))
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("content", [b"not a graph", None], ids=["text", "truncated"])
@@ -257,7 +297,6 @@ def test_the_benchmark_has_its_row(tiny_bundle: Path, tiny_images: Path) -> None
 
 
 def test_the_reader_gives_the_constants_of_the_graph(tiny_bundle: Path) -> None:
-    onnx = pytest.importorskip("onnx")
     form = read_plain_vit(onnx.load(tiny_bundle / FORM))
     assert (form.heads, form.image, len(form.layers)) == (4, (3, 32, 32), 3)
     assert form.positions.shape == (17, 48)

@@ -7,7 +7,8 @@
 // (columns / 64, inputs / 4, 64, 4). What follows a product is done on the registers: scale and bias, then the
 // residual, or GELU and the quantisation for the next product. Attention is float32, a head at a time, its scores in
 // the cache.
-// Zero points of the inputs are in the biases: (x - z) W = x W - z sum(W).
+// Zero points of the inputs are in the biases: (x - z) W = x W - z sum(W). A product that was left out of INT8 is
+// computed in float32 by the same tiles.
 //
 // Threads share out tiles, not columns or heads, so that any number of them has the same to do; they meet at a barrier
 // between the steps of a layer.
@@ -37,6 +38,14 @@ struct Linear {
     const float* scale;     // input's scale * column's scale
     const float* bias;      // with the input's zero point in it
     float inverse, zero;    // of the input: round(x * inverse + zero)
+    const float* exact;     // where it is left out of INT8: float32 weights, packed as (outputs / 64, inputs, 64)
+};
+
+// The input of a Linear, as that one reads it.
+struct Rows {
+    uint8_t* bytes;
+    float* floats;
+    Rows at(size_t place) const { return {bytes + place, floats + place}; }
 };
 
 struct Norm {
@@ -49,7 +58,7 @@ struct Layer {
     Linear qkv, output, fc1, fc2;
 };
 
-enum class Then { kStore, kAdd, kGeluQuantize };
+enum class Then { kStore, kAdd, kGelu };
 
 __m512 exponential(__m512 x) {  // of x <= 0; relative error 2e-7
     x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
@@ -79,8 +88,26 @@ void quantize(__m512 x, float inverse, float zero, uint8_t* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(whole));
 }
 
+// Sixteen values for a Linear, at a place of its input.
+void emit(__m512 x, const Linear& next, const Rows& out, size_t at) {
+    if (next.exact != nullptr)
+        _mm512_storeu_ps(out.floats + at, x);
+    else
+        quantize(x, next.inverse, next.zero, out.bytes + at);
+}
+
+// What follows a product, with its bias added: at a place of `out`, or of the input of `next`.
+template <Then then>
+void finish(__m512 value, float* out, const Linear* next, const Rows& made, size_t at) {
+    if (then == Then::kAdd) value = _mm512_add_ps(value, _mm512_loadu_ps(out + at));
+    if (then == Then::kGelu)
+        emit(gelu(value), *next, made, at);
+    else
+        _mm512_storeu_ps(out + at, value);
+}
+
 template <int R, Then then>
-void tile(const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
+void tile(const uint8_t* x, const Linear& w, int column, float* out, const Rows& made, const Linear* next,
           const int8_t* ahead, int every) {
     __m512i sum[R][4];
 #pragma GCC unroll 8
@@ -114,26 +141,21 @@ void tile(const uint8_t* x, const Linear& w, int column, float* out, uint8_t* by
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++) {
             const size_t at = static_cast<size_t>(i) * w.outputs + column + 16 * j;
-            __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), scale, bias);
-            if (then == Then::kAdd) value = _mm512_add_ps(value, _mm512_loadu_ps(out + at));
-            if (then == Then::kGeluQuantize)
-                quantize(gelu(value), next->inverse, next->zero, bytes + at);
-            else
-                _mm512_storeu_ps(out + at, value);
+            finish<then>(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), scale, bias), out, next, made, at);
         }
     }
 }
 
 template <Then then>
-void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out, uint8_t* bytes, const Linear* next,
+void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out, const Rows& made, const Linear* next,
              const int8_t* ahead, int every) {
     switch (rows) {
-        case 6: return tile<6, then>(x, w, column, out, bytes, next, ahead, every);
-        case 5: return tile<5, then>(x, w, column, out, bytes, next, ahead, every);
-        case 4: return tile<4, then>(x, w, column, out, bytes, next, ahead, every);
-        case 3: return tile<3, then>(x, w, column, out, bytes, next, ahead, every);
-        case 2: return tile<2, then>(x, w, column, out, bytes, next, ahead, every);
-        default: return tile<1, then>(x, w, column, out, bytes, next, ahead, every);
+        case 6: return tile<6, then>(x, w, column, out, made, next, ahead, every);
+        case 5: return tile<5, then>(x, w, column, out, made, next, ahead, every);
+        case 4: return tile<4, then>(x, w, column, out, made, next, ahead, every);
+        case 3: return tile<3, then>(x, w, column, out, made, next, ahead, every);
+        case 2: return tile<2, then>(x, w, column, out, made, next, ahead, every);
+        default: return tile<1, then>(x, w, column, out, made, next, ahead, every);
     }
 }
 
@@ -144,50 +166,6 @@ struct Share {
         : first(static_cast<int>(static_cast<int64_t>(count) * thread / threads)),
           last(static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)) {}
 };
-
-// Columns first to last of x W, x (rows, inputs).
-template <Then then>
-void product(const uint8_t* x, int rows, const Linear& w, int first, int last, float* out, uint8_t* bytes,
-             const Linear* next, int thread, int threads) {
-    const int blocks = (last - first) / kColumns, tiles = (rows + kRows - 1) / kRows;
-    // each tile fetches its part of the weights of the next columns, a line every so many inputs
-    const int every = std::max(tiles / 4, 1) * 4;
-    const size_t part = static_cast<size_t>((w.inputs + every - 1) / every) * 64;
-    const Share share(blocks * tiles, thread, threads);
-    for (int piece = share.first; piece < share.last; piece++) {
-        const int n = piece / tiles, t = piece % tiles;
-        const size_t at = static_cast<size_t>(t) * kRows;
-        const size_t block = static_cast<size_t>(first / kColumns + n + 1) * w.inputs * kColumns;
-        rows_of<then>(std::min(kRows, rows - t * kRows), x + at * w.inputs, w, first + n * kColumns,
-                      out + at * w.outputs, bytes + at * w.outputs, next, w.weights + block + t * part, every);
-    }
-}
-
-// LayerNorm of x (rows, width), rows `line` apart; quantised for `next` if there is one, else as float32.
-void normalise(const float* x, int rows, int width, int line, const Norm& norm, const Linear* next, uint8_t* bytes,
-               float* out, int thread, int threads) {
-    const Share share(rows, thread, threads);
-    for (int r = share.first; r < share.last; r++) {
-        const size_t start = static_cast<size_t>(r) * line;
-        const float* row = x + start;
-        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-        for (int i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
-        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
-        for (int i = 0; i < width; i += 16) {
-            const __m512 off = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
-            squares = _mm512_fmadd_ps(off, off, squares);
-        }
-        const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / width + norm.epsilon));
-        for (int i = 0; i < width; i += 16) {
-            const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factor);
-            const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
-            if (next != nullptr)
-                quantize(y, next->inverse, next->zero, bytes + start + i);
-            else
-                _mm512_storeu_ps(out + start + i, y);
-        }
-    }
-}
 
 // Six rows times 16 V columns in float32: `keep(i, j, sum)` takes vector j of row i. The columns' weights are `stride`
 // apart from one input to the next.
@@ -213,6 +191,67 @@ void six_rows(const float* const* rows, const float* weights, int inputs, int st
     for (int i = 0; i < kRows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) keep(i, j, sum[i][j]);
+}
+
+// Up to six rows of x W in float32, 64 columns.
+template <Then then>
+void exact_tile(int rows, const float* x, const Linear& w, int column, float* out, const Rows& made,
+                const Linear* next) {
+    const float* lines[kRows];
+    for (int i = 0; i < kRows; i++) lines[i] = x + static_cast<size_t>(std::min(i, rows - 1)) * w.inputs;
+    const float* weights = w.exact + static_cast<size_t>(column) * w.inputs;
+    six_rows<4>(lines, weights, w.inputs, kColumns, [&](int i, int j, __m512 sum) {
+        if (i >= rows) return;
+        const int place = column + 16 * j;
+        finish<then>(_mm512_add_ps(sum, _mm512_loadu_ps(w.bias + place)), out, next, made,
+                     static_cast<size_t>(i) * w.outputs + place);
+    });
+}
+
+// Columns first to last of x W, x (rows, inputs).
+template <Then then>
+void product(const Rows& x, int rows, const Linear& w, int first, int last, float* out, const Rows& made,
+             const Linear* next, int thread, int threads) {
+    const int blocks = (last - first) / kColumns, tiles = (rows + kRows - 1) / kRows;
+    // each tile fetches its part of the weights of the next columns, a line every so many inputs
+    const int every = std::max(tiles / 4, 1) * 4;
+    const size_t part = static_cast<size_t>((w.inputs + every - 1) / every) * 64;
+    const Share share(blocks * tiles, thread, threads);
+    for (int piece = share.first; piece < share.last; piece++) {
+        const int n = piece / tiles, t = piece % tiles;
+        const int column = first + n * kColumns, count = std::min(kRows, rows - t * kRows);
+        const size_t row = static_cast<size_t>(t) * kRows, at = row * w.outputs;
+        if (w.exact != nullptr) {
+            exact_tile<then>(count, x.floats + row * w.inputs, w, column, out + at, made.at(at), next);
+            continue;
+        }
+        const size_t block = static_cast<size_t>(first / kColumns + n + 1) * w.inputs * kColumns;
+        rows_of<then>(count, x.bytes + row * w.inputs, w, column, out + at, made.at(at), next,
+                      w.weights + block + t * part, every);
+    }
+}
+
+// LayerNorm of x (rows, width), rows `line` apart, for `next`.
+void normalise(const float* x, int rows, int width, int line, const Norm& norm, const Linear& next, const Rows& out,
+               int thread, int threads) {
+    const Share share(rows, thread, threads);
+    for (int r = share.first; r < share.last; r++) {
+        const size_t start = static_cast<size_t>(r) * line;
+        const float* row = x + start;
+        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        for (int i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+        for (int i = 0; i < width; i += 16) {
+            const __m512 off = _mm512_sub_ps(_mm512_loadu_ps(row + i), mean);
+            squares = _mm512_fmadd_ps(off, off, squares);
+        }
+        const __m512 factor = _mm512_set1_ps(1 / std::sqrt(_mm512_reduce_add_ps(squares) / width + norm.epsilon));
+        for (int i = 0; i < width; i += 16) {
+            const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factor);
+            const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
+            emit(y, next, out, start + i);
+        }
+    }
 }
 
 // 16 x 16 floats: rows `from` apart -> columns, rows `to` apart.
@@ -295,8 +334,8 @@ float softmax(float* row, int padded, __mmask16 there) {
     return 1 / _mm512_reduce_add_ps(sum);
 }
 
-// Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), quantised for `next`.
-void attend(const float* qkv, const Attention& a, int queries, const Linear& next, uint8_t* out,
+// Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), for `next`.
+void attend(const float* qkv, const Attention& a, int queries, const Linear& next, const Rows& out,
             const Scratch& scratch, int thread, int threads) {
     const int padded = a.padded(), tiles = (queries + kRows - 1) / kRows;
     const auto there = static_cast<__mmask16>((1u << (16 - (padded - a.tokens))) - 1);
@@ -317,8 +356,8 @@ void attend(const float* qkv, const Attention& a, int queries, const Linear& nex
         }
         six_rows_of(lines, scratch.values, a.tokens, a.head, [&](int i, int column, __m512 sum) {
             if (m + i < queries)
-                quantize(_mm512_mul_ps(sum, factor[i]), next.inverse, next.zero,
-                         out + static_cast<size_t>(m + i) * a.part + piece / tiles * a.head + column);
+                emit(_mm512_mul_ps(sum, factor[i]), next, out,
+                     static_cast<size_t>(m + i) * a.part + piece / tiles * a.head + column);
         });
     }
 }
@@ -327,7 +366,7 @@ void attend(const float* qkv, const Attention& a, int queries, const Linear& nex
 struct Patches {
     int channels, side_y, side_x, down, across;  // pixels of a patch's edges, patches in a column and in a row
     int first;                                   // tokens in front of the patches': the class token's
-    const float *weights, *positions;            // positions (first + patches, line): those tokens and biases are in them
+    const float *weights, *positions;            // positions (first + patches, line) have those tokens and biases in them
     int count() const { return down * across; }
     int inputs() const { return channels * side_y * side_x; }
 };
@@ -381,6 +420,15 @@ Room<T> room(size_t count) {
     return {static_cast<T*>(found), std::free};
 }
 
+struct Inputs {  // of Linears
+    Room<uint8_t> bytes;
+    Room<float> floats;
+    Inputs(int rows, int columns)
+        : bytes(room<uint8_t>(static_cast<size_t>(rows) * columns)),
+          floats(room<float>(static_cast<size_t>(rows) * columns)) {}
+    Rows rows() const { return {bytes.get(), floats.get()}; }
+};
+
 struct Work {  // of one thread
     Room<float> keys, values, scores;
     Work(const Attention& a)
@@ -418,9 +466,9 @@ class Encoder {
           x_(room<float>(static_cast<size_t>(attention_.tokens) * line_)),
           qkv_(room<float>(attention_.tokens * attention_.line())),
           made_(room<float>(line_)),
-          normal_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * line_)),
-          context_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * attention_.part)),
-          raised_(room<uint8_t>(static_cast<size_t>(attention_.tokens) * hidden_)) {
+          normal_(attention_.tokens, line_),
+          context_(attention_.tokens, attention_.part),
+          raised_(attention_.tokens, hidden_) {
         for (int t = 0; t < threads; t++) work_.emplace_back(attention_);
         try {
             for (int t = 1; t < threads; t++) others_.emplace_back(&Encoder::serve, this, t);
@@ -458,7 +506,7 @@ class Encoder {
     Patches patches_;
     Classifier classifier_;
     Room<float> lines_, x_, qkv_, made_;
-    Room<uint8_t> normal_, context_, raised_;
+    Inputs normal_, context_, raised_;
     std::vector<Work> work_;
     const float* pixels_ = nullptr;
     std::vector<std::thread> others_;
@@ -497,7 +545,7 @@ class Encoder {
         const NoDenormals now;
         const int tokens = attention_.tokens, part = attention_.part;
         float *x = x_.get(), *qkv = qkv_.get();
-        uint8_t *a = normal_.get(), *b = context_.get(), *wide = raised_.get();
+        const Rows normal = normal_.rows(), context = context_.rows(), raised = raised_.rows(), &unused = normal;
         const Scratch scratch{work_[thread].keys.get(), work_[thread].values.get(), work_[thread].scores.get()};
         cut(pixels_, patches_, lines_.get(), thread, threads_);
         wait();
@@ -506,23 +554,26 @@ class Encoder {
         for (size_t i = 0; i < layers_.size(); i++) {
             const Layer& layer = layers_[i];
             const int rows = i + 1 == layers_.size() ? 1 : tokens;  // a classifier reads one token of the last layer
-            normalise(x, tokens, width_, line_, layer.before, &layer.qkv, a, nullptr, thread, threads_);
+            normalise(x, tokens, width_, line_, layer.before, layer.qkv, normal, thread, threads_);
             wait();
-            product<Then::kStore>(a, rows, layer.qkv, 0, part, qkv, a, nullptr, thread, threads_);
-            product<Then::kStore>(a, tokens, layer.qkv, part, 3 * part, qkv, a, nullptr, thread, threads_);
+            product<Then::kStore>(normal, rows, layer.qkv, 0, part, qkv, unused, nullptr, thread, threads_);
+            product<Then::kStore>(normal, tokens, layer.qkv, part, 3 * part, qkv, unused, nullptr, thread, threads_);
             wait();
-            attend(qkv, attention_, rows, layer.output, b, scratch, thread, threads_);
+            attend(qkv, attention_, rows, layer.output, context, scratch, thread, threads_);
             wait();
-            product<Then::kAdd>(b, rows, layer.output, 0, line_, x, b, nullptr, thread, threads_);
+            product<Then::kAdd>(context, rows, layer.output, 0, line_, x, unused, nullptr, thread, threads_);
             wait();
-            normalise(x, rows, width_, line_, layer.after, &layer.fc1, a, nullptr, thread, threads_);
+            normalise(x, rows, width_, line_, layer.after, layer.fc1, normal, thread, threads_);
             wait();
-            product<Then::kGeluQuantize>(a, rows, layer.fc1, 0, hidden_, x, wide, &layer.fc2, thread, threads_);
+            product<Then::kGelu>(normal, rows, layer.fc1, 0, hidden_, x, raised, &layer.fc2, thread, threads_);
             wait();
-            product<Then::kAdd>(wide, rows, layer.fc2, 0, line_, x, b, nullptr, thread, threads_);
+            product<Then::kAdd>(raised, rows, layer.fc2, 0, line_, x, unused, nullptr, thread, threads_);
             wait();
         }
-        if (thread == 0) normalise(x, 1, width_, line_, last_, nullptr, nullptr, made_.get(), 0, 1);
+        if (thread == 0) {
+            const Linear exact{0, 0, nullptr, nullptr, nullptr, 0, 0, classifier_.weights};
+            normalise(x, 1, width_, line_, last_, exact, {nullptr, made_.get()}, 0, 1);
+        }
     }
 
     void serve(int thread) {

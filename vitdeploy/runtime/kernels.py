@@ -38,6 +38,7 @@ _Linear = _structure(
     **dict.fromkeys(("inputs", "outputs"), ctypes.c_int),
     **dict.fromkeys(("weights", "scale", "bias"), _Pointer),
     **dict.fromkeys(("inverse", "zero"), ctypes.c_float),
+    exact=_Pointer,
 )
 _Norm = _structure("_Norm", weight=_Pointer, bias=_Pointer, epsilon=ctypes.c_float)
 _Layer = _structure("_Layer", before=_Norm, after=_Norm, qkv=_Linear, output=_Linear, fc1=_Linear, fc2=_Linear)
@@ -90,6 +91,9 @@ class Packed:
         )
         weight = _padded(weight, 0, _COLUMNS)
         inputs, outputs = weight.shape
+        if first.exact:
+            columns = weight.reshape(inputs, outputs // _COLUMNS, _COLUMNS).transpose(1, 0, 2)
+            return _Linear(inputs, outputs, bias=self._keep(bias), exact=self._keep(columns))
         scale = weight_scale * first.scale
         bias = bias - scale * first.zero * weight.sum(axis=0, dtype=np.int32)  # (x - z) W = x W - z sum(W)
         packed = weight.reshape(inputs // 4, 4, outputs // _COLUMNS, _COLUMNS).transpose(2, 0, 3, 1)

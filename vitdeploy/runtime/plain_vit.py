@@ -6,9 +6,10 @@ From `pixel_values` to `logits` a plain ViT is
     for each layer:    x += output(softmax(Q K^T) V),  Q, K, V = qkv(norm(x));    x += fc2(gelu(fc1(norm(x))))
     logits = classifier(norm(x)[0])
 
-with every product of a layer between a quantised activation and a quantised weight (`MatMulIntegerToFloat`). Each node
-of the graph has to be the one that stands there in this, and none may be left over; the first that is not is named.
-The last layer may work on all tokens or on the first one alone: what is read of it is the same.
+with the products of a layer between a quantised activation and a quantised weight (`MatMulIntegerToFloat`), or in
+float32 where they were left out of INT8 (`MatMul`). Each node of the graph has to be the one that stands there in this,
+and none may be left over; the first that is not is named. The last layer may work on all tokens or on the first one
+alone: what is read of it is the same.
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ _Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Product:
-    """(x - zero) scale W weight_scale + bias, x uint8; `weight` int8 (inputs, outputs), the vectors (outputs,)."""
+    """(x - zero) scale W weight_scale + bias, x uint8; `weight` int8 (inputs, outputs), the vectors (outputs,).
+
+    One that is `exact` is x W + bias in float32, with a weight of float32 and scales of 1.
+    """
 
     scale: float
     zero: int
     weight: _Array
     weight_scale: _Array
     bias: _Array
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.weight.dtype == np.float32)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def read_plain_vit(model: Any) -> PlainVit:
 class _Branch:
     """One of queries, keys and values: its product, its factor of attention by name, and whether that is transposed."""
 
-    product: Any
+    product: Product
     factor: str
     turned: bool
     heads: int
@@ -158,11 +166,10 @@ class _Reader:
         """A layer, its number of heads, and the name of its output."""
         before = self._next(x, "LayerNormalization", among=("Add", "Slice"))
         self._expect(before, not self._cut, "a layer follows one that works on the first token alone")
-        normal = self._next(before.output[0], "QuantizeLinear")
-        branches = [self._branch(node) for node in self._readers[normal.output[0]]]
+        branches = [self._branch(node) for node in self._readers[self._rounded(before.output[0])]]
         key = next((branch for branch in branches if branch.turned), None)
         if key is None or len(branches) != 3:
-            self._refuse(normal, "it does not feed queries, keys and values")
+            self._refuse(before, "it does not feed queries, keys and values")
         scores = self._next(key.factor, "MatMul")
         others = [branch for branch in branches if branch is not key]
         query, value = others if others[0].factor == scores.input[0] else others[::-1]
@@ -171,37 +178,62 @@ class _Reader:
         context = self._next(shares.output[0], "MatMul")
         self._expect(context, list(context.input) == [shares.output[0], value.factor], "it does not weigh the values")
         rows = self._next(self._next(context.output[0], "Transpose", perm=[0, 2, 1, 3]).output[0], "Reshape")
-        output = self._product(rows.output[0])
-        added = self._residual(output, x)
-        self._expect(added, query.heads == key.heads == value.heads, "its queries, keys and values have other heads")
+        output, made = self._product(self._rounded(rows.output[0]))
+        added = self._residual(made, x)
+        alike = len({(branch.heads, branch.product.exact) for branch in branches}) == 1
+        self._expect(added, alike, "its queries, keys and values are not alike")
         after = self._next(added.output[0], "LayerNormalization", among=("Add",))
-        fc1 = self._product(after.output[0])
-        fc2 = self._product(self._next(fc1.output[0], "Gelu", approximate=b"none").output[0])
-        last = self._residual(fc2, added.output[0])
-        products = [self._numbers(node) for node in (query.product, key.product, value.product, output, fc1, fc2)]
+        fc1, made = self._product(self._rounded(after.output[0]))
+        gelu = self._next(made, "Gelu", approximate=b"none")
+        fc2, made = self._product(self._rounded(gelu.output[0]))
+        last = self._residual(made, added.output[0])
+        products = (query.product, key.product, value.product, output, fc1, fc2)
         return Layer(self._norm(before), self._norm(after), *products), query.heads, str(last.output[0])
 
     def _branch(self, node: Any) -> _Branch:
-        """From the quantised activation to a factor of attention."""
+        """From what reads the activation to a factor of attention."""
         if node.op_type == "Slice":  # of the last layer's queries
-            node = self._next(self._first_row(node), "MatMulIntegerToFloat")
-        self._take(node, "MatMulIntegerToFloat")
-        parted = self._next(node.output[0], "Reshape")
+            product, made = self._product(self._first_row(node))
+        else:
+            product, made = self._product_at(node)
+        parted = self._next(made, "Reshape")
         shape = [int(size) for size in self._constant(parted, 1)]
         self._expect(parted, len(shape) == 4 and shape[2] > 0, "it does not part the heads")
         factor = self._next(parted.output[0], "Transpose")
         order = self._attribute(factor, "perm")
         self._expect(factor, order in ([0, 2, 1, 3], [0, 2, 3, 1]), "it is no factor of attention")
-        return _Branch(node, factor.output[0], order == [0, 2, 3, 1], shape[2])
+        return _Branch(product, factor.output[0], order == [0, 2, 3, 1], shape[2])
 
-    def _product(self, value: str) -> Any:
-        """The product with a quantised weight that follows a value, its quantisation in front."""
-        return self._next(self._next(value, "QuantizeLinear").output[0], "MatMulIntegerToFloat")
+    def _rounded(self, value: str) -> str:
+        """A value behind its quantisation, or the value where it has none."""
+        readers = self._readers.get(value, [])
+        if not any(node.op_type == "QuantizeLinear" for node in readers):
+            return value
+        return str(self._next(value, "QuantizeLinear").output[0])
 
-    def _residual(self, product: Any, x: str) -> Any:
+    def _product(self, value: str) -> tuple[Product, str]:
+        """The only product that reads a value, and its output."""
+        readers = self._readers.get(value, [])
+        if len(readers) != 1:
+            raise _refused(f"{value} is not read by one product")
+        return self._product_at(readers[0])
+
+    def _product_at(self, node: Any) -> tuple[Product, str]:
+        if node.op_type != "MatMul":
+            self._take(node, "MatMulIntegerToFloat")
+            return self._numbers(node), str(node.output[0])
+        self._take(node, "MatMul")
+        weight = self._constant(node, 1)
+        add = self._next(node.output[0], "Add")
+        bias = self._constant(add, 1 - list(add.input).index(node.output[0]))
+        self._expect(node, weight.ndim == 2 and weight.dtype == np.float32, "it is no product with a weight of float32")
+        self._expect(add, bias.shape == weight.shape[1:], "it adds no bias")
+        return Product(1.0, 0, weight, np.ones(weight.shape[1], np.float32), bias), str(add.output[0])
+
+    def _residual(self, made: str, x: str) -> Any:
         """The addition of a product's output to `x`, or to the first row of `x`."""
-        add = self._next(product.output[0], "Add")
-        (other,) = [name for name in add.input if name != product.output[0]] or [""]
+        add = self._next(made, "Add")
+        (other,) = [name for name in add.input if name != made] or [""]
         if other != x:
             rows = [node for node in self._readers[x] if node.op_type == "Slice" and node.output[0] == other]
             self._expect(add, len(rows) == 1, "it does not add what came in")
