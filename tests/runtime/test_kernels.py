@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdeploy.errors import RunnerClosedError
+from vitdeploy.errors import ModelError, RunnerClosedError
 from vitdeploy.machine import kernels_obstacle
 from vitdeploy.runtime.kernels import Encoder
 from vitdeploy.runtime.plain_vit import Layer, Norm, PlainVit, Product
@@ -181,6 +181,15 @@ def test_extreme_pixels_give_numbers() -> None:
     encoder = Encoder(form, 2)
     for value in (0.0, 1e-30, 1e6, -1e6):
         assert np.isfinite(encoder.run(np.full((1, *form.image), value, np.float32))).all()
+    encoder.close()
+
+
+def test_pixels_of_another_shape_are_refused() -> None:
+    form = made_up(64, 1, 64, 1, (2, 2), (4, 4), 1)
+    encoder = Encoder(form, 1)
+    for pixels in (noise(form, 1)[:, :, :-1], noise(form, 1)[:, :2], noise(form, 1).astype(np.float64)):
+        with pytest.raises(ModelError, match="the model takes float32"):
+            encoder.run(pixels)
     encoder.close()
 
 

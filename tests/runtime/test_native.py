@@ -111,6 +111,23 @@ def other_residual(graph: Any) -> None:
     adds[0].input[1] = adds[0].input[0]
 
 
+def short_bias(graph: Any) -> None:
+    constant(graph, nodes(graph, "MatMulIntegerToFloat")[4].input[6], lambda bias: bias[:-1])
+
+
+def long_weight(graph: Any) -> None:
+    constant(graph, nodes(graph, "MatMulIntegerToFloat")[5].input[1], lambda weight: np.concatenate([weight, weight]))
+
+
+def short_norm(graph: Any) -> None:
+    constant(graph, nodes(graph, "LayerNormalization")[1].input[1], lambda weight: weight[:16])
+
+
+def other_step(graph: Any) -> None:
+    products = nodes(graph, "MatMulIntegerToFloat")
+    products[4].input[2] = products[5].input[2]
+
+
 def second_reader(graph: Any) -> None:
     from onnx import helper
 
@@ -126,6 +143,10 @@ def second_reader(graph: Any) -> None:
         pytest.param(swapped, r"MatMul.*queries with keys", id="keys times queries"),
         pytest.param(other_residual, r"node .*layers\.1", id="another residual"),
         pytest.param(second_reader, r"more", id="one more output"),
+        pytest.param(short_bias, r"fc1 of layer 0", id="a bias that is too short"),
+        pytest.param(long_weight, r"fc2 of layer 0", id="a weight that is too long"),
+        pytest.param(short_norm, r"LayerNorm", id="a LayerNorm that is too short"),
+        pytest.param(other_step, r"fc1.*another scale", id="another scale"),
     ],
 )
 def test_a_graph_that_is_no_plain_vit(

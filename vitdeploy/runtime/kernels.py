@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import DependencyError, OutOfMemoryError, RunnerClosedError
+from vitdeploy.errors import DependencyError, ModelError, OutOfMemoryError, RunnerClosedError
 from vitdeploy.machine import kernels_obstacle, physical_cores
 from vitdeploy.runtime.plain_vit import Layer, Norm, PlainVit, Product
 
@@ -180,10 +180,15 @@ class Encoder:
         """(images, channels, height, width) float32 -> logits (images, classes), one image after the other.
 
         Raises:
+            ModelError: they have another shape or type.
             RunnerClosedError: it was closed.
         """
         packed = self._packed
-        assert pixels.shape[1:] == packed.image and pixels.dtype == np.float32
+        if pixels.shape[1:] != packed.image or pixels.dtype != np.float32:
+            raise ModelError(
+                f"the preprocessing makes {pixels.dtype} {pixels.shape[1:]}, the model takes float32 {packed.image}",
+                hint="export the bundle again",
+            )
         pixels = np.ascontiguousarray(pixels)
         logits = np.empty((len(pixels), packed.classes), np.float32)
         size = int(np.prod(packed.image))

@@ -121,6 +121,7 @@ class _Reader:
         self._graph = graph
         self._seen: set[str] = set()  # outputs of the nodes that were read
         self._cut = False  # whether a layer worked on the first token alone
+        self._steps: dict[str, list[str]] = {}  # names of scale and zero point by the quantised activation
 
     def read(self) -> PlainVit:
         image, conv, positions, x = self._embeddings()
@@ -131,18 +132,17 @@ class _Reader:
             heads.add(count)
         if len(heads) != 1:
             self._refuse(self._graph.node[-1], "it has no layers, or layers of different numbers of heads")
-        width = positions.shape[1]
-        if width % WIDTH_UNIT:
-            raise _refused(f"its width of {width} is no multiple of {WIDTH_UNIT}")
         last = self._next(x, "LayerNormalization")
         row = self._next(last.output[0], "Gather", axis=1)
         self._expect(row, self._constant(row, 1).tolist() in (0, [0]), "it takes another token than the first")
         classifier = self._next(row.output[0], "Gemm", transB=1, alpha=1.0, beta=1.0, transA=0)
         self._expect(classifier, list(classifier.output) == [self._graph.output[0].name], "it is not the last")
         self._nothing_left()
-        return PlainVit(
+        form = PlainVit(
             heads.pop(), image, *conv, positions, tuple(layers), self._norm(last), *self._with_bias(classifier)
         )
+        _check_shapes(form)
+        return form
 
     def _embeddings(self) -> tuple[tuple[int, int, int], tuple[_Array, _Array], _Array, str]:
         conv = self._next(PIXEL_VALUES, "Conv", group=1, dilations=[1, 1], pads=[0, 0, 0, 0])
@@ -158,7 +158,8 @@ class _Reader:
         sizes = next((v.type.tensor_type.shape.dim for v in self._graph.value_info if v.name == PIXEL_VALUES), ())
         _, channels, height, width = [int(size.dim_value) for size in sizes] or [0] * 4
         patches = (height // kernel.shape[2]) * (width // kernel.shape[3])
-        fits = positions.shape == (1, front[1] + patches, len(kernel)) and channels == kernel.shape[1] and patches
+        whole = height % kernel.shape[2] == 0 == width % kernel.shape[3] and channels == kernel.shape[1]
+        fits = positions.shape == (1, front[1] + patches, len(kernel)) and whole and patches
         self._expect(add, bool(fits), "its positions are not those of the patches")
         return (channels, height, width), (kernel, bias), positions[0], add.output[0]
 
@@ -209,7 +210,9 @@ class _Reader:
         readers = self._readers.get(value, [])
         if not any(node.op_type == "QuantizeLinear" for node in readers):
             return value
-        return str(self._next(value, "QuantizeLinear").output[0])
+        node = self._next(value, "QuantizeLinear")
+        self._steps[node.output[0]] = list(node.input[1:])
+        return str(node.output[0])
 
     def _product(self, value: str) -> tuple[Product, str]:
         """The only product that reads a value, and its output."""
@@ -245,6 +248,7 @@ class _Reader:
         bounds = [self._constant(node, place).tolist() for place in (1, 2, 3)]
         self._expect(node, bounds == [[0], [1], [1]], "it takes more than the first token")
         self._cut = True
+        self._steps[node.output[0]] = self._steps.get(node.input[0], [])
         return str(node.output[0])
 
     def _next(self, value: str, operation: str, *, among: tuple[str, ...] = (), **attributes: Any) -> Any:
@@ -299,6 +303,7 @@ class _Reader:
         return weight, self._constant(node, 2) if len(node.input) > 2 else np.zeros(len(weight), np.float32)
 
     def _norm(self, node: Any) -> Norm:
+        self._expect(node, self._attribute(node, "axis") == -1, "it is not over the channels")
         return Norm(self._constant(node, 1), self._constant(node, 2), float(self._attribute(node, "epsilon")))
 
     def _numbers(self, node: Any) -> Product:
@@ -309,7 +314,35 @@ class _Reader:
         bias = self._constant(node, 6) if inputs[6] else np.zeros(weight.shape[1], np.float32)
         fits = weight.dtype == np.int8 and zero.dtype == np.uint8 and scale.size == 1 and weight_scale.ndim == 1
         self._expect(node, fits and symmetric, "it is not of a uint8 activation and a symmetric int8 weight")
+        alike = self._steps.get(node.input[0]) == [node.input[2], node.input[4]]
+        self._expect(node, alike, "it has another scale or zero point than its activation")
         return Product(float(scale), int(zero), weight, weight_scale, bias)
+
+
+def _check_shapes(form: PlainVit) -> None:
+    """Every size that the kernels rely on: they read memory without asking again."""
+    width, first = len(form.kernel), form.layers[0]
+    inner, hidden, classes = first.query.weight.shape[-1], first.fc1.weight.shape[-1], len(form.classifier)
+    if width % WIDTH_UNIT or inner % form.heads:
+        raise _refused(
+            f"its width of {width} is no multiple of {WIDTH_UNIT}, or {inner} none of its {form.heads} heads"
+        )
+    vectors = {"kernel_bias": width, "classifier_bias": classes}
+    wrong = [name for name, size in vectors.items() if getattr(form, name).shape != (size,)]
+    wrong += ["classifier"] * (form.classifier.shape != (classes, width)) + ["kernel"] * (form.kernel.ndim != 4)
+    norms = [form.norm, *(norm for layer in form.layers for norm in (layer.before, layer.after))]
+    wrong += ["LayerNorm"] * any({norm.weight.shape, norm.bias.shape} != {(width,)} for norm in norms)
+    sizes = dict.fromkeys(("query", "key", "value"), (width, inner))
+    sizes |= {"output": (inner, width), "fc1": (width, hidden), "fc2": (hidden, width)}
+    for number, layer in enumerate(form.layers):
+        for name, size in sizes.items():
+            product: Product = getattr(layer, name)
+            if product.weight.shape != size or {product.weight_scale.shape, product.bias.shape} != {size[1:]}:
+                wrong.append(f"{name} of layer {number}")
+        if len({(each.scale, each.zero) for each in (layer.query, layer.key, layer.value)}) > 1:
+            wrong.append(f"scales of layer {number}")
+    if wrong:
+        raise _refused(f"{', '.join(wrong)} do not fit the rest")
 
 
 def _refused(why: str) -> ModelError:
