@@ -4,10 +4,10 @@
     python benchmarks/int8_speed.py BUNDLE CHECKPOINT --work FOLDER [--rounds 40] [--json OUT.json] [--markdown OUT.md]
 
 The first makes the forms in FOLDER, the second times what is there. From pixel values to logits for all, ours through
-our runtime; "ours, own kernels" with its preprocessing in front too, from an image of that size. One image a call, one
-process, every round in a new order with a rest of 30 ms in front of each turn, one call to warm up and one that counts.
-Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's profiler says where its INT8 forms
-spend their time. Weights may be random: only times are looked at.
+our runtime; "... from the image" has its preprocessing in front too, from raw pixels of that size. One image a call,
+one process, every round in a new order with a rest of 30 ms in front of each turn, one call to warm up and one that
+counts. Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's profiler says where its INT8
+forms spend their time. Weights may be random: only times are looked at.
 
 With --clock cpu the processor's time of the process is taken, with --threads 1: on a busy machine it still tells forms
 apart, where the clock on the wall does not.
@@ -33,13 +33,15 @@ from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
 
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
+FROM_IMAGE = "ours, own kernels, from the image"
 RUNNERS: dict[str, Any] = {"onnxruntime": OnnxRuntimeRunner, "openvino": OpenVinoRunner, "native": NativeRunner}
 FILES = {
     "FP32, ONNX Runtime": ("core.onnx", "onnxruntime"),
     "FP32, OpenVINO": ("core.onnx", "openvino"),
     "ours, ONNX Runtime": ("ours.onnx", "onnxruntime"),
     "ours, OpenVINO": ("ours.onnx", "openvino"),
-    "ours, own kernels": ("image.onnx", "native"),
+    "ours, own kernels": ("ours.onnx", "native"),
+    FROM_IMAGE: ("image.onnx", "native"),
     OTHERS[1]: ("nncf.xml", "openvino"),
     OTHERS[2]: ("dynamic.onnx", "onnxruntime"),
     OTHERS[3]: ("static.onnx", "onnxruntime"),
@@ -96,7 +98,7 @@ def opened(name: str, work: Path, threads: int, size: int) -> Call:
         return open_form(Form(name, work / file, backend, ""), threads)
     runner = RUNNERS[backend](work / file, threads)
     runner.__enter__()  # for as long as the process lasts
-    if backend == "native":
+    if name == FROM_IMAGE:
         image = np.random.default_rng(2).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         return lambda _: runner.infer({"image": image})["logits"]
     return lambda pixels: runner.infer({PIXEL_VALUES: pixels})["logits"]

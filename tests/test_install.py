@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy import load
+from vitdeploy.machine import kernels_obstacle
 
 ROOT = Path(__file__).parent.parent
 ABSENT = ("torch", "torchvision", "transformers", "onnx", "onnxscript", "datasets", "scipy", "sklearn")
@@ -53,25 +54,54 @@ def size_bytes(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new environment that holds what `pip install .[cpu]` brings."""
-    folder = tmp_path_factory.mktemp("install")
+    return install(tmp_path_factory.mktemp("install"), "[cpu]")
+
+
+def install(folder: Path, extra: str, *options: str, **variables: str) -> Path:
+    """A new environment in `folder` with vitdeploy from a copy of its source; returns its interpreter."""
     source = folder / "source"  # a copy: building leaves files beside the sources
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "vitdeploy", source / "vitdeploy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "vitdeploy", source / "vitdeploy", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True, env=environment())
     python = folder / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", f"{source}[cpu]"],
+        [python, "-m", "pip", "install", "--quiet", *options, f"{source}{extra}"],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment() | variables,
         timeout=1200,
     )
     if done.returncode and any(sign in done.stderr for sign in NO_INDEX):
         pytest.skip("pip finds no packages from here")
     assert done.returncode == 0, done.stderr
     return python
+
+
+def has_kernels(python: Path) -> bool:
+    ask = "from importlib import util; print(util.find_spec('vitdeploy.runtime._kernels') is not None)"
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, cwd=python.parent)
+    return done.stdout.strip() == "True"
+
+
+@pytest.mark.full
+def test_without_a_compiler_it_is_installed_without_kernels(tmp_path: Path) -> None:
+    python = install(tmp_path, "", "--no-deps", CC="/no/compiler", CXX="/no/compiler")
+    assert not has_kernels(python)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(kernels_obstacle() is not None, reason=str(kernels_obstacle()))
+def test_our_own_kernels_run_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    python = install(tmp_path, "[native]")
+    assert has_kernels(python)
+    answer = run(python, tiny_bundle, path, "native", "int8")
+    with load(tiny_bundle, backend="native", precision="int8", threads=1) as classifier:
+        assert answer["index"] == classifier.predict(path).index
+    print({name: answer[name] for name in ("import_ms", "load_ms", "first_answer_ms")})
 
 
 def run(python: Path, *arguments: object) -> dict[str, Any]:

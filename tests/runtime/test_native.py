@@ -20,6 +20,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.export import export
+from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.integer_products import fuse_integer_products
 from vitdeploy.compiler.graph.read_rows import compute_read_rows
 from vitdeploy.compiler.quantize import quantize
@@ -323,3 +324,14 @@ def test_the_reader_gives_the_constants_of_the_graph(tiny_bundle: Path) -> None:
     assert form.positions.shape == (17, 48)
     assert form.layers[0].fc1.weight.shape == (48, 96)
     assert all(layer.query.scale == layer.key.scale == layer.value.scale for layer in form.layers)
+
+
+@needs_kernels
+def test_a_graph_from_pixel_values_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    ir.save(cut(ir.load(tiny_bundle / FORM), "pixel_values", "logits"), tmp_path / FORM)
+    with NativeRunner(tiny_bundle / FORM, 2) as whole, NativeRunner(tmp_path / FORM, 2) as part:
+        assert (part.inputs[0].name, part.inputs[0].shape) == ("pixel_values", ("batch", 3, 32, 32))
+        values = whole.preprocess(images(3, 40, 50))
+        assert part.preprocess(values) is values
+        found = part.infer({"pixel_values": values})["logits"]
+        np.testing.assert_array_equal(found, whole.infer({"image": images(3, 40, 50)})["logits"])

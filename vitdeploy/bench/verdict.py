@@ -14,7 +14,7 @@ NAMES = {
     "pytorch": "PyTorch",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-    "native": "own kernels",
+    "native": "vitdeploy's kernels",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
 }

@@ -58,7 +58,7 @@ struct Layer {
     Linear qkv, output, fc1, fc2;
 };
 
-enum class Then { kStore, kAdd, kGelu };
+enum class Then { kStore, kAdd, kGelu, kGeluExact };  // the last two for the input of the next product
 
 __m512 exponential(__m512 x) {  // of x <= 0; relative error 2e-7
     x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
@@ -88,9 +88,11 @@ void quantize(__m512 x, float inverse, float zero, uint8_t* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(whole));
 }
 
-// Sixteen values for a Linear, at a place of its input.
+// Sixteen values for a Linear, at a place of its input. What it takes is asked once for all of them: in the loops it
+// would cost a twentieth of the time.
+template <bool kExact>
 void emit(__m512 x, const Linear& next, const Rows& out, size_t at) {
-    if (next.exact != nullptr)
+    if (kExact)
         _mm512_storeu_ps(out.floats + at, x);
     else
         quantize(x, next.inverse, next.zero, out.bytes + at);
@@ -101,7 +103,9 @@ template <Then then>
 void finish(__m512 value, float* out, const Linear* next, const Rows& made, size_t at) {
     if (then == Then::kAdd) value = _mm512_add_ps(value, _mm512_loadu_ps(out + at));
     if (then == Then::kGelu)
-        emit(gelu(value), *next, made, at);
+        emit<false>(gelu(value), *next, made, at);
+    else if (then == Then::kGeluExact)
+        emit<true>(gelu(value), *next, made, at);
     else
         _mm512_storeu_ps(out + at, value);
 }
@@ -195,7 +199,7 @@ void six_rows(const float* const* rows, const float* weights, int inputs, int st
 
 // Up to six rows of x W in float32, 64 columns.
 template <Then then>
-void exact_tile(int rows, const float* x, const Linear& w, int column, float* out, const Rows& made,
+__attribute__((noinline)) void exact_tile(int rows, const float* x, const Linear& w, int column, float* out, const Rows& made,
                 const Linear* next) {
     const float* lines[kRows];
     for (int i = 0; i < kRows; i++) lines[i] = x + static_cast<size_t>(std::min(i, rows - 1)) * w.inputs;
@@ -232,6 +236,7 @@ void product(const Rows& x, int rows, const Linear& w, int first, int last, floa
 }
 
 // LayerNorm of x (rows, width), rows `line` apart, for `next`.
+template <bool kExact>
 void normalise(const float* x, int rows, int width, int line, const Norm& norm, const Linear& next, const Rows& out,
                int thread, int threads) {
     const Share share(rows, thread, threads);
@@ -249,7 +254,7 @@ void normalise(const float* x, int rows, int width, int line, const Norm& norm, 
         for (int i = 0; i < width; i += 16) {
             const __m512 unit = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), mean), factor);
             const __m512 y = _mm512_fmadd_ps(unit, _mm512_loadu_ps(norm.weight + i), _mm512_loadu_ps(norm.bias + i));
-            emit(y, next, out, start + i);
+            emit<kExact>(y, next, out, start + i);
         }
     }
 }
@@ -335,6 +340,7 @@ float softmax(float* row, int padded, __mmask16 there) {
 }
 
 // Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), for `next`.
+template <bool kExact>
 void attend(const float* qkv, const Attention& a, int queries, const Linear& next, const Rows& out,
             const Scratch& scratch, int thread, int threads) {
     const int padded = a.padded(), tiles = (queries + kRows - 1) / kRows;
@@ -356,8 +362,8 @@ void attend(const float* qkv, const Attention& a, int queries, const Linear& nex
         }
         six_rows_of(lines, scratch.values, a.tokens, a.head, [&](int i, int column, __m512 sum) {
             if (m + i < queries)
-                emit(_mm512_mul_ps(sum, factor[i]), next, out,
-                     static_cast<size_t>(m + i) * a.part + piece / tiles * a.head + column);
+                emit<kExact>(_mm512_mul_ps(sum, factor[i]), next, out,
+                             static_cast<size_t>(m + i) * a.part + piece / tiles * a.head + column);
         });
     }
 }
@@ -554,25 +560,29 @@ class Encoder {
         for (size_t i = 0; i < layers_.size(); i++) {
             const Layer& layer = layers_[i];
             const int rows = i + 1 == layers_.size() ? 1 : tokens;  // a classifier reads one token of the last layer
-            normalise(x, tokens, width_, line_, layer.before, layer.qkv, normal, thread, threads_);
+            const auto norm = layer.qkv.exact ? normalise<true> : normalise<false>;
+            norm(x, tokens, width_, line_, layer.before, layer.qkv, normal, thread, threads_);
             wait();
             product<Then::kStore>(normal, rows, layer.qkv, 0, part, qkv, unused, nullptr, thread, threads_);
             product<Then::kStore>(normal, tokens, layer.qkv, part, 3 * part, qkv, unused, nullptr, thread, threads_);
             wait();
-            attend(qkv, attention_, rows, layer.output, context, scratch, thread, threads_);
+            const auto mix = layer.output.exact ? attend<true> : attend<false>;
+            mix(qkv, attention_, rows, layer.output, context, scratch, thread, threads_);
             wait();
             product<Then::kAdd>(context, rows, layer.output, 0, line_, x, unused, nullptr, thread, threads_);
             wait();
-            normalise(x, rows, width_, line_, layer.after, layer.fc1, normal, thread, threads_);
+            const auto norm_after = layer.fc1.exact ? normalise<true> : normalise<false>;
+            norm_after(x, rows, width_, line_, layer.after, layer.fc1, normal, thread, threads_);
             wait();
-            product<Then::kGelu>(normal, rows, layer.fc1, 0, hidden_, x, raised, &layer.fc2, thread, threads_);
+            const auto raise = layer.fc2.exact ? product<Then::kGeluExact> : product<Then::kGelu>;
+            raise(normal, rows, layer.fc1, 0, hidden_, x, raised, &layer.fc2, thread, threads_);
             wait();
             product<Then::kAdd>(raised, rows, layer.fc2, 0, line_, x, unused, nullptr, thread, threads_);
             wait();
         }
         if (thread == 0) {
             const Linear exact{0, 0, nullptr, nullptr, nullptr, 0, 0, classifier_.weights};
-            normalise(x, 1, width_, line_, last_, exact, {nullptr, made_.get()}, 0, 1);
+            normalise<true>(x, 1, width_, line_, last_, exact, {nullptr, made_.get()}, 0, 1);
         }
     }
 

@@ -68,7 +68,7 @@ class Packed:
         self.patches = self._patches(form)
         self.classes = len(form.classifier)
         weights = _padded(form.classifier, 1, _COLUMNS)
-        self.classifier = _Classifier(self.classes, self._keep(weights), self._keep(form.classifier_bias))
+        self.classifier = _Classifier(self.classes, self._floats(weights), self._floats(form.classifier_bias))
         self.image = form.image
 
     def _keep(self, array: _Array) -> int:
@@ -82,6 +82,9 @@ class Packed:
         self._used += size
         return int(self._chunks[-1].ctypes.data + start)
 
+    def _floats(self, array: _Array) -> int:
+        return self._keep(array.astype(np.float32, copy=False))
+
     def _linear(self, *products: Product) -> Any:
         """Products of one input side by side, each padded."""
         first = products[0]
@@ -93,15 +96,15 @@ class Packed:
         inputs, outputs = weight.shape
         if first.exact:
             columns = weight.reshape(inputs, outputs // _COLUMNS, _COLUMNS).transpose(1, 0, 2)
-            return _Linear(inputs, outputs, bias=self._keep(bias), exact=self._keep(columns))
+            return _Linear(inputs, outputs, bias=self._floats(bias), exact=self._floats(columns))
         scale = weight_scale * first.scale
         bias = bias - scale * first.zero * weight.sum(axis=0, dtype=np.int32)  # (x - z) W = x W - z sum(W)
         packed = weight.reshape(inputs // 4, 4, outputs // _COLUMNS, _COLUMNS).transpose(2, 0, 3, 1)
-        floats = (self._keep(values.astype(np.float32)) for values in (scale, bias))
+        floats = self._floats(scale), self._floats(bias)
         return _Linear(inputs, outputs, self._keep(packed), *floats, 1 / first.scale, first.zero)
 
     def _norm(self, norm: Norm) -> Any:
-        return _Norm(self._keep(norm.weight), self._keep(norm.bias), norm.epsilon)
+        return _Norm(self._floats(norm.weight), self._floats(norm.bias), norm.epsilon)
 
     def _layer(self, layer: Layer) -> Any:
         qkv = [
@@ -129,7 +132,7 @@ class Packed:
         kernel = _padded(form.kernel.reshape(width, -1), 0, _COLUMNS)
         # (width, inputs) -> (width / 64, inputs, 64)
         packed = kernel.reshape(len(kernel) // _COLUMNS, _COLUMNS, -1).transpose(0, 2, 1)
-        kept = self._keep(packed), self._keep(_padded(positions, 1, _COLUMNS))
+        kept = self._floats(packed), self._floats(_padded(positions, 1, _COLUMNS))
         return _Patches(channels, side_y, side_x, down, across, first, *kept)
 
 
@@ -162,7 +165,7 @@ class Encoder:
     def __init__(self, form: PlainVit, threads: int | None = None) -> None:
         self._library = _library()
         self._packed = packed = Packed(form)
-        self.classes = packed.classes
+        self.classes, self.image = packed.classes, packed.image
         self._lock = threading.Lock()
         parts = (packed.norm, packed.patches, packed.classifier)
         self._handle = self._library.encoder_open(

@@ -155,7 +155,8 @@ class _Reader:
         self._expect(pad, empty and front == [0, front[1], 0, 0, 0, 0] and front[1] > 0, "it makes no room for tokens")
         add = self._next(pad.output[0], "Add")
         positions = self._constant(add, 1 - list(add.input).index(pad.output[0]))
-        sizes = next((v.type.tensor_type.shape.dim for v in self._graph.value_info if v.name == PIXEL_VALUES), ())
+        values = [value for value in (*self._graph.input, *self._graph.value_info) if value.name == PIXEL_VALUES]
+        sizes = values[0].type.tensor_type.shape.dim if values else ()
         _, channels, height, width = [int(size.dim_value) for size in sizes] or [0] * 4
         patches = (height // kernel.shape[2]) * (width // kernel.shape[3])
         whole = height % kernel.shape[2] == 0 == width % kernel.shape[3] and channels == kernel.shape[1]
