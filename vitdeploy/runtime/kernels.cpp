@@ -10,13 +10,18 @@
 // Zero points of the inputs are in the biases: (x - z) W = x W - z sum(W). A product that was left out of INT8 is
 // computed in float32 by the same tiles.
 //
-// Threads share out tiles, not columns or heads, so that any number of them has the same to do; they meet at a barrier
-// between the steps of a layer.
+// A step of a layer is a number of pieces. Each thread has a range of them, and takes of the others' when its own are
+// done: a thread whose core is taken by another program holds up no more than the pieces that it has begun.
 
 #include <immintrin.h>
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
@@ -163,13 +168,12 @@ void rows_of(int rows, const uint8_t* x, const Linear& w, int column, float* out
     }
 }
 
-// A thread's share of `count` pieces: from `first` up to `last`.
-struct Share {
+// Pieces of a step, from `first` up to `last`.
+struct Pieces {
     int first, last;
-    Share(int count, int thread, int threads)
-        : first(static_cast<int>(static_cast<int64_t>(count) * thread / threads)),
-          last(static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)) {}
 };
+
+int tiles_of(int rows) { return (rows + kRows - 1) / kRows; }
 
 // Six rows times 16 V columns in float32: `keep(i, j, sum)` takes vector j of row i. The columns' weights are `stride`
 // apart from one input to the next.
@@ -199,8 +203,8 @@ void six_rows(const float* const* rows, const float* weights, int inputs, int st
 
 // Up to six rows of x W in float32, 64 columns.
 template <Then then>
-__attribute__((noinline)) void exact_tile(int rows, const float* x, const Linear& w, int column, float* out, const Rows& made,
-                const Linear* next) {
+__attribute__((noinline)) void exact_tile(int rows, const float* x, const Linear& w, int column, float* out,
+                                          const Rows& made, const Linear* next) {
     const float* lines[kRows];
     for (int i = 0; i < kRows; i++) lines[i] = x + static_cast<size_t>(std::min(i, rows - 1)) * w.inputs;
     const float* weights = w.exact + static_cast<size_t>(column) * w.inputs;
@@ -212,16 +216,15 @@ __attribute__((noinline)) void exact_tile(int rows, const float* x, const Linear
     });
 }
 
-// Columns first to last of x W, x (rows, inputs).
+// Columns of x W from `first` on, x (rows, inputs). A piece is a tile.
 template <Then then>
-void product(const Rows& x, int rows, const Linear& w, int first, int last, float* out, const Rows& made,
-             const Linear* next, int thread, int threads) {
-    const int blocks = (last - first) / kColumns, tiles = (rows + kRows - 1) / kRows;
+void product(const Rows& x, int rows, const Linear& w, int first, float* out, const Rows& made, const Linear* next,
+             Pieces pieces) {
+    const int tiles = tiles_of(rows);
     // each tile fetches its part of the weights of the next columns, a line every so many inputs
     const int every = std::max(tiles / 4, 1) * 4;
     const size_t part = static_cast<size_t>((w.inputs + every - 1) / every) * 64;
-    const Share share(blocks * tiles, thread, threads);
-    for (int piece = share.first; piece < share.last; piece++) {
+    for (int piece = pieces.first; piece < pieces.last; piece++) {
         const int n = piece / tiles, t = piece % tiles;
         const int column = first + n * kColumns, count = std::min(kRows, rows - t * kRows);
         const size_t row = static_cast<size_t>(t) * kRows, at = row * w.outputs;
@@ -235,12 +238,11 @@ void product(const Rows& x, int rows, const Linear& w, int first, int last, floa
     }
 }
 
-// LayerNorm of x (rows, width), rows `line` apart, for `next`.
+// LayerNorm of x (rows, width), rows `line` apart, for `next`. A piece is a row.
 template <bool kExact>
-void normalise(const float* x, int rows, int width, int line, const Norm& norm, const Linear& next, const Rows& out,
-               int thread, int threads) {
-    const Share share(rows, thread, threads);
-    for (int r = share.first; r < share.last; r++) {
+void normalise(const float* x, int width, int line, const Norm& norm, const Linear& next, const Rows& out,
+               Pieces pieces) {
+    for (int r = pieces.first; r < pieces.last; r++) {
         const size_t start = static_cast<size_t>(r) * line;
         const float* row = x + start;
         __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
@@ -339,17 +341,17 @@ float softmax(float* row, int padded, __mmask16 there) {
     return 1 / _mm512_reduce_add_ps(sum);
 }
 
-// Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), for `next`.
+// Of qkv (tokens, 3, part) the first `queries` tokens' queries -> out (queries, part), for `next`. A piece is a tile of
+// queries of a head.
 template <bool kExact>
 void attend(const float* qkv, const Attention& a, int queries, const Linear& next, const Rows& out,
-            const Scratch& scratch, int thread, int threads) {
-    const int padded = a.padded(), tiles = (queries + kRows - 1) / kRows;
+            const Scratch& scratch, Pieces pieces) {
+    const int padded = a.padded(), tiles = tiles_of(queries);
     const auto there = static_cast<__mmask16>((1u << (16 - (padded - a.tokens))) - 1);
-    const Share share(a.heads * tiles, thread, threads);
-    for (int piece = share.first; piece < share.last; piece++) {
+    for (int piece = pieces.first; piece < pieces.last; piece++) {
         const int m = piece % tiles * kRows;
         const float* q = qkv + piece / tiles * a.head;
-        if (m == 0 || piece == share.first) gather(q + a.part, q + 2 * a.part, a, scratch);
+        if (m == 0 || piece == pieces.first) gather(q + a.part, q + 2 * a.part, a, scratch);
         const float* lines[kRows];
         for (int i = 0; i < kRows; i++) lines[i] = q + std::min(m + i, queries - 1) * a.line();
         six_rows_of(lines, scratch.keys, a.head, padded, [&](int i, int column, __m512 sum) {
@@ -372,16 +374,15 @@ void attend(const float* qkv, const Attention& a, int queries, const Linear& nex
 struct Patches {
     int channels, side_y, side_x, down, across;  // pixels of a patch's edges, patches in a column and in a row
     int first;                                   // tokens in front of the patches': the class token's
-    const float *weights, *positions;            // positions (first + patches, line) have those tokens and biases in them
+    const float *weights, *positions;            // positions (first + patches, line) have them, and biases, in them
     int count() const { return down * across; }
     int inputs() const { return channels * side_y * side_x; }
 };
 
-// Pixels (channels, height, width) -> lines (patches, inputs).
-void cut(const float* pixels, const Patches& p, float* lines, int thread, int threads) {
-    const Share share(p.count(), thread, threads);
+// Pixels (channels, height, width) -> lines (patches, inputs). A piece is a patch.
+void cut(const float* pixels, const Patches& p, float* lines, Pieces pieces) {
     const size_t width = static_cast<size_t>(p.across) * p.side_x, height = static_cast<size_t>(p.down) * p.side_y;
-    for (int n = share.first; n < share.last; n++) {
+    for (int n = pieces.first; n < pieces.last; n++) {
         const float* corner = pixels + n / p.across * p.side_y * width + n % p.across * p.side_x;
         float* line = lines + static_cast<size_t>(n) * p.inputs();
         for (int c = 0; c < p.channels; c++)
@@ -390,12 +391,11 @@ void cut(const float* pixels, const Patches& p, float* lines, int thread, int th
     }
 }
 
-// Lines W + positions -> x (first + patches, line). The rows of `lines` are padded to a multiple of 6.
-void embed(const float* lines, const Patches& p, int line, float* x, int thread, int threads) {
-    const int inputs = p.inputs(), tiles = (p.count() + kRows - 1) / kRows;
-    if (thread == 0) std::memcpy(x, p.positions, sizeof(float) * line * p.first);
-    const Share share(line / kColumns * tiles, thread, threads);
-    for (int piece = share.first; piece < share.last; piece++) {
+// Lines W + positions -> x (first + patches, line). A piece is a tile; the rows of `lines` are padded to whole ones.
+void embed(const float* lines, const Patches& p, int line, float* x, Pieces pieces) {
+    const int inputs = p.inputs(), tiles = tiles_of(p.count());
+    if (pieces.first == 0) std::memcpy(x, p.positions, sizeof(float) * line * p.first);
+    for (int piece = pieces.first; piece < pieces.last; piece++) {
         const int n = piece / tiles, m = piece % tiles * kRows;
         const float* rows[kRows];
         for (int i = 0; i < kRows; i++) rows[i] = lines + static_cast<size_t>(m + i) * inputs;
@@ -450,6 +450,25 @@ struct NoDenormals {
     ~NoDenormals() { _mm_setcsr(before); }
 };
 
+// A count that belongs to one run: what a thread that is late by one reads of it tells it so.
+class Count {
+   public:
+    void begin(uint32_t run) { value_.store(static_cast<uint64_t>(run) << 32); }
+    // Its number, or -1 if another run has it.
+    int of(uint32_t run) const {
+        const uint64_t value = value_.load();
+        return value >> 32 == run ? static_cast<int>(value & 0xffffffff) : -1;
+    }
+    bool move(uint32_t run, int from, int to) {
+        uint64_t before = static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(from);
+        return value_.compare_exchange_strong(before, before + static_cast<uint32_t>(to - from));
+    }
+    void add(int number) { value_.fetch_add(static_cast<uint32_t>(number)); }
+
+   private:
+    alignas(64) std::atomic<uint64_t> value_{0};
+};
+
 struct Shape {
     int width, hidden, heads, head, layers;  // width alone is not padded
 };
@@ -474,8 +493,13 @@ class Encoder {
           made_(room<float>(line_)),
           normal_(attention_.tokens, line_),
           context_(attention_.tokens, attention_.part),
-          raised_(attention_.tokens, hidden_) {
+          raised_(attention_.tokens, hidden_),
+          steps_(kFront + kOfLayer * shape.layers),
+          counts_(new Count[static_cast<size_t>(steps_) * (threads + 1)]) {
         for (int t = 0; t < threads; t++) work_.emplace_back(attention_);
+#ifdef __linux__
+        if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
+#endif
         try {
             for (int t = 1; t < threads; t++) others_.emplace_back(&Encoder::serve, this, t);
         } catch (...) {
@@ -488,13 +512,18 @@ class Encoder {
 
     // Pixels (channels, height, width) -> logits (classes).
     void run(const float* pixels, float* logits) {
-        pixels_ = pixels;
+        uint32_t now;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            call_++;
+            now = ++run_;
+            for (int i = 0; i < steps_ * (threads_ + 1); i++) counts_[i].begin(now);
+            pixels_ = pixels;
         }
+        keep_off();
         called_.notify_all();
-        share(0);
+        share(0, now);
+        const Linear exact{0, 0, nullptr, nullptr, nullptr, 0, 0, classifier_.weights};
+        normalise<true>(x_.get(), width_, line_, last_, exact, {nullptr, made_.get()}, {0, 1});
         for (int c = 0; c < classifier_.classes; c++) {
             const float* weights = classifier_.weights + static_cast<size_t>(c) * line_;
             __m512 sum = _mm512_setzero_ps();
@@ -505,6 +534,8 @@ class Encoder {
     }
 
    private:
+    static constexpr int kFront = 2, kOfLayer = 8;  // steps
+
     int width_, line_, hidden_, threads_;
     Attention attention_;
     std::vector<Layer> layers_;
@@ -513,14 +544,32 @@ class Encoder {
     Classifier classifier_;
     Room<float> lines_, x_, qkv_, made_;
     Inputs normal_, context_, raised_;
+    int steps_;
+    std::unique_ptr<Count[]> counts_;  // of each step: the next piece of each thread's range, then the pieces done
     std::vector<Work> work_;
     const float* pixels_ = nullptr;
     std::vector<std::thread> others_;
-    std::atomic<int> arrived_{0}, phase_{0};
     std::mutex mutex_;
     std::condition_variable called_;
-    int call_ = 0;
+    uint32_t run_ = 0;
     bool closed_ = false;
+#ifdef __linux__
+    cpu_set_t allowed_;
+    int avoided_ = -1;
+#endif
+
+    // Keeps the others off the core that this thread is on. Linux likes to wake them there, and then they wait for it
+    // until the next balancing of cores, which is longer than a small model takes.
+    void keep_off() {
+#ifdef __linux__
+        const int core = sched_getcpu();
+        if (core == avoided_ || core < 0 || CPU_COUNT(&allowed_) < 2) return;
+        cpu_set_t rest = allowed_;
+        CPU_CLR(core, &rest);
+        for (std::thread& other : others_) pthread_setaffinity_np(other.native_handle(), sizeof rest, &rest);
+        avoided_ = core;
+#endif
+    }
 
     void close() {
         {
@@ -532,68 +581,91 @@ class Encoder {
         others_.clear();
     }
 
-    // Until every thread is here. Who waits long gives its core to others: one of the threads may have none.
-    void wait() {
-        const int now = phase_.load();
-        if (arrived_.fetch_add(1) + 1 == threads_) {
-            arrived_ = 0;
-            phase_++;
-            return;
+    // Does pieces of a step, `chunk` at a time, and waits until all are done; false if the run is over without it.
+    template <class Do>
+    bool step(int thread, uint32_t run, int number, int pieces, int chunk, Do work) {
+        Count* counts = counts_.get() + static_cast<size_t>(number) * (threads_ + 1);
+        Count& done = counts[threads_];
+        const auto border = [&](int64_t owner) { return static_cast<int>(pieces * owner / threads_); };
+        for (int i = 0; i < threads_; i++) {
+            const int owner = (thread + i) % threads_, first = border(owner), count = border(owner + 1) - first;
+            int mine = 0;
+            for (;;) {
+                const int at = counts[owner].of(run), to = std::min(at + chunk, count);
+                if (at < 0) return false;
+                if (at >= count) break;
+                if (!counts[owner].move(run, at, to)) continue;
+                work(Pieces{first + at, first + to});
+                mine += to - at;
+            }
+            if (mine > 0) done.add(mine);
         }
-        for (int turn = 0; phase_.load() == now; turn++)
-            if (turn < 10000)
+        // Who waits long sleeps: its core may be what the thread needs that it waits for.
+        for (int turn = 0;; turn++) {
+            const int ready = done.of(run);
+            if (ready == pieces) return true;
+            if (ready < 0) return false;
+            if (turn < 3000)
                 _mm_pause();
             else
-                std::this_thread::yield();
+                std::this_thread::sleep_for(std::chrono::microseconds(20));
+        }
     }
 
-    void share(int thread) {
+    // One thread's part of a run.
+    void share(int thread, uint32_t run) {
         const NoDenormals now;
         const int tokens = attention_.tokens, part = attention_.part;
         float *x = x_.get(), *qkv = qkv_.get();
         const Rows normal = normal_.rows(), context = context_.rows(), raised = raised_.rows(), &unused = normal;
         const Scratch scratch{work_[thread].keys.get(), work_[thread].values.get(), work_[thread].scores.get()};
-        cut(pixels_, patches_, lines_.get(), thread, threads_);
-        wait();
-        embed(lines_.get(), patches_, line_, x, thread, threads_);
-        wait();
+        int number = 0;
+        const auto all = [&](int pieces, int chunk, auto work) {
+            return step(thread, run, number++, pieces, chunk, work);
+        };
+        const auto columns = [](int count, int rows) { return count / kColumns * tiles_of(rows); };
+        const float* pixels = pixels_;
+        if (!all(patches_.count(), 16, [&](Pieces p) { cut(pixels, patches_, lines_.get(), p); })) return;
+        if (!all(columns(line_, patches_.count()), 4, [&](Pieces p) { embed(lines_.get(), patches_, line_, x, p); }))
+            return;
         for (size_t i = 0; i < layers_.size(); i++) {
             const Layer& layer = layers_[i];
             const int rows = i + 1 == layers_.size() ? 1 : tokens;  // a classifier reads one token of the last layer
             const auto norm = layer.qkv.exact ? normalise<true> : normalise<false>;
-            norm(x, tokens, width_, line_, layer.before, layer.qkv, normal, thread, threads_);
-            wait();
-            product<Then::kStore>(normal, rows, layer.qkv, 0, part, qkv, unused, nullptr, thread, threads_);
-            product<Then::kStore>(normal, tokens, layer.qkv, part, 3 * part, qkv, unused, nullptr, thread, threads_);
-            wait();
-            const auto mix = layer.output.exact ? attend<true> : attend<false>;
-            mix(qkv, attention_, rows, layer.output, context, scratch, thread, threads_);
-            wait();
-            product<Then::kAdd>(context, rows, layer.output, 0, line_, x, unused, nullptr, thread, threads_);
-            wait();
             const auto norm_after = layer.fc1.exact ? normalise<true> : normalise<false>;
-            norm_after(x, rows, width_, line_, layer.after, layer.fc1, normal, thread, threads_);
-            wait();
+            const auto mix = layer.output.exact ? attend<true> : attend<false>;
             const auto raise = layer.fc2.exact ? product<Then::kGeluExact> : product<Then::kGelu>;
-            raise(normal, rows, layer.fc1, 0, hidden_, x, raised, &layer.fc2, thread, threads_);
-            wait();
-            product<Then::kAdd>(raised, rows, layer.fc2, 0, line_, x, unused, nullptr, thread, threads_);
-            wait();
-        }
-        if (thread == 0) {
-            const Linear exact{0, 0, nullptr, nullptr, nullptr, 0, 0, classifier_.weights};
-            normalise<true>(x, 1, width_, line_, last_, exact, {nullptr, made_.get()}, 0, 1);
+            const auto queries = [&](Pieces p) {
+                product<Then::kStore>(normal, rows, layer.qkv, 0, qkv, unused, nullptr, p);
+            };
+            const auto rest = [&](Pieces p) {
+                product<Then::kStore>(normal, tokens, layer.qkv, part, qkv, unused, nullptr, p);
+            };
+            const auto attention = [&](Pieces p) { mix(qkv, attention_, rows, layer.output, context, scratch, p); };
+            const auto output = [&](Pieces p) {
+                product<Then::kAdd>(context, rows, layer.output, 0, x, unused, nullptr, p);
+            };
+            const auto fc1 = [&](Pieces p) { raise(normal, rows, layer.fc1, 0, x, raised, &layer.fc2, p); };
+            const auto fc2 = [&](Pieces p) { product<Then::kAdd>(raised, rows, layer.fc2, 0, x, unused, nullptr, p); };
+            const bool whole =
+                all(tokens, 16, [&](Pieces p) { norm(x, width_, line_, layer.before, layer.qkv, normal, p); }) &&
+                all(columns(part, rows), 4, queries) && all(columns(2 * part, tokens), 4, rest) &&
+                all(attention_.heads * tiles_of(rows), tiles_of(rows), attention) &&
+                all(columns(line_, rows), 4, output) &&
+                all(rows, 16, [&](Pieces p) { norm_after(x, width_, line_, layer.after, layer.fc1, normal, p); }) &&
+                all(columns(hidden_, rows), 4, fc1) && all(columns(line_, rows), 4, fc2);
+            if (!whole) return;
         }
     }
 
     void serve(int thread) {
-        for (int seen = 0;;) {
+        for (uint32_t seen = 0;;) {
             std::unique_lock<std::mutex> lock(mutex_);
-            called_.wait(lock, [&] { return closed_ || call_ != seen; });
+            called_.wait(lock, [&] { return closed_ || run_ != seen; });
             if (closed_) return;
-            seen = call_;
+            seen = run_;
             lock.unlock();
-            share(thread);
+            share(thread, seen);
         }
     }
 };
