@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -93,3 +94,16 @@ def test_nothing_heavy_is_imported() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores are usable")
+def test_two_threads_of_a_core_are_one(tmp_path: Path) -> None:
+    topology = str(tmp_path / "{}")
+    assert machine.physical_cores(topology) == machine.usable_cores()  # where it is not said
+    for number in os.sched_getaffinity(0):
+        (tmp_path / str(number)).write_text("0-7\n")
+    assert machine.physical_cores(topology) == 1
+    for number in os.sched_getaffinity(0):
+        (tmp_path / str(number)).write_text(f"{number}\n")
+    assert machine.physical_cores(topology) == machine.usable_cores()
+    assert 1 <= machine.physical_cores() <= machine.usable_cores()

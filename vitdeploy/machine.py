@@ -169,6 +169,7 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpu_info("flags", "features").split())
 
 
+@cache
 def _cpu_info(*names: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

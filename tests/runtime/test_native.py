@@ -335,3 +335,34 @@ def test_a_graph_from_pixel_values_on(tiny_bundle: Path, tmp_path: Path) -> None
         assert part.preprocess(values) is values
         found = part.infer({"pixel_values": values})["logits"]
         np.testing.assert_array_equal(found, whole.infer({"image": images(3, 40, 50)})["logits"])
+
+
+@needs_kernels
+def test_a_large_image_is_preprocessed_by_all_threads(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large, used = images(1, 1000, 1100), []
+    ran = OnnxRuntimeRunner.infer_checked
+
+    def noted(self: OnnxRuntimeRunner, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        used.append(self._threads)
+        return ran(self, feeds)
+
+    with OnnxRuntimeRunner(tiny_bundle / FORM, 1) as theirs, NativeRunner(tiny_bundle / FORM, 2) as ours:
+        expected = theirs.infer({"image": large})["logits"]
+        monkeypatch.setattr(OnnxRuntimeRunner, "infer_checked", noted)
+        found = ours.infer({"image": large})["logits"]
+        ours.infer({"image": images(1)})
+    assert used == [2, 1]
+    np.testing.assert_allclose(found, expected, atol=0.05, rtol=0)
+
+
+def test_a_session_whose_threads_do_not_spin(tiny_bundle: Path) -> None:
+    graph = (tiny_bundle / "model.onnx").read_bytes()
+    for spinning, entry in ((True, ""), (False, "1")):
+        with OnnxRuntimeRunner("no/such/file", 1, graph=graph, spinning=spinning) as runner:
+            options = runner._session.get_session_options()
+            try:
+                found = options.get_session_config_entry("session.force_spinning_stop")
+            except RuntimeError:  # it was not set
+                found = ""
+            assert found == entry
+            assert runner.infer({"image": images(1)})["logits"].shape == (1, 10)
