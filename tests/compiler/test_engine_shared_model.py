@@ -40,7 +40,7 @@ def test_every_form_for_one_size_and_what_it_takes(bundle: Bundle, tmp_path: Pat
         sizes[precision] = info.size_bytes
     assert sizes["fp16"] <= 0.55 * sizes["fp32"] and sizes["bf16"] <= 0.55 * sizes["fp32"], sizes
     assert sizes["int8"] <= 0.35 * sizes["fp32"], sizes
-    assert sizes["int8"] <= 0.68 * sizes["fp16"], sizes  # a ViT-B, where the same text weighs less, has 0.56
+    assert sizes["int8"] <= 0.62 * sizes["fp16"], sizes  # a ViT-B, where the same text weighs less, has 0.53
 
 
 @pytest.mark.parametrize("precision", FORMS)
