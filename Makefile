@@ -30,7 +30,7 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py vitdeploy/runtime/kernels.cpp
+$(STAMP): pyproject.toml setup.py vitdeploy/runtime/kernels.cpp vitdeploy/runtime/steps.h
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"

@@ -10,6 +10,7 @@ from setuptools import Extension, setup
 KERNELS = Extension(
     "vitdeploy.runtime._kernels",
     ["vitdeploy/runtime/kernels.cpp"],
+    depends=["vitdeploy/runtime/steps.h"],
     extra_compile_args=["-std=c++17", "-O3", "-march=cascadelake", "-g0"],  # that is AVX-512 with VNNI
     extra_link_args=["-pthread"],
     py_limited_api=True,  # it is loaded by ctypes and knows nothing of Python

@@ -26,11 +26,11 @@ import numpy as np
 from peers import CLOCKS, NNCF, Call, Form, elsewhere, interleaved, open_form, pixel_reader
 
 from vitdeploy.bench.statistics import speedup
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.runtime.native import NativeRunner
 from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from vitdeploy.runtime.openvino import OpenVinoRunner
+from vitdeploy.specs import PIXEL_VALUES
 
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
 FROM_IMAGE = "ours, own kernels, from the image"

@@ -34,7 +34,6 @@ import numpy as np
 
 from vitdeploy.bench.statistics import paired_difference
 from vitdeploy.compiler.calibration import calibrate
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.graph.half import to_half
 from vitdeploy.compiler.graph.integer_products import fuse_integer_products
@@ -42,6 +41,7 @@ from vitdeploy.compiler.graph.read_rows import compute_read_rows
 from vitdeploy.compiler.quantize import quantize
 from vitdeploy.compiler.recipe import Recipe
 from vitdeploy.datasets import ImageDataset, load_dataset
+from vitdeploy.specs import PIXEL_VALUES
 
 REST_S = 0.03  # in front of each form's turn
 WARM_ROUNDS = 3

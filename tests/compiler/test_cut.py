@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.cut import cut
 from vitdeploy.compiler.sensitivity import open_session
+from vitdeploy.specs import PIXEL_VALUES
 
 
 def test_two_parts_make_the_whole(tiny_bundle: Path) -> None:

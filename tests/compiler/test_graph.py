@@ -11,10 +11,11 @@ import pytest
 
 from vitdeploy.compiler.graph.attention_scale import fold_attention_scale
 from vitdeploy.compiler.graph.class_token import fold_class_token
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES, put_in_front
+from vitdeploy.compiler.graph.compose import put_in_front
 from vitdeploy.compiler.graph.half import model_nodes, to_half
 from vitdeploy.compiler.layers import find_groups
 from vitdeploy.errors import ModelError
+from vitdeploy.specs import PIXEL_VALUES
 
 TOKENS = """
 <ir_version: 10, opset_import: ["" : 20]>

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from dataclasses import replace
 from importlib import util
 from typing import Any
 
@@ -17,12 +18,12 @@ import numpy.typing as npt
 
 from vitdeploy.errors import DependencyError, ModelError, OutOfMemoryError, RunnerClosedError
 from vitdeploy.machine import kernels_obstacle, physical_cores
-from vitdeploy.runtime.plain_vit import Layer, Norm, PlainVit, Product
+from vitdeploy.runtime.plain_vit import WIDTH_UNIT, Layer, Norm, PlainVit, Product
 
 __all__ = ["MAX_THREADS", "Encoder", "Packed"]
 
-MAX_THREADS = 16  # of a call, where none are asked for: with more, a thread has too little to do between two barriers
-_COLUMNS, _LANES, _LINE = 64, 16, 64  # of a tile, of a vector, bytes of the cache
+MAX_THREADS = 16  # of a call, where none are asked for: with more, a thread has too little to do in a step
+_COLUMNS, _LANES, _LINE = 64, WIDTH_UNIT, 64  # of a tile, of a vector, bytes of the cache
 _CHUNK = 1 << 24  # bytes of constants in one piece of memory: NumPy asks for huge pages for pieces of this size
 _Array = npt.NDArray[Any]
 _Pointer = ctypes.c_void_p
@@ -60,7 +61,6 @@ class Packed:
         self._used = _CHUNK
         head = form.layers[0].query.weight.shape[1] // form.heads
         self._head, self._wide_head = head, _up(head, _LANES)
-        self._part = _up(form.heads * self._wide_head, _COLUMNS)
         layers = [self._layer(layer) for layer in form.layers]
         self.layers = (_Layer * len(layers))(*layers)
         self.shape = _Shape(width, layers[0].fc1.outputs, form.heads, self._wide_head, len(layers))
@@ -108,11 +108,15 @@ class Packed:
 
     def _layer(self, layer: Layer) -> Any:
         qkv = [
-            Product(each.scale, each.zero, *(self._wide(getattr(each, name), -1) for name in _OUTPUTS))
+            replace(
+                each,
+                weight=self._wide(each.weight, -1),
+                weight_scale=self._wide(each.weight_scale, -1),
+                bias=self._wide(each.bias, -1),
+            )
             for each in (layer.query, layer.key, layer.value)
         ]
-        out = layer.output
-        output = Product(out.scale, out.zero, self._wide(out.weight, 0), out.weight_scale, out.bias)
+        output = replace(layer.output, weight=self._wide(layer.output.weight, 0))
         linears = [self._linear(*products) for products in (qkv, [output], [layer.fc1], [layer.fc2])]
         return _Layer(self._norm(layer.before), self._norm(layer.after), *linears)
 
@@ -134,9 +138,6 @@ class Packed:
         packed = kernel.reshape(len(kernel) // _COLUMNS, _COLUMNS, -1).transpose(0, 2, 1)
         kept = self._floats(packed), self._floats(_padded(positions, 1, _COLUMNS))
         return _Patches(channels, side_y, side_x, down, across, first, *kept)
-
-
-_OUTPUTS = ("weight", "weight_scale", "bias")  # what of a product has its outputs as the last axis
 
 
 def _up(size: int, unit: int) -> int:

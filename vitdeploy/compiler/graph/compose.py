@@ -10,7 +10,7 @@ from vitdeploy.specs import PIXEL_VALUES
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["PIXEL_VALUES", "exchange_front", "put_in_front"]
+__all__ = ["exchange_front", "put_in_front"]
 
 
 def put_in_front(preprocessing: ir.Model, model: ir.Model) -> ir.Model:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitdeploy.compiler.graph.compose import PIXEL_VALUES
 from vitdeploy.compiler.graph.result import PassResult
 from vitdeploy.compiler.graph.values import new_initializer
 from vitdeploy.errors import ModelError
+from vitdeploy.specs import PIXEL_VALUES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
