@@ -1,4 +1,4 @@
-"""The whole story on one machine, offline: train, export, FP16 and INT8, engines, benchmark.
+"""The whole pipeline on one machine, offline: train, export, FP16 and INT8, engines, benchmark.
 
 The images are scikit-learn's handwritten digits, real images that come with a package. The steps are the library calls
 behind the commands, in the order in which a user would give them.
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitdeploy import progress
-from vitdeploy.storage import staged_folder, write_atomically
+from vitdeploy.core import progress
+from vitdeploy.core.storage import holds_only, staged_folder, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from vitdeploy.bench.report import BenchReport
+    from vitdeploy.report.records import BenchReport
     from vitdeploy.training import FinetuneResult
 
 __all__ = ["DemoResult", "demo"]
@@ -81,13 +81,17 @@ def demo(
     from vitdeploy.bundle import Bundle
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.export import export
-    from vitdeploy.compiler.recipe import Recipe
-    from vitdeploy.datasets import load_dataset
+    from vitdeploy.compiler.quantization.recipe import Recipe
+    from vitdeploy.data import load_dataset
     from vitdeploy.training import finetune
+    from vitdeploy.training.run import is_ours
     from vitdeploy.training.scratch import create_digits_vit, digits_config
 
     def ours(folder: Path) -> bool:
-        return (folder / _REPORT).is_file() and Bundle.is_bundle(folder / _BUNDLE)
+        def known(name: str) -> bool:
+            return name in (_REPORT, "report.html", "digit.png") or name.startswith((f"{_CHECKPOINT}/", f"{_BUNDLE}/"))
+
+        return holds_only(folder, known) and is_ours(folder / _CHECKPOINT) and Bundle.is_ours(folder / _BUNDLE)
 
     with staged_folder(Path(output), overwrite=overwrite, ours=ours, what="demo") as folder:
         progress.note("1/4  Train a small ViT on scikit-learn's handwritten digits")

@@ -1,74 +1,119 @@
-"""From what a judge found to the report about it."""
+"""From what a benchmark found to the report about it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.bench.accuracy import Verdicts, summarise
-from vitdeploy.bench.changes import disagreements
-from vitdeploy.bench.judge import Finding, Judge, Point
-from vitdeploy.bench.latency import Track
+from vitdeploy.backends.registry import runs_bundles
+from vitdeploy.bench.forms import Form
+from vitdeploy.bench.latency import BUSY, Track
 from vitdeploy.bench.load import ClosedLoop, OpenLoop
 from vitdeploy.bench.machine import public_text
-from vitdeploy.bench.report import BenchReport, ClosedLoad, Latency, OpenLoad, Row, Times
-from vitdeploy.bench.statistics import percentiles, speedup
-from vitdeploy.bench.verdict import choice, front, headline, named, outside, wish_of
+from vitdeploy.bench.measurement import Benchmark, Measurement, Point
+from vitdeploy.evaluation.accuracy import Answers, summarise
+from vitdeploy.evaluation.changes import Disagreement, disagreements
+from vitdeploy.evaluation.multi_label import summarise_sets
+from vitdeploy.evaluation.statistics import percentiles, speedup
+from vitdeploy.evaluation.vectors import summarise_vectors
+from vitdeploy.models.tasks import EMBEDDING, SINGLE_LABEL, Task
+from vitdeploy.report.circumstances import Baseline, Reading
+from vitdeploy.report.formatting import named
+from vitdeploy.report.recommendation import recommended
+from vitdeploy.report.records import (
+    BenchReport,
+    ClosedLoad,
+    CudaGraphs,
+    Latency,
+    Load,
+    OpenLoad,
+    Ratio,
+    Row,
+    Samples,
+    Status,
+    Times,
+)
+from vitdeploy.report.settings import BenchSettings
 
-__all__ = ["assemble", "judged"]
+__all__ = ["assemble"]
 
-_BUSY = 0.15  # share of the machine that other programs may use before the times count as noisy
 _CLOCK = 0.10  # by how much the processor's clock may fall
+_GPU_CLOCK = 0.05  # by how much the GPU's clocks behind two forms may differ
 
 
-def assemble(judge: Judge, images: Any, truth: npt.NDArray[np.int64], facts: dict[str, Any]) -> BenchReport:
-    """The report on what a judge found; `facts` are the fields of the report that the judge knows nothing of."""
-    reference = None if judge.reference is None else judge.findings[judge.reference]
-    batch = judge.points[0].batch_size if judge.points else 1
+_Judge = Callable[[Answers, Answers | None], dict[str, Any]]
+"""A form's answers and the baseline's -> the fields of a row that say what they are worth."""
+
+
+def _judge(task: Task, truth: npt.NDArray[Any] | None, settings: BenchSettings) -> _Judge:
+    if task.kind is EMBEDDING:
+        return lambda form, base: {"embedding": summarise_vectors(form, truth, settings.neighbours, base)}
+    assert truth is not None, "it was matched with the model's labels"
+    if truth.ndim == 2:
+        return lambda form, base: {"multi_label": summarise_sets(form, truth, settings.threshold, base)}
+    return lambda form, base: {"accuracy": summarise(form, truth, base)}
+
+
+def assemble(
+    benchmark: Benchmark,
+    images: Any,
+    truth: npt.NDArray[Any] | None,
+    facts: dict[str, Any],
+    task: Task = SINGLE_LABEL,
+) -> BenchReport:
+    """The report on what a benchmark found; `facts` are fields of the report that it knows nothing of.
+
+    Args:
+        truth: the class of each image (count,), or which labels it has (count, labels): see `summarise_sets`; None: not
+            known, which only embeddings do without.
+        task: what the model answers.
+    """
+    judge = _judge(task, truth, facts["settings"])
+    reference = None if benchmark.reference is None else benchmark.measurements[benchmark.reference]
+    batch = benchmark.points[0].batch_size if benchmark.points else 1
     rows = tuple(
-        _row(finding, reference, truth, batch, interrupted=facts["partial"]) for finding in judge.findings.values()
+        replace(
+            _row(measurement, reference, judge, batch, interrupted=facts["partial"]),
+            answers_sha256=_answers(measurement.form, facts["labels"], images.labels),
+        )
+        for measurement in benchmark.measurements.values()
     )
-    verdicts: dict[str, Verdicts] = {}
+    answers: dict[str, Answers] = {}
     for row in rows:
-        found = judge.findings[row.key].verdicts
+        found = benchmark.measurements[row.key].answers
         if row.accuracy is not None and found is not None:
-            verdicts[row.key] = found
-    shown, count = disagreements(verdicts, judge.reference, truth, images, facts["labels"])
+            answers[row.key] = found
+    shown: tuple[Disagreement, ...] = ()
+    count = 0
+    if answers and truth is not None:
+        shown, count = disagreements(answers, benchmark.reference, truth, images, facts["labels"])
+    facts = {**facts, "notes": (*facts.get("notes", ()), *_gpu_notes(rows, facts["settings"]))}
     report = BenchReport(
         **facts,
         baseline=_baseline_facts(reference, rows),
         rows=rows,
-        noise=_noise(rows, judge.other_share, facts.get("readings", ())),
+        noise=_noise(rows, benchmark.other_share, facts.get("readings", ())),
         disagreements=shown,
         disagreement_count=count,
     )
-    return judged(report)
+    return recommended(report)
 
 
-def judged(report: BenchReport) -> BenchReport:
-    """The report with its verdicts: the front, what breaks a limit, the recommendation."""
-    wish = wish_of(report.settings)
-    best_ones = front(report.rows)
-    rows = tuple(
-        replace(row, on_front=row.key in best_ones, outside=outside(row, wish) if row.status == "ok" else ())
-        for row in report.rows
-    )
-    report = replace(report, rows=rows)
-    best = choice(rows, wish)
-    return replace(report, recommendation={"key": None if best is None else best.key, "sentence": headline(report)})
-
-
-def _noise(rows: tuple[Row, ...], other_share: float | None, readings: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _noise(rows: tuple[Row, ...], other_share: float | None, readings: Sequence[Reading]) -> tuple[str, ...]:
     found = []
-    if other_share is not None and other_share > _BUSY:
+    if other_share is not None and other_share > BUSY:
         found.append(f"other programs used {other_share:.0%} of the processor while latency was measured")
     clocks = [reading["cpu_mhz"] for reading in readings if reading["cpu_mhz"]]
     if clocks and min(clocks) < (1 - _CLOCK) * max(clocks):
         found.append(f"the processor's clock went between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+    found += _gpu_clocks(rows)
+    busy = {item.busy: None for row in rows for item in row.latencies if item.busy}
+    found += [f"no speed-up was measured, the machine was busy: {reason}" for reason in busy]
     for row in rows:
         for item in row.latencies:
             if item.noise:
@@ -78,21 +123,77 @@ def _noise(rows: tuple[Row, ...], other_share: float | None, readings: Sequence[
     return tuple(found)
 
 
+def _gpu_clocks(rows: tuple[Row, ...]) -> list[str]:
+    """Where the GPU's clock was not the same for every form."""
+    found = []
+    points = dict.fromkeys((item.batch_size, item.image_size) for row in rows for item in row.latencies)
+    for point in points:
+        clocks = {
+            row.key: item.gpu_mhz
+            for row in rows
+            for item in row.latencies
+            if (item.batch_size, item.image_size) == point and item.gpu_mhz
+        }
+        if clocks and min(clocks.values()) < (1 - _GPU_CLOCK) * max(clocks.values()):
+            low, high = min(clocks, key=clocks.__getitem__), max(clocks, key=clocks.__getitem__)
+            found.append(
+                f"batch {point[0]}: the GPU's clock was {clocks[low]:.0f} MHz for {low} and {clocks[high]:.0f} MHz for"
+                f" {high}: fix it (nvidia-smi --lock-gpu-clocks), or use --keep-gpu-busy"
+            )
+    return found
+
+
+def _gpu_notes(rows: tuple[Row, ...], settings: BenchSettings) -> list[str]:
+    """What a reader of times on a GPU has to know of them."""
+    ran = [row for row in rows if row.status == "ok" and row.device != "cpu"]
+    if not ran:
+        return []
+    notes = []
+    tf32 = {
+        said: [row.key for row in ran if row.tf32 is said and row.form.startswith("fp32")] for said in (True, False)
+    }
+    words = [f"{', '.join(keys)} {'in TF32' if said else 'in full FP32'}" for said, keys in tf32.items() if keys]
+    if words:
+        notes.append(f"products of FP32 forms on the GPU: {'; '.join(words)}")
+    if any(row.latencies for row in ran):
+        rested = f"each form on the GPU rested {1000 * settings.rest_seconds:.0f} ms before its turn"
+        notes.append("the GPU was kept busy between turns" if settings.keep_gpu_busy else rested)
+    graphs: dict[str, list[str]] = {}
+    for row in ran:
+        if row.cuda_graphs is not None:
+            graphs.setdefault(_graph_words(row.cuda_graphs), []).append(row.key)
+    notes += [f"CUDA graphs, {', '.join(keys)}: {said}" for said, keys in graphs.items()]
+    return notes
+
+
+def _graph_words(graphs: CudaGraphs) -> str:
+    used = f"captured by {graphs.by}" if graphs.kept or graphs.by == "TensorRT" else "none"
+    if graphs.why_not is None:
+        return used
+    return f"{used}; not for every shape: {graphs.why_not}" if graphs.kept else f"none: {graphs.why_not}"
+
+
 def _row(
-    finding: Finding, reference: Finding | None, truth: npt.NDArray[np.int64], batch: int, *, interrupted: bool
+    measurement: Measurement,
+    reference: Measurement | None,
+    judge: _Judge,
+    batch: int,
+    *,
+    interrupted: bool,
 ) -> Row:
-    form = finding.form
-    latencies = tuple(_latency(point, track, finding) for point, track in finding.tracks.items())
-    accuracy = None
-    if finding.verdicts is not None and finding.failure is None:
-        against = None if reference is None or finding is reference else reference.verdicts
-        accuracy = summarise(finding.verdicts, truth, against)
-    status, reason = "ok", None
+    form = measurement.form
+    latencies = tuple(_latency(point, track, measurement) for point, track in measurement.tracks.items())
+    judged: dict[str, Any] = {}
+    if measurement.answers is not None:
+        against = None if reference is None or measurement is reference else reference.answers
+        judged = judge(measurement.answers, against)
+    status: Status = "ok"
+    reason = None
     if form.reason is not None:
         status, reason = "skipped", form.reason
-    elif finding.failure is not None:
-        status, reason = "failed", finding.failure
-    elif not latencies and accuracy is None:
+    elif measurement.failure is not None:
+        status, reason = "failed", measurement.failure
+    elif not latencies and not any(judged.values()):
         # Only an interruption leaves a form that runs without a number.
         status, reason = "skipped", "interrupted before it was measured" if interrupted else "nothing was measured"
     return Row(
@@ -104,36 +205,55 @@ def _row(
         reason=public_text(reason),
         artifact=form.artifact,
         size_bytes=form.size_bytes,
-        cold_start_ms=None if finding.cold_start_ms is None else round(finding.cold_start_ms, 3),
-        cold_start=None if finding.probed is None else finding.probed.cold_start,
+        cold_start_ms=None if measurement.cold_start_ms is None else round(measurement.cold_start_ms, 3),
+        cold_start=None if measurement.probed is None else measurement.probed.cold_start,
         latencies=latencies,
-        phases=finding.phases,
-        closed=tuple(_closed(loop, batch) for loop in finding.closed),
-        open=tuple(_open(loop) for loop in finding.open),
-        accuracy=accuracy,
+        phases=measurement.phases,
+        load=Load(
+            closed=tuple(_closed(loop, batch) for loop in measurement.closed),
+            open=tuple(_open(loop) for loop in measurement.open),
+        ),
+        **judged,
+        cuda_graphs=measurement.cuda_graphs,
+        tf32=None if form.device == "cpu" else form.tf32,
     )
 
 
-def _latency(point: Point, track: Track, finding: Finding) -> Latency:
-    samples = [round(sample, 4) for sample in track.samples_ms]
-    ratio, interval = None, None
-    reference = finding.reference.get(point)
-    if reference is not None:
-        own, theirs = track.paired_with(reference)
-        if own:
-            ratio, interval = speedup(theirs, own)
+def _answers(form: Form, labels: Sequence[str], classes: Sequence[str]) -> str | None:
+    """The SHA-256 of all that decides whether a form's answers are right, other than the images: `with_accuracy`."""
+    content = json.dumps([form.content, form.form, list(labels), list(classes)], ensure_ascii=False)
+    return None if form.content is None else hashlib.sha256(content.encode()).hexdigest()
+
+
+def _latency(point: Point, track: Track, measurement: Measurement) -> Latency:
+    reference, busy = measurement.reference.get(point), measurement.busy.get(point)
+    steady = _samples(track.steady_ms, len(track.rounds))
     return Latency(
         batch_size=point.batch_size,
         image_size=point.image_size,
-        **percentiles(samples),
-        samples=tuple(samples),
-        calls_per_round=track.calls_per_round,
-        speedup=ratio,
-        speedup_ci95=interval,
+        on_demand_ms=_samples(track.on_demand_ms, len(track.rounds)),
+        steady_ms=steady,
+        images_per_s=1000 * point.batch_size / steady.mean,
+        on_demand_speedup=None if busy else _speedup(track, reference, "on_demand"),
+        steady_speedup=None if busy else _speedup(track, reference, "steady"),
+        device_ms=_times(track.device_ms) if track.device_ms else None,
+        device_speedup=None if busy else _speedup(track, reference, "device"),
+        gpu_mhz=track.gpu_mhz,
+        memory=measurement.memory.get(point),
         noise=track.noise(),
-        device=_times(track.device_ms) if track.device_ms else None,
-        memory=finding.memory.get(point),
+        busy=busy,
     )
+
+
+def _samples(kept: Sequence[float], rounds: int) -> Samples:
+    samples = tuple(round(sample, 4) for sample in kept)
+    calls = len(samples) // rounds
+    return Samples(**percentiles(samples), count=len(samples), calls_per_round=calls, samples=samples)
+
+
+def _speedup(track: Track, reference: Track | None, part: str) -> Ratio | None:
+    own, theirs = track.paired_with(reference, part) if reference is not None else ([], [])
+    return Ratio(*speedup(theirs, own)) if own else None
 
 
 def _closed(loop: ClosedLoop, batch: int) -> ClosedLoad:
@@ -145,18 +265,20 @@ def _open(loop: OpenLoop) -> OpenLoad:
 
 
 def _times(samples: Sequence[float]) -> Times:
-    return Times(**{name: round(value, 4) for name, value in percentiles(samples).items()}, count=len(samples))
+    found = percentiles(samples)
+    return Times(**{name: value and round(value, 4) for name, value in found.items()}, count=len(samples))
 
 
-def _baseline_facts(reference: Finding | None, rows: tuple[Row, ...]) -> dict[str, Any]:
+def _baseline_facts(reference: Measurement | None, rows: tuple[Row, ...]) -> Baseline:
     if reference is None:
         return {"key": None, "name": None, "description": "no form could be run"}
     row = next(row for row in rows if row.key == reference.form.key)
-    if row.backend == "pytorch":
+    if not runs_bundles(row.backend):
         where = "on the GPU" if row.device != "cpu" else "on the CPU"
         description = (
-            f"PyTorch in float32, eager, {where}, with transformers' own image processor (its time is part of the"
-            " latency)"
+            f"PyTorch in float32, eager, {where}, with transformers' own image processor"
+            f"{'' if row.device == 'cpu' else ', which runs on the CPU'} (its time is part of the latency;"
+            " --also preprocessed leaves it out)"
         )
         return {"key": row.key, "name": "PyTorch", "description": description}
     return {

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitdeploy import machine as here
-from vitdeploy.bench.readings import gpu_readings
-from vitdeploy.machine import memory_bytes, usable_cores, versions
+from vitdeploy.bench.sensors import read_gpus
+from vitdeploy.core import machine as here
+from vitdeploy.core.machine import memory_bytes, usable_cores, versions
 
 __all__ = ["BusyMeter", "load_average", "machine", "memory_bytes", "public_text", "usable_cores", "versions"]
 
@@ -19,9 +19,9 @@ _PATH = re.compile(rf"(?<![\w:/.~-])(?:(?:~|\.\.)/(?:{_SEGMENT}+/)*|/(?:{_SEGMEN
 
 
 def machine() -> dict[str, Any]:
-    """What `vitdeploy.machine` knows, and the state it is in now: how busy it is, each GPU's clock, heat and power."""
+    """What `vitdeploy.core.machine` knows, and its state: how busy it is, each GPU's clock, heat and power."""
     facts = here.machine()
-    readings = gpu_readings() if facts["gpu"] else []
+    readings = read_gpus() if facts["gpu"] else []
     if len(readings) == len(facts["gpu"]):  # CUDA_VISIBLE_DEVICES may hide some of those that nvidia-smi lists
         facts["gpu"] = [{**gpu, **reading} for gpu, reading in zip(facts["gpu"], readings, strict=True)]
     return {**facts, "load_average": load_average()}

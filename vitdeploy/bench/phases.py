@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from vitdeploy.bench.accuracy import Infers, Pixels
+from vitdeploy.backends.preprocessing_subgraph import preprocessing_of
+from vitdeploy.backends.registry import open_runner
 from vitdeploy.bench.forms import Form
-from vitdeploy.bench.latency import Call, Clock, LatencyRun, LatencySettings
-from vitdeploy.bench.report import Phases
-from vitdeploy.bench.runners import open_runner
-from vitdeploy.bench.statistics import median, ratio_interval, softmax
-from vitdeploy.errors import VitdeployError
-from vitdeploy.runtime.front import preprocessing_of
-from vitdeploy.storage import disk_errors
+from vitdeploy.bench.latency import Call, Clock, LatencyRun
+from vitdeploy.core.errors import VitdeployError
+from vitdeploy.core.storage import disk_errors
+from vitdeploy.data import ImageDataset
+from vitdeploy.evaluation.accuracy import Infers
+from vitdeploy.evaluation.batches import Pixels
+from vitdeploy.evaluation.statistics import median, ratio_interval, softmax
+from vitdeploy.report.records import Phases
+from vitdeploy.report.settings import BenchSettings
 
 __all__ = ["PhasesRun", "cut_preprocessing", "time_decoding"]
 
@@ -56,7 +58,7 @@ class PhasesRun:
         runners: Mapping[str, Infers],
         batch: Pixels,
         decode_ms: float | None,
-        settings: LatencySettings,
+        settings: BenchSettings,
         clock: Clock,
     ) -> None:
         self._forms = forms
@@ -95,7 +97,7 @@ class PhasesRun:
         try:
             if not cut_preprocessing(form.graph, path):
                 return None
-            part = stack.enter_context(open_runner(replace(form.spec, path=str(path))))
+            part = stack.enter_context(open_runner(replace(form.spec, path=str(path), hashes=None)))
             return _whole(part, self._batch)
         except VitdeployError:
             return None
@@ -109,7 +111,7 @@ class PhasesRun:
             all_ms, part_ms = whole.paired_with(part)
             if not all_ms:
                 continue
-            share, (low, high) = ratio_interval(part_ms, all_ms)
+            share, interval = ratio_interval(part_ms, all_ms)
             typical = median(all_ms)
             self.found[form.key] = Phases(
                 decode_ms=None if self._decode_ms is None else self._decode_ms * len(self._batch),
@@ -117,12 +119,15 @@ class PhasesRun:
                 model_ms=max(0.0, 1.0 - share) * typical,
                 post_ms=post_ms,
                 preprocess_share=min(share, 1.0),
-                preprocess_share_ci95=(min(low, 1.0), min(high, 1.0)),
+                preprocess_share_ci95=interval and (min(interval[0], 1.0), min(interval[1], 1.0)),
             )
 
     def _post_ms(self) -> float:
         runner = next(iter(self._runners.values()))
-        logits = np.asarray(runner.infer({"image": self._batch})["logits"], dtype=np.float32)
+        made = runner.infer({"image": self._batch})
+        if "logits" not in made:  # a vector is the answer as it is
+            return 0.0
+        logits = np.asarray(made["logits"], dtype=np.float32)
         return _typical_ms(lambda: np.argsort(-softmax(logits), axis=-1, kind="stable")[:, :5], 50, self._clock)
 
 
@@ -140,19 +145,19 @@ def cut_preprocessing(graph: Path, path: Path) -> bool:
     return True
 
 
-def time_decoding(read: Callable[[int], bytes | npt.NDArray[np.uint8]], count: int, clock: Clock) -> float | None:
-    """Median milliseconds from an image's bytes to its pixels; None where images are no files."""
-    from vitdeploy.images import decode
+def time_decoding(images: ImageDataset, clock: Clock) -> float | None:
+    """Median milliseconds from an image's bytes to its pixels; None where images are not files."""
+    from vitdeploy.data.images import decode
 
-    places = np.unique(np.linspace(0, count - 1, num=min(count, _DECODED)).astype(int))
-    files = [content for content in map(read, map(int, places)) if isinstance(content, bytes)]
+    places = np.unique(np.linspace(0, len(images) - 1, num=min(len(images), _DECODED)).astype(int)).tolist()
+    files = {index: content for index in places if isinstance(content := images.encoded(index), bytes)}
     if not files:
         return None
-    decode(files[0])
+    images.image(places[0])
     times = []
-    for content in files:
+    for index, content in files.items():
         began = clock.now()
-        decode(content)
+        decode(content, name=images.title(index))
         times.append((clock.now() - began) * 1000)
     return median(times)
 

@@ -6,6 +6,7 @@ standard input and answers in JSON on its standard output. A form that kills its
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,23 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 import vitdeploy
+from vitdeploy.backends.registry import RunnerSpec, find, open_runner
 from vitdeploy.bench.memory import device_used_bytes, host_peak_bytes
-from vitdeploy.bench.report import ColdStart, Memory
-from vitdeploy.bench.runners import RunnerSpec, open_runner
-from vitdeploy.errors import InputError, ModelError, VitdeployError
+from vitdeploy.core.errors import InputError, ModelError, VitdeployError
+from vitdeploy.report.records import ColdStart, Memory
 
 __all__ = ["Probe", "probe"]
 
 _CALLS = 3  # at each size: the second may still allocate what the first found missing
 _TIMEOUT = 900.0  # seconds; torch.compile on a small machine takes minutes
-_MODULES = {
-    "pytorch": ("torch", "transformers"),
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "native": ("onnx", "onnxruntime"),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt_rtx",),
-}
+_HINT = "measure the other forms without it (--precision, --backend), or leave its memory out: --no-memory"
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def probe(spec: RunnerSpec, batches: Sequence[npt.NDArray[np.uint8]]) -> Probe:
             np.save(file, batch)
         answer = _ask({"spec": spec.to_json(), "files": files})
     if "error" in answer:
-        raise InputError(answer["error"])
+        raise InputError(answer["error"], hint=_HINT)
     return Probe(
         ColdStart(**answer["cold_start"]), tuple(Memory(**item) for item in answer["memory"]), answer["idle_bytes"]
     )
@@ -79,13 +73,13 @@ def _ask(task: dict[str, Any]) -> dict[str, Any]:
     try:
         output, _ = process.communicate(json.dumps(task), timeout=_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"it gave no answer within {_TIMEOUT:g} s in a process of its own") from error
+        raise ModelError(f"it gave no answer within {_TIMEOUT:g} s in a process of its own", hint=_HINT) from error
     finally:
         if process.poll() is None:  # Ctrl-C, or too slow
             process.kill()
             process.wait()
     if process.returncode != 0:
-        raise ModelError(f"it kills its process ({_cause(process.returncode)}): nothing can be measured")
+        raise ModelError(f"it kills its process ({_cause(process.returncode)}): nothing can be measured", hint=_HINT)
     answer: dict[str, Any] = json.loads(output.rpartition("\n\n")[2])
     return answer
 
@@ -101,13 +95,13 @@ def _cause(code: int) -> str:
 
 def _child(task: dict[str, Any]) -> dict[str, Any]:
     """What the fresh process does."""
-    spec = RunnerSpec(**task["spec"])
+    spec = RunnerSpec.from_json(task["spec"])
     batches = [np.load(file) for file in task["files"]]
-    uses_gpu = spec.device != "cpu" or spec.backend.startswith("tensorrt")
+    uses_gpu = spec.device != "cpu"
     idle, before = host_peak_bytes(), device_used_bytes() if uses_gpu else None
     moments = [time.perf_counter()]
-    for module in _MODULES[spec.backend]:
-        __import__(module)
+    for need in find(spec.backend).needs:
+        importlib.import_module(need.module)
     moments.append(time.perf_counter())
     with open_runner(spec) as runner:
         moments.append(time.perf_counter())

@@ -8,31 +8,34 @@ import json
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import numpy as np
-
-from vitdeploy import interrupts, progress
-from vitdeploy.bench.accuracy import label_mapping
+from vitdeploy.backends.registry import packages, runs_bundles
 from vitdeploy.bench.assemble import assemble
 from vitdeploy.bench.forms import Form, baseline_forms, bundle_forms, choose
-from vitdeploy.bench.judge import Judge, JudgeSettings
-from vitdeploy.bench.latency import LatencySettings, WallClock
+from vitdeploy.bench.latency import WallClock
 from vitdeploy.bench.machine import machine, public_text, usable_cores, versions
+from vitdeploy.bench.measurement import Benchmark
 from vitdeploy.bench.phases import time_decoding
-from vitdeploy.bench.readings import Readings
-from vitdeploy.bench.report import BenchReport
-from vitdeploy.bench.settings import BenchSettings
-from vitdeploy.bench.verdict import choice, headline, wish_of
-from vitdeploy.bundle import Bundle
-from vitdeploy.datasets import ImageDataset, stratified_sample
-from vitdeploy.errors import BundleError, DatasetError
-from vitdeploy.machine import identity
-from vitdeploy.specs import Choice
+from vitdeploy.bench.sensors import Sensors, gpu_mhz
+from vitdeploy.bundle import CALIBRATIONS, Bundle
+from vitdeploy.bundle.measurements import REPORT
+from vitdeploy.core import interrupts, progress
+from vitdeploy.core.decoding import decode
+from vitdeploy.core.errors import BundleError, DatasetError
+from vitdeploy.core.machine import identity
+from vitdeploy.core.precisions import title
+from vitdeploy.core.specs import Choice
+from vitdeploy.core.storage import read_json
+from vitdeploy.data import ImageDataset, stratified_sample
+from vitdeploy.data.labels import LabelMatch, match_dataset
+from vitdeploy.models.tasks import CLASSES, EMBEDDING, TASKS, TaskRequest
+from vitdeploy.report.circumstances import Analysis, Layer, Picture
+from vitdeploy.report.recommendation import can_show, choice, headline
+from vitdeploy.report.records import BenchReport, Row
+from vitdeploy.report.settings import BenchSettings
 
 __all__ = ["bench", "chosen_form", "save"]
-
-_REPORT = "bench/report.json"
 
 
 def bench(
@@ -41,6 +44,7 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     baseline: str | Path | None = None,
+    trust_remote_code: bool = False,
     command: str | None = None,
     **options: Any,
 ) -> BenchReport:
@@ -56,6 +60,7 @@ def bench(
         settings: what to measure and how.
         baseline: checkpoint (folder or Hub id) to compare with, run by PyTorch with transformers' own image
             processor. Without it the FP32 graph on the first backend is the reference, and the report says so.
+        trust_remote_code: run Python code that comes with the baseline.
         command: the command line, for the record.
         options: fields of `BenchSettings` that win over `settings`.
 
@@ -71,31 +76,77 @@ def bench(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if len(dataset) == 0:
         raise DatasetError("the dataset has no images", hint="name another split, or look into the folder")
-    mapping, label_note = label_mapping(opened.manifest.labels, tuple(dataset.labels))
+    match = _matched(dataset, opened, settings.match_labels) if settings.accuracy else None
     images = dataset if settings.limit is None else stratified_sample(dataset, settings.limit, seed=settings.seed)
-    threads = settings.threads or usable_cores()
-    forms = _forms(opened, settings, baseline, threads)
+    settings = replace(settings, threads=settings.threads or usable_cores())
+    forms = _forms(opened, settings, baseline, trust_remote_code)
     here = machine()
-    readings = Readings(len(here["gpu"]))
-    judge = _judge(forms, images, len(opened.manifest.labels), settings, readings)
-    partial = _run(judge)
-    notes = [label_note, _reference_note(judge, forms, baseline), _limit_note(len(images), len(dataset))]
+    sensors = Sensors(len(here["gpu"]))
+    benchmark = _benchmark(forms, images, opened.manifest.width, settings, sensors)
+    partial = _run(benchmark)
+    notes = [
+        match and match.sentence,
+        _carve_note(dataset),
+        _forced_note(opened),
+        _reference_note(benchmark, forms, baseline),
+        _limit_note(len(images), len(dataset)),
+    ]
     facts = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "machine": here,
-        "versions": versions(),
-        "dataset": public_text(images.describe()),
+        "versions": versions(packages()),
+        "dataset": public_text({**images.describe(), "matching": match and match.to_json()}),
         "bundle": _bundle_facts(opened),
-        "settings": _settings_facts(settings, threads, judge),
+        "settings": replace(settings, image_sizes=tuple(dict.fromkeys(p.image_size for p in benchmark.points))),
         "labels": opened.manifest.labels,
         "notes": tuple(note for note in notes if note),
-        "readings": tuple(readings.taken),
+        "readings": tuple(sensors.taken),
         "analysis": _analysis(opened),
         "explanation": _explanation(opened),
         "partial": partial,
     }
-    return assemble(judge, images, mapping[np.asarray(images.label_ids, dtype=np.int64)], facts)
+    task = TASKS[opened.manifest.task]
+    truth: Any = images.label_ids
+    if task.kind is EMBEDDING:
+        truth = images.label_ids if len(images.labels) > 1 and images.label_sets is None else None
+    elif match is not None:
+        truth = match.of(images) if images.label_sets is None else match.sets_of(images)
+    return assemble(benchmark, images, truth, facts, task)
+
+
+def _request(bundle: Bundle) -> TaskRequest:
+    """What the baseline is asked: what the bundle answers."""
+    manifest = bundle.manifest
+    if manifest.embedding is not None:
+        return TaskRequest("embedding", manifest.embedding.normalized)
+    words = manifest.provenance.get("zero_shot")
+    if words is not None:
+        return TaskRequest("zero-shot", labels=manifest.labels, templates=tuple(words["templates"]))
+    return CLASSES
+
+
+def _matched(dataset: ImageDataset, bundle: Bundle, way: str) -> LabelMatch | None:
+    """The dataset's labels among the model's, where both are one class an image or both are several; None of an
+    embedding, which has none.
+
+    Raises:
+        DatasetError, ModelError: they do not fit.
+    """
+    task, several = TASKS[bundle.manifest.task], dataset.label_sets is not None
+    if task.kind is EMBEDDING:
+        return None
+    if several and task.name != "multi_label":
+        raise DatasetError(
+            f"{dataset} has several labels an image, and {bundle.path} gives {task.title}",
+            hint="name a column with one class an image (--label-column), or measure times alone: --no-accuracy",
+        )
+    if not several:
+        hint = "measure times alone: --no-accuracy"
+        if task.name == "multi_label":
+            hint = f"name a table with a column of lists of labels (--label-column), or {hint}"
+        task.require_single_label(str(bundle.path), f"accuracy on {dataset}, which has one class an image,", hint)
+    return match_dataset(dataset, bundle.manifest.labels, way, several=several)
 
 
 def save(report: BenchReport, bundle: Bundle, html: str) -> Choice | None:
@@ -109,8 +160,8 @@ def save(report: BenchReport, bundle: Bundle, html: str) -> Choice | None:
         VitdeployError: the bundle can't be written to.
     """
     choice = chosen_form(report)
-    with bundle.edit() as editor:
-        for name, text in ((_REPORT, report.dumps() + "\n"), ("bench/report.html", html)):
+    with bundle.edit(patient=True) as editor:
+        for name, text in ((REPORT, report.dumps() + "\n"), ("bench/report.html", html)):
             editor.path_for(name).write_text(text, encoding="utf-8")
             editor.add(name, kind="bench", built_with={"created": report.created})
         editor.update(choice=choice)
@@ -119,9 +170,8 @@ def save(report: BenchReport, bundle: Bundle, html: str) -> Choice | None:
 
 def chosen_form(report: BenchReport) -> Choice | None:
     """The best form that `load` can open, by the wish of the report: PyTorch and forms built from are left out."""
-    wish = wish_of(report.settings)
-    rows = [row for row in report.rows if row.backend != "pytorch" and "-" not in row.form]
-    best = None if report.partial else choice(rows, wish)
+    rows = [row for row in report.rows if runs_bundles(row.backend) and "-" not in row.form]
+    best = None if report.partial else choice(rows, report.settings)
     if best is None:
         return None
     # PyTorch may be the best of all and still not be what a bundle can hold.
@@ -130,52 +180,90 @@ def chosen_form(report: BenchReport) -> Choice | None:
         precision=best.form,
         backend=best.backend,
         why=why,
-        report=_REPORT,
+        report=REPORT,
         machine=identity(),
-        max_drop=wish.max_drop_points if best.accuracy is not None else None,
+        max_drop=report.settings.max_drop_points if _shown(best, report) else None,
         sha256=best.artifact.sha256 if best.artifact is not None else None,
     )
 
 
-def _forms(bundle: Bundle, settings: BenchSettings, baseline: str | Path | None, threads: int) -> list[Form]:
-    forms = choose(bundle_forms(bundle, threads), settings.backends, settings.precisions)
+def _shown(row: Row, report: BenchReport) -> bool:
+    return row.quality is not None and can_show(row.quality.count, report.settings.max_drop_points)
+
+
+def _forms(bundle: Bundle, settings: BenchSettings, baseline: str | Path | None, trusted: bool) -> list[Form]:
+    threads = settings.threads or usable_cores()
+    forms = bundle_forms(bundle, threads, backends=settings.backends, performance=settings.performance)
+    forms = choose(forms, settings.backends, settings.precisions)
     if baseline is None:
         return forms
-    return [*baseline_forms(baseline, threads, variants=settings.baselines, device=settings.device), *forms]
-
-
-def _judge(forms: list[Form], images: ImageDataset, classes: int, settings: BenchSettings, readings: Readings) -> Judge:
-    latency = LatencySettings(rounds=settings.rounds, max_seconds=settings.max_seconds, seed=settings.seed)
-    shared = ("batch_sizes", "image_sizes", "accuracy", "memory", "phases", "callers", "rates", "load_seconds")
-    what = JudgeSettings(
-        latency=latency if settings.latency else None, **{name: getattr(settings, name) for name in shared}
+    compared = baseline_forms(
+        baseline,
+        threads,
+        variants=settings.baselines,
+        device=settings.device,
+        trust_remote_code=trusted,
+        request=_request(bundle),
     )
+    return [*compared, *forms]
+
+
+def _benchmark(
+    forms: list[Form], images: ImageDataset, width: int, settings: BenchSettings, sensors: Sensors
+) -> Benchmark:
     decode_ms = None
     if settings.latency and settings.phases:
-        decode_ms = time_decoding(images.encoded, len(images), WallClock())
-    return Judge(forms, images, classes, what, decode_ms=decode_ms, between=readings)
+        decode_ms = time_decoding(images, WallClock())
+    return Benchmark(forms, images, width, settings, decode_ms=decode_ms, between=sensors, gpu_clock=gpu_mhz)
 
 
-def _run(judge: Judge) -> bool:
+def _run(benchmark: Benchmark) -> bool:
     """Run; say whether it was interrupted. An interruption before anything was measured passes through."""
     try:
-        judge.run()
+        benchmark.run()
     except KeyboardInterrupt:
         interrupts.acknowledge()
-        found = judge.findings.values()
-        if not any(finding.tracks or (finding.verdicts and finding.verdicts.done.any()) for finding in found):
+        found = benchmark.measurements.values()
+        if not any(
+            measurement.tracks or (measurement.answers and measurement.answers.done.any()) for measurement in found
+        ):
             raise
         progress.note("Interrupted: the report holds what was measured so far, and is marked partial.")
         return True
     return False
 
 
-def _reference_note(judge: Judge, forms: list[Form], baseline: str | Path | None) -> str | None:
-    if judge.reference is None or (baseline is not None and judge.reference == forms[0].key):
+def _reference_note(benchmark: Benchmark, forms: list[Form], baseline: str | Path | None) -> str | None:
+    if benchmark.reference is None:
         return None
-    row = judge.findings[judge.reference].form
+    reference = benchmark.measurements[benchmark.reference]
+    if baseline is not None and benchmark.reference == forms[0].key:
+        if reference.failure is None:
+            return None
+        missing = [word for word, there in (("time", reference.tracks), ("answer", reference.answers)) if not there]
+        without = f", so there is no {' and no '.join(missing)} to compare with" if missing else ""
+        return f"the baseline failed ({public_text(reference.failure)}){without}"
+    row = reference.form
     why = "the baseline could not be run" if baseline is not None else "no baseline was named (--baseline MODEL)"
     return f"{why}, so {row.key} is what the others are compared with"
+
+
+def _carve_note(dataset: ImageDataset) -> str | None:
+    if dataset.carved_from is None:
+        return None
+    return f"{dataset.name} has no splits: {dataset.split} is {len(dataset)} of its {dataset.carved_from} images"
+
+
+def _forced_note(bundle: Bundle) -> str | None:
+    """What a calibration's check found, where a form was kept in spite of it."""
+    found = []
+    for precision, kind in CALIBRATIONS.items():
+        calibration = bundle.find(kind=kind)
+        check = None if calibration is None else calibration.built_with.get("check")
+        if isinstance(check, dict) and check.get("forced"):
+            problem = public_text(check.get("problem"))
+            found.append(f"{title(precision)}'s calibration was forced, although {problem}")
+    return "; ".join(found) or None
 
 
 def _limit_note(drawn: int, there: int) -> str | None:
@@ -194,36 +282,25 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _settings_facts(settings: BenchSettings, threads: int, judge: Judge) -> dict[str, Any]:
-    first = judge.points[0].image_size if judge.points else None
-    latency = LatencySettings(rounds=settings.rounds, max_seconds=settings.max_seconds, seed=settings.seed)
-    return {
-        **json.loads(json.dumps(vars(settings))),  # lists for tuples, as a report that was read has them
-        "threads": threads,
-        "accuracy_batch": JudgeSettings.accuracy_batch,
-        "latency": dict(vars(latency)) if settings.latency else None,
-        "image_size": None if first is None else list(first),
-        "image_sizes": [list(size) for size in dict.fromkeys(point.image_size for point in judge.points)],
-    }
-
-
-def _analysis(bundle: Bundle) -> dict[str, Any] | None:
+def _analysis(bundle: Bundle) -> Analysis | None:
     """What `vitdeploy analyze` found of each layer, where the bundle holds it and it can be read."""
     artifact = bundle.find(kind="analysis")
     if artifact is None:
         return None
     try:
-        data = json.loads(bundle.file(artifact).read_bytes())
-        rows = [{name: row.get(name) for name in _LAYER} for row in data["rows"]]
-        return {"data": public_text(data.get("data")), "rows": rows}
-    except (BundleError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        data = read_json(bundle.file(artifact))
+        found = decode(tuple[Layer, ...], data.get("rows") if isinstance(data, dict) else None, "rows")
+        rows: list[Any] = [{name: row.get(name) for name in get_type_hints(Layer)} for row in found]
+        precision = decode(str | None, data.get("precision"), "precision")
+        return {"precision": precision, "data": public_text(data.get("data")), "rows": rows}
+    except (BundleError, OSError, ValueError) as error:
         progress.note(f"Note: {artifact.path} is left out of the report: {error}")
         return None
 
 
-def _explanation(bundle: Bundle) -> tuple[dict[str, str], ...]:
+def _explanation(bundle: Bundle) -> tuple[Picture, ...]:
     """The pictures that `vitdeploy explain --add-to-bundle` kept."""
-    pictures = []
+    pictures: list[Picture] = []
     for artifact in bundle.select(kind="explanation"):
         try:
             content = bundle.file(artifact).read_bytes()
@@ -235,4 +312,3 @@ def _explanation(bundle: Bundle) -> tuple[dict[str, str], ...]:
 
 
 _NOT_THE_MODEL = ("bench", "analysis", "explanation")
-_LAYER = ("layer", "kind", "macs_share", "sqnr_db", "logits_db", "drop", "agreement")

@@ -1,20 +1,25 @@
-"""The files that results are written to: parquet, CSV and JSON lines, in parts that are joined at the end."""
+"""The files that results are written to, in parts that are joined at the end: parquet, CSV and JSON lines of classes;
+of vectors those of `vectors`."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitdeploy.bulk.sources import printable
-from vitdeploy.errors import ImageError, InputError, require
-from vitdeploy.specs import Prediction
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["FORMATS", "Format", "Layout", "Row", "format_of", "to_row"]
+from vitdeploy.bulk.files import printable
+from vitdeploy.core.errors import ImageError, InputError, require
+from vitdeploy.core.specs import Prediction
+from vitdeploy.core.text import visible, visible_json
+
+__all__ = ["FORMATS", "Format", "Layout", "Parquet", "Row", "format_of", "to_row"]
 
 Row = dict[str, Any]
 _ROWS_A_GROUP = 65_536
@@ -22,10 +27,16 @@ _ROWS_A_GROUP = 65_536
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns there are: `has_rows` adds the row in the table, `classes` are listed for each image."""
+    """Which columns there are: `has_rows` adds the row in the table, `classes` are listed for each image.
+
+    `csv_safe`: in CSV a text that a spreadsheet would take for a formula has a `'` in front. `dimensions`: of vectors,
+    which then are all there is of an image.
+    """
 
     has_rows: bool
-    classes: int
+    classes: int = 0
+    csv_safe: bool = False
+    dimensions: int | None = None
 
     @property
     def key(self) -> list[str]:
@@ -33,19 +44,20 @@ class Layout:
         return ["image", "row"] if self.has_rows else ["image"]
 
 
-def to_row(name: str, row: int | None, answer: Prediction | ImageError) -> Row:
+def to_row(name: str, row: int | None, answer: Prediction | ImageError | npt.NDArray[np.float32]) -> Row:
     """One image's result; a failure has its error and nothing else."""
-    found: Row = dict.fromkeys(("image", "row", "label", "index", "score", "top_k", "error"))
+    found: Row = dict.fromkeys(("image", "row", "label", "index", "score", "top_k", "embedding", "error"))
     found |= {"image": name, "row": row}
     if isinstance(answer, ImageError):
-        return found | {"error": printable(answer.message)}
-    return found | answer.to_json()
+        return found | {"error": visible(printable(answer.message))}
+    return found | (answer.to_json() if isinstance(answer, Prediction) else {"embedding": answer})
 
 
 class Format(Protocol):
     """One kind of file."""
 
     suffix: str
+    beside: str | None
 
     def check(self) -> None:
         """Raise DependencyError where a package is missing."""
@@ -57,19 +69,23 @@ class Format(Protocol):
         """Image, row and error of each row of a part."""
 
     def join(self, parts: Iterable[Path], output: Path, layout: Layout, origin: dict[str, Any]) -> None:
-        """Write the whole file; `origin` says where it comes from, where the format has a place for it."""
+        """Write the whole file, and where the format has one the file beside it, whose name is longer by `beside`.
+
+        `origin` says where they come from, where the format has a place for it.
+        """
 
 
 class JsonLines:
     """One JSON object a line."""
 
-    suffix = ".jsonl"
+    suffix: str = ".jsonl"
+    beside: str | None = None
 
     def check(self) -> None:
         pass
 
     def encode(self, rows: list[Row], layout: Layout) -> bytes:
-        lines = [json.dumps(_without(row, layout), ensure_ascii=False) for row in rows]
+        lines = [visible_json(json.dumps(_shown(row, layout), ensure_ascii=False)) for row in rows]
         return ("\n".join(lines) + "\n").encode()
 
     def read(self, part: Path, layout: Layout) -> Iterator[tuple[str, int | None, str | None]]:
@@ -82,10 +98,19 @@ class JsonLines:
         _concatenate(b"", parts, output)
 
 
+_NEUTRAL = tuple(f"'{sign}" for sign in ("=", "+", "-", "@", "\t", "\r", "'"))
+
+
+def _neutral(cell: Any) -> Any:
+    """A text as it is, or with a `'` before what a spreadsheet would compute (or another `'`)."""
+    return f"'{cell}" if isinstance(cell, str) and f"'{cell}".startswith(_NEUTRAL) else cell
+
+
 class Csv:
     """Comma-separated, UTF-8, with a header; the second best class is in `label_2` and `score_2`, and so on."""
 
-    suffix = ".csv"
+    suffix: str = ".csv"
+    beside: str | None = None
 
     def check(self) -> None:
         pass
@@ -96,7 +121,8 @@ class Csv:
     def read(self, part: Path, layout: Layout) -> Iterator[tuple[str, int | None, str | None]]:
         with open(part, encoding="utf-8", newline="") as file:
             for line in csv.reader(file):
-                yield line[0], int(line[1]) if layout.has_rows and line[1] else None, line[-1] or None
+                name = line[0][1:] if layout.csv_safe and line[0].startswith(_NEUTRAL) else line[0]
+                yield name, int(line[1]) if layout.has_rows and line[1] else None, line[-1] or None
 
     def join(self, parts: Iterable[Path], output: Path, layout: Layout, origin: dict[str, Any]) -> None:
         more = [f"{name}_{place}" for place in range(2, layout.classes + 1) for name in ("label", "score")]
@@ -107,7 +133,8 @@ class Csv:
         best = row["top_k"] or []
         more = [value for score in best[1:] for value in (score["label"], score["score"])]
         more += [None] * (2 * (layout.classes - 1) - len(more))
-        return [*(row[name] for name in layout.key), row["label"], row["index"], row["score"], *more, row["error"]]
+        line = [*(row[name] for name in layout.key), row["label"], row["index"], row["score"], *more, row["error"]]
+        return [_neutral(cell) for cell in line] if layout.csv_safe else line
 
     def _text(self, lines: Iterable[list[Any]]) -> bytes:
         text = io.StringIO(newline="")
@@ -118,14 +145,17 @@ class Csv:
 class Parquet:
     """Typed columns; the file's metadata say where the results come from, under the key `vitdeploy`."""
 
-    suffix = ".parquet"
+    suffix: str = ".parquet"
+    beside: str | None = None
 
     def check(self) -> None:
         require("pyarrow.parquet", extra="bulk")
 
-    def encode(self, rows: list[Row], layout: Layout) -> bytes:
-        arrow, parquet = require("pyarrow", extra="bulk"), require("pyarrow.parquet", extra="bulk")
-        table = arrow.Table.from_pylist([_without(row, layout) for row in rows], schema=_schema(layout))
+    def encode(self, rows: list[Row], layout: Layout, origin: Mapping[str, Any] | None = None) -> bytes:
+        parquet = require("pyarrow.parquet", extra="bulk")
+        table = self.table(rows, layout)
+        if origin is not None:
+            table = table.replace_schema_metadata(_metadata(origin))
         buffer = io.BytesIO()
         parquet.write_table(table, buffer)
         return buffer.getvalue()
@@ -137,7 +167,7 @@ class Parquet:
 
     def join(self, parts: Iterable[Path], output: Path, layout: Layout, origin: dict[str, Any]) -> None:
         arrow, parquet = require("pyarrow", extra="bulk"), require("pyarrow.parquet", extra="bulk")
-        schema = _schema(layout).with_metadata({"vitdeploy": json.dumps(origin)})
+        schema = self.schema(layout).with_metadata(_metadata(origin))
         waiting: list[Any] = []
         with parquet.ParquetWriter(output, schema) as writer:
             for part in parts:
@@ -148,20 +178,33 @@ class Parquet:
             if waiting:
                 writer.write_table(arrow.concat_tables(waiting), _ROWS_A_GROUP)
 
+    def schema(self, layout: Layout) -> Any:
+        """The columns, and their types."""
+        arrow = require("pyarrow", extra="bulk")
+        score = [("label", arrow.string()), ("index", arrow.int32()), ("score", arrow.float64())]
+        best = ("top_k", arrow.list_(arrow.struct(score)))
+        return arrow.schema([*self.key(layout), *score, best, ("error", arrow.string())])
 
-def _schema(layout: Layout) -> Any:
-    arrow = require("pyarrow", extra="bulk")
-    score = [("label", arrow.string()), ("index", arrow.int32()), ("score", arrow.float64())]
-    key = {"image": arrow.string(), "row": arrow.int64()}
-    return arrow.schema(
-        [(name, key[name]) for name in layout.key]
-        + score
-        + [("top_k", arrow.list_(arrow.struct(score))), ("error", arrow.string())]
-    )
+    def key(self, layout: Layout) -> list[tuple[str, Any]]:
+        """The columns that name an image."""
+        arrow = require("pyarrow", extra="bulk")
+        key = {"image": arrow.string(), "row": arrow.int64()}
+        return [(name, key[name]) for name in layout.key]
+
+    def table(self, rows: list[Row], layout: Layout) -> Any:
+        """Rows as a table of that schema."""
+        arrow = require("pyarrow", extra="bulk")
+        return arrow.Table.from_pylist([_shown(row, layout) for row in rows], schema=self.schema(layout))
 
 
-def _without(row: Row, layout: Layout) -> Row:
-    return row if layout.has_rows else {name: value for name, value in row.items() if name != "row"}
+def _metadata(origin: Mapping[str, Any]) -> dict[str, str]:
+    return {"vitdeploy": json.dumps(origin)}
+
+
+def _shown(row: Row, layout: Layout) -> Row:
+    """A row of classes as it is written."""
+    hidden = ("embedding",) if layout.has_rows else ("row", "embedding")
+    return {name: value for name, value in row.items() if name not in hidden}
 
 
 def _concatenate(head: bytes, parts: Iterable[Path], output: Path) -> None:
@@ -174,16 +217,16 @@ def _concatenate(head: bytes, parts: Iterable[Path], output: Path) -> None:
 FORMATS: tuple[Format, ...] = (Parquet(), Csv(), JsonLines())
 
 
-def format_of(output: Path) -> Format:
-    """The format that an output's suffix names.
+def format_of(output: Path, formats: tuple[Format, ...] = FORMATS) -> Format:
+    """The format that an output's suffix names, of some.
 
     Raises:
         InputError: it names none.
     """
-    for known in FORMATS:
+    for known in formats:
         if output.suffix.lower() == known.suffix:
             return known
     raise InputError(
-        f"{output} has a suffix that is no known format",
-        hint=f"end the name with {', '.join(known.suffix for known in FORMATS[:-1])} or {FORMATS[-1].suffix}",
+        f"{output} has a suffix of no supported format",
+        hint=f"end the name with {', '.join(known.suffix for known in formats[:-1])} or {formats[-1].suffix}",
     )

@@ -13,21 +13,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.bulk.formats import Layout, Row, format_of
+from vitdeploy.bulk.formats import FORMATS, Format, Layout, Row, format_of
 from vitdeploy.bulk.sources import Done
-from vitdeploy.errors import OutputExistsError, VitdeployError
-from vitdeploy.storage import disk_errors, fsync_path, locked, read_json, write_atomically
+from vitdeploy.bulk.vectors import VECTOR_FORMATS
+from vitdeploy.core.decoding import decode
+from vitdeploy.core.errors import OutputExistsError, VitdeployError
+from vitdeploy.core.storage import check_apart, disk_errors, fsync_path, locked, read_json, write_atomically
 
-__all__ = ["Results", "check_output", "open_results", "partial_folder"]
+__all__ = [
+    "FAILURES_KEPT",
+    "SCHEMA_VERSION",
+    "Results",
+    "check_output",
+    "differences",
+    "open_results",
+    "partial_folder",
+]
 
 SCHEMA_VERSION = 1
 _JOB, _JOINED, _WHOLE, _LOCK = "job.json", "joined.json", "joined", ".lock"
-_FAILURES_KEPT = 100
+FAILURES_KEPT = 100
 
 
 def partial_folder(output: Path) -> Path:
@@ -35,8 +46,10 @@ def partial_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse an output that can't be written, before anything is loaded.
+def check_output(
+    output: str | os.PathLike[str], *, overwrite: bool, inputs: Sequence[str] = (), vectors: bool = False
+) -> None:
+    """Refuse an output that can't be written, before anything is loaded. `vectors`: it is for an embedding's.
 
     Raises:
         InputError: its suffix names no format.
@@ -44,13 +57,32 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         OutputExistsError: it is there, and `overwrite` is off; or it is a folder.
     """
     path = Path(output)
-    format_of(path).check()
+    kind = format_of(path, VECTOR_FORMATS if vectors else FORMATS)
+    kind.check()
+    names = _files(path, kind)
+    for name in names:
+        check_apart(name, inputs)
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder", hint="name a file in it as --output")
-    if path.exists() and not overwrite and not (partial_folder(path) / _JOINED).exists():
+    there = [name for name in names if name.exists()]
+    if there and not overwrite and not (partial_folder(path) / _JOINED).exists():
         raise OutputExistsError(
-            f"{path} already exists", hint="choose another --output, or replace it with --overwrite"
+            f"{there[0]} already exists", hint="choose another --output, or replace it with --overwrite"
         )
+
+
+def _files(path: Path, kind: Format) -> tuple[Path, ...]:
+    """All that a format writes for an output, the output last."""
+    return (path,) if kind.beside is None else (path.with_name(path.name + kind.beside), path)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What is kept of a run whose rows are joined."""
+
+    images: int
+    failed: int
+    failures: tuple[tuple[str, int | None, str], ...]
 
 
 class Results:
@@ -60,20 +92,17 @@ class Results:
     is left to do at all.
     """
 
-    def __init__(
-        self, output: Path, layout: Layout, job: dict[str, Any], summary: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, output: Path, layout: Layout, job: dict[str, Any], summary: _Summary | None = None) -> None:
         self._output, self._layout, self._job = output, layout, job
         self._folder = partial_folder(output)
-        self._format = format_of(output)
+        self._format = _format(output, layout)
         self._waiting: list[Row] = []
         self.complete = summary is not None
         self.done = Done()
         self.count = self.failed = 0
         self.failures: list[tuple[str, int | None, str]] = []
         if summary is not None:
-            self.count, self.failed = summary["images"], summary["failed"]
-            self.failures = [tuple(failure) for failure in summary["failures"]]
+            self.count, self.failed, self.failures = summary.images, summary.failed, list(summary.failures)
             return
         for part in self._parts():
             for name, row, error in self._read(part):
@@ -104,10 +133,11 @@ class Results:
         whole = self._folder / _WHOLE
         with disk_errors(str(self._output)):
             self._format.join(self._parts(), whole, self._layout, self._job)
-            fsync_path(whole)
+            for file in _files(whole, self._format):
+                fsync_path(file)
             summary = {"images": self.count, "failed": self.failed, "failures": self.failures}
             write_atomically(self._folder / _JOINED, json.dumps(summary) + "\n")
-            _finish(self._folder, self._output)
+            _finish(self._folder, self._output, self._format)
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob(f"part-*{self._format.suffix}"))
@@ -117,7 +147,7 @@ class Results:
             yield from self._format.read(part, self._layout)
         except Exception as error:  # each format's reader has errors of its own
             raise VitdeployError(
-                f"{part} is damaged: {error}", hint="remove that file: its images are classified again"
+                f"{part} is damaged: {error}", hint="remove that file: its images are done again"
             ) from error
 
     def _count_in(self, name: str, row: int | None, error: str | None) -> None:
@@ -125,7 +155,7 @@ class Results:
         self.count += 1
         if error is not None:
             self.failed += 1
-            if len(self.failures) < _FAILURES_KEPT:
+            if len(self.failures) < FAILURES_KEPT:
                 self.failures.append((name, row, error))
 
 
@@ -143,7 +173,8 @@ def open_results(output: Path, layout: Layout, job: dict[str, Any], *, overwrite
         OutputExistsError: `output` exists, or a stopped run did something else, and `overwrite` is off.
         BundleError: another command is writing to `output`.
     """
-    check_output(output, overwrite=overwrite)
+    vectors = layout.dimensions is not None
+    check_output(output, overwrite=overwrite, vectors=vectors)
     folder = partial_folder(output)
     if folder.exists() and not _ours(folder):
         raise OutputExistsError(f"{folder} is in the way", hint="choose another --output, or move it away")
@@ -151,13 +182,18 @@ def open_results(output: Path, layout: Layout, job: dict[str, Any], *, overwrite
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _LOCK):
         if not (folder / _JOINED).exists():
-            check_output(output, overwrite=overwrite)  # another run may have ended since
+            check_output(output, overwrite=overwrite, vectors=vectors)  # another run may have ended since
             _take_up(folder, job, overwrite)
             yield Results(output, layout, job)
             return
         same = not _differences(folder / _JOB, job)
-        summary = read_json(folder / _JOINED)
-        _finish(folder, output)
+        try:
+            summary: _Summary = decode(_Summary, read_json(folder / _JOINED))
+        except (OSError, ValueError) as error:
+            raise VitdeployError(
+                f"{folder / _JOINED} is damaged: {error}", hint=f"the results are whole in {folder / _WHOLE}: move it"
+            ) from error
+        _finish(folder, output, _format(output, layout))
         if same:
             yield Results(output, layout, job, summary)
             return
@@ -167,7 +203,7 @@ def open_results(output: Path, layout: Layout, job: dict[str, Any], *, overwrite
 
 def _ours(folder: Path) -> bool:
     return folder.is_dir() and all(
-        path.name in (_JOB, _JOINED, _WHOLE, _LOCK) or path.name.startswith(("part-", ".part-", ".job", ".joined"))
+        path.name in (_JOB, _LOCK) or path.name.startswith(("part-", ".part-", ".job", _WHOLE, ".joined"))
         for path in folder.iterdir()
     )
 
@@ -192,11 +228,18 @@ def _take_up(folder: Path, job: dict[str, Any], overwrite: bool) -> None:
 
 
 def _differences(path: Path, job: dict[str, Any]) -> list[str]:
-    """In which settings the job of a stopped run was another one, in words."""
     try:
         before = read_json(path)
+    except (OSError, ValueError):
+        before = None
+    return differences(before, job)
+
+
+def differences(before: Any, job: dict[str, Any]) -> list[str]:
+    """In which settings the job of a stopped run, `before` as it was read, was another one, in words."""
+    try:
         version = before["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return ["a job.json that can't be read"]
     if version != SCHEMA_VERSION:
         return [f"the schema {version} (of another version of vitdeploy)"]
@@ -213,11 +256,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _finish(folder: Path, output: Path) -> None:
-    """Do what is left once all is joined: rename the whole file, then remove the parts."""
-    if (folder / _WHOLE).exists():
-        os.replace(folder / _WHOLE, output)
-        fsync_path(output.parent)
+def _format(output: Path, layout: Layout) -> Format:
+    return format_of(output, FORMATS if layout.dimensions is None else VECTOR_FORMATS)
+
+
+def _finish(folder: Path, output: Path, kind: Format) -> None:
+    """Do what is left once all is joined: rename the whole file and what belongs to it, then remove the parts."""
+    for made, target in zip(_files(folder / _WHOLE, kind), _files(output, kind), strict=True):
+        if made.exists():
+            os.replace(made, target)
+            fsync_path(output.parent)
     _remove(folder, keep=(_JOINED, _JOB, _LOCK))
     for name in (_JOINED, _JOB, _LOCK):
         (folder / name).unlink(missing_ok=True)

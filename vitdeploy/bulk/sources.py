@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import os
+import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitdeploy import progress
-from vitdeploy.datasets.folders import IMAGE_SUFFIXES
-from vitdeploy.errors import DatasetError, ImageError, require
+from vitdeploy.bulk.files import ArrowFiles, Files, LocalFiles, arrow_files, printable, without_secrets
+from vitdeploy.bulk.tables import Item, Table
+from vitdeploy.core import progress
+from vitdeploy.core.errors import DatasetError, require
+from vitdeploy.data.folders import kind_words
+from vitdeploy.data.images import image_suffixes, is_address
 
-__all__ = ["Done", "Images", "Item", "find_images", "printable"]
-
-_SUFFIXES = IMAGE_SUFFIXES | {".avif", ".ico", ".jfif", ".jp2"}
-_COLUMN_NAMES = ("image", "img", "picture", "photo", "png", "jpg", "jpeg", "webp", "bytes")
-_ROWS_AT_A_TIME = 64
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image: the path of its file, or of its table and the row there; `content` is a path or encoded bytes.
-
-    A row without an image has an ImageError as its content.
-    """
-
-    name: str
-    row: int | None
-    content: str | bytes | ImageError
+__all__ = ["Done", "Images", "find_images", "tables_below"]
 
 
 @dataclass
@@ -47,171 +37,176 @@ class Done:
 
 
 class Images:
-    """All images of a run."""
+    """All images of a run: `files`, the paths in each file system, and then `tables`."""
 
-    def __init__(self, files: list[str], tables: list[_Table]) -> None:
-        self._files, self._tables = files, tables
+    def __init__(self, files: Sequence[tuple[Files, list[str]]], tables: Sequence[Table]) -> None:
+        self.files, self.tables = files, tables
 
     @property
     def has_rows(self) -> bool:
         """Whether some images are rows of a table."""
-        return bool(self._tables)
+        return bool(self.tables)
 
     def count(self, done: Done) -> tuple[int, int]:
         """How many images there are, and how many of them are done."""
-        rows = sum(table.count for table in self._tables)
-        done_rows = sum(min(done.rows.get(table.name, 0), table.count) for table in self._tables)
-        return len(self._files) + rows, sum(name in done.names for name in self._files) + done_rows
+        rows = sum(table.count for table in self.tables)
+        done_rows = sum(min(done.rows.get(table.name, 0), table.count) for table in self.tables)
+        done_files = sum(place.name(path) in done.names for place, paths in self.files for path in paths)
+        return sum(len(paths) for _, paths in self.files) + rows, done_files + done_rows
 
     def items(self, done: Done) -> Iterator[Item]:
         """The images that are not done: files first, then each table row by row."""
-        for path in self._files:
-            name = printable(path)
-            if name not in done.names:
-                yield Item(name, None, path)
-        for table in self._tables:
+        for place, paths in self.files:
+            for path in paths:
+                name = place.name(path)
+                if name not in done.names:
+                    yield Item(name, None, path)
+        for table in self.tables:
             yield from table.items(done.rows.get(table.name, 0))
 
     def to_json(self) -> list[dict[str, Any]]:
         """What a later run must find the same: of tables their sizes, since rows are counted."""
-        return [table.to_json() for table in self._tables]
+        return [table.to_json() for table in self.tables]
 
 
-def find_images(paths: Sequence[str], *, image_column: str | None = None, skip: Sequence[Path] = ()) -> Images:
+def find_images(
+    paths: Sequence[str], *, image_column: str | None = None, skip: Sequence[str | Path] = (), addresses: bool = False
+) -> Images:
     """The images that `paths` name, in order and each once.
 
     A folder stands for all image files below it, or for its parquet files where it has no image files; hidden files and
     those below `skip` are left out. A file that is named itself is an image whatever its suffix, or a parquet file.
+    With `addresses` a path may be one of another file system too: s3://bucket/folder.
 
     Raises:
         DatasetError: a path that is not there, a folder without images, a damaged parquet file, or one whose image
             column can't be found.
-        DependencyError: parquet without pyarrow.
+        DependencyError: parquet, or an address, without pyarrow.
     """
-    skipped = {path.resolve() for path in skip}
-    files: dict[str, None] = {}
-    tables: dict[str, None] = {}
+    skipped = {os.path.realpath(path) for path in skip}
+    left_out = [without_secrets(path).rstrip("/") for path in map(str, skip) if is_address(path)]
+    here = LocalFiles(os.getcwd())
+    found = _Found()
     for path in map(os.path.expanduser, paths):
         if os.path.isdir(path):
-            images, parquet, others = _walk(path, skipped)
-            if not images and not parquet:
+            found.add_folder(here, path, _walk(path, skipped))
+        elif is_address(path):
+            if not addresses:
                 raise DatasetError(
-                    f"{printable(path)} holds no images ({others} other files)",
-                    hint=f"known by their suffix are {' '.join(sorted(_SUFFIXES))} and .parquet",
+                    f"{printable(path)} is an address, and images are read from files",
+                    hint="download it first; --engine ray reads s3://, gs:// and hdfs://",
                 )
-            if others:
-                progress.note(f"{printable(path)}: {others} files that are no images by their suffix are left out.")
-            (files if images else tables).update(dict.fromkeys(images or parquet))
+            _add_address(found, path, left_out)
         elif not os.path.exists(path):
             raise DatasetError(f"there is no {printable(path)}", hint="check the path")
-        elif path.lower().endswith(".parquet"):
-            tables[path] = None
+        elif not os.path.isfile(path):
+            raise DatasetError(f"{printable(path)} is not a regular file", hint="copy what it gives to a file first")
         else:
-            files[path] = None
-    return Images(list(files), [_Table(path, image_column) for path in tables])
+            found.add_file(here, path)
+    return found.images(image_column)
 
 
-def printable(path: str) -> str:
-    """A path as text: bytes that are no UTF-8 are written as escapes."""
-    return path.encode("utf-8", "backslashreplace").decode()
+class _Found:
+    """What was found so far, each once."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Files, dict[str, None]]] = []
+        self._tables: dict[str, tuple[Files, str]] = {}
+
+    def add_file(self, place: Files, path: str) -> None:
+        if path.lower().endswith(".parquet"):
+            self._tables.setdefault(place.name(path), (place, path))
+        else:
+            self._of(place)[path] = None
+
+    def add_folder(self, place: Files, path: str, below: tuple[list[str], list[str], Counter[str]]) -> None:
+        images, parquet, others = below
+        name = place.name(path)
+        if not images and not parquet:
+            raise DatasetError(
+                f"{name} holds no images ({sum(others.values())} other files)",
+                hint=f"known by their suffix are {' '.join(sorted(image_suffixes()))} and .parquet",
+            )
+        if others:
+            progress.note(f"{name}: left out are {kind_words(others)}, which can't be read.")
+        self._of(place).update(dict.fromkeys(images))
+        if not images:
+            for table in parquet:
+                self.add_file(place, table)
+
+    def images(self, column: str | None) -> Images:
+        files = [(place, list(paths)) for place, paths in self._files if paths]
+        return Images(files, [Table(path, column, place) for place, path in self._tables.values()])
+
+    def _of(self, place: Files) -> dict[str, None]:
+        for known, paths in self._files:
+            if known == place:
+                return paths
+        self._files.append((place, {}))
+        return self._files[-1][1]
 
 
-def _walk(folder: str, skipped: set[Path]) -> tuple[list[str], list[str], int]:
-    """Image files and parquet files below a folder, sorted, and how many others there are."""
-    images, parquet, others = [], [], 0
+def _add_address(found: _Found, address: str, left_out: list[str]) -> None:
+    place, path = arrow_files(address)
+    kinds = require("pyarrow.fs", extra="bulk").FileType
+    try:
+        kind = place.system.get_file_info(path).type
+        if kind == kinds.Directory:
+            found.add_folder(place, path, _kinds_below(place, path, left_out))
+            return
+    except OSError as error:
+        raise DatasetError(
+            f"can't list {place.name(path)}: {error}", hint="check the address, and the credentials for it"
+        ) from error
+    if kind != kinds.File:
+        raise DatasetError(f"there is no {place.name(path)}", hint="check the address, and the credentials for it")
+    found.add_file(place, path)
+
+
+def _kinds_below(place: ArrowFiles, folder: str, left_out: list[str]) -> tuple[list[str], list[str], Counter[str]]:
+    """What `_walk` gives, of another file system."""
+    images, parquet, others = [], [], Counter[str]()
+    for path in place.below(folder):
+        hidden = any(part.startswith(".") for part in posixpath.relpath(path, folder).split("/"))
+        if hidden or any(place.name(path).startswith(f"{other}/") for other in left_out):
+            continue
+        suffix = posixpath.splitext(path)[1].lower()
+        if suffix in image_suffixes():
+            images.append(path)
+        elif suffix == ".parquet":
+            parquet.append(path)
+        else:
+            others[suffix] += 1
+    return images, parquet, others
+
+
+def tables_below(paths: Sequence[str], image_column: str | None = None) -> Iterator[str]:
+    """The parquet files with images in the folders among `paths`; results in such a folder have no images."""
+    for path in filter(os.path.isdir, map(os.path.expanduser, paths)):
+        for table in _walk(path, set())[1]:
+            with suppress(DatasetError):
+                Table(table, image_column, LocalFiles())
+                yield table
+
+
+def _walk(folder: str, skipped: set[str]) -> tuple[list[str], list[str], Counter[str]]:
+    """Image files and parquet files below a folder, sorted, and how many others there are of each suffix."""
+    images, parquet, others = [], [], Counter[str]()
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and Path(parent, name).resolve() not in skipped
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in skipped
         )
         for name in names:
             path = os.path.join(parent, name)
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or (skipped and Path(path).resolve() in skipped):
+            if name.startswith(".") or (skipped and os.path.realpath(path) in skipped):
                 continue
-            if suffix in _SUFFIXES:
+            if suffix in image_suffixes():  # what is not a regular file becomes a row with an error: it is never opened
                 images.append(path)
-            elif suffix == ".parquet":
+            elif (regular := os.path.isfile(path)) and suffix == ".parquet":
                 parquet.append(path)
             else:
-                others += 1
+                others[suffix if regular else "no regular file"] += 1
     return sorted(images), sorted(parquet), others
-
-
-class _Table:
-    """The images in one column of a parquet file: bytes, or structs of bytes and path as Hugging Face writes them."""
-
-    def __init__(self, path: str, column: str | None) -> None:
-        arrow = require("pyarrow", extra="bulk")
-        parquet = require("pyarrow.parquet", extra="bulk")
-        self.name = printable(path)
-        self._path = path
-        try:
-            with parquet.ParquetFile(path) as file:
-                self.count = file.metadata.num_rows
-                schema = file.schema_arrow
-        except (arrow.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{self.name} is damaged or no parquet file: {error}", hint="copy or download the file again"
-            ) from error
-        self._column = _image_column(schema, self.name, column)
-
-    def to_json(self) -> dict[str, Any]:
-        stat = os.stat(self._path)
-        return {"table": self.name, "column": self._column, "rows": self.count, "size_bytes": stat.st_size}
-
-    def items(self, start: int) -> Iterator[Item]:
-        """The rows from `start` on; row groups before it are not read."""
-        arrow = require("pyarrow", extra="bulk")
-        parquet = require("pyarrow.parquet", extra="bulk")
-        row = 0
-        try:
-            with parquet.ParquetFile(self._path) as file:
-                for group in range(file.num_row_groups):
-                    size = file.metadata.row_group(group).num_rows
-                    if row + size <= start:
-                        row += size
-                        continue
-                    for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[self._column]):
-                        for value in batch.column(0).to_pylist():
-                            if row >= start:
-                                yield Item(self.name, row, self._content(value, row))
-                            row += 1
-        except (arrow.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{self.name} can't be read from row {row} on: {error}",
-                hint="copy or download the file again; what was answered before is kept",
-            ) from error
-
-    def _content(self, value: Any, row: int) -> str | bytes | ImageError:
-        if isinstance(value, dict):
-            content, path = value.get("bytes"), value.get("path")
-            if content is None and path is not None:
-                return os.path.join(os.path.dirname(self._path), path)
-            value = content
-        if isinstance(value, bytes):
-            return value
-        return ImageError(f"there is no image in the column {self._column!r}", hint="remove that row from the table")
-
-
-def _image_column(schema: Any, name: str, asked: str | None) -> str:
-    types = require("pyarrow.types", extra="bulk")
-
-    def holds_bytes(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-    possible = [field.name for field in schema if holds_bytes(field.type)]
-    columns = f"its columns are {', '.join(schema.names)}"
-    if asked is not None:
-        if asked in possible:
-            return asked
-        problem = "holds no image files" if asked in schema.names else "is not there"
-        raise DatasetError(f"the column {asked!r} of {name} {problem}; {columns}", hint="give another --image-column")
-    usual = [column for column in _COLUMN_NAMES if column in possible]
-    if len(possible) == 1 or usual:
-        return possible[0] if len(possible) == 1 else usual[0]
-    raise DatasetError(
-        f"{'several columns' if possible else 'no column'} of {name} could hold the images; {columns}",
-        hint="say which: --image-column NAME",
-    )

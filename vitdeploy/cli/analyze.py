@@ -8,10 +8,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.bundle import CALIBRATIONS
+from vitdeploy.cli.terminal import echo_json, new_console
+from vitdeploy.cli.types import match_labels, outside_paths_option
+from vitdeploy.core.precisions import title
 
 if TYPE_CHECKING:
-    from vitdeploy.compiler.int8 import Analysis
+    from vitdeploy.compiler.quantization.int8 import Analysis
 
 __all__ = ["command"]
 
@@ -19,14 +22,25 @@ __all__ = ["command"]
 @click.command("analyze")
 @click.argument("bundle", type=click.Path())
 @click.option("--dataset", required=True, metavar="D", help="Labelled images: a name, Hub id or path.")
-@click.option("--split", default="train", show_default=True, help="Where they come from; the test split is refused.")
+@click.option(
+    "--split", default="train", show_default=True, help="Which part of the dataset; test and all are refused."
+)
+@match_labels
+@click.option(
+    "--precision",
+    type=click.Choice(tuple(CALIBRATIONS)),
+    help="What to rank the layers of. Default: INT8, or FP8 where that is all there is.",
+)
 @click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="How many images.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(bundle: str, dataset: str, split: str, count: int, as_json: bool) -> None:
-    """Say what each INT8 layer of BUNDLE costs: which to blame, which to leave out.
+@outside_paths_option
+def command(
+    bundle: str, dataset: str, split: str, precision: str | None, count: int, as_json: bool, **options: str
+) -> None:
+    """Rank the INT8 or FP8 layers of BUNDLE by the accuracy they cost.
 
     For each layer: its share of the multiply-accumulates (MACs), the signal-to-noise ratio of its output (SQNR) and of
-    the logits when only this layer is in INT8, and what top-1 loses then. The images are others than those that
+    the logits when only this layer is rounded, and what top-1 loses then. The images are others than those that
     calibrated the bundle. The result stays in the bundle as analysis.json, and the report of bench shows it.
 
     \b
@@ -36,14 +50,15 @@ def command(bundle: str, dataset: str, split: str, count: int, as_json: bool) ->
     from dataclasses import replace
 
     from vitdeploy.bundle import Bundle
-    from vitdeploy.compiler.int8 import analyze, recipe_of
+    from vitdeploy.compiler.quantization.int8 import analyze, recipe_of
 
     opened = Bundle.open(bundle)
-    analysis = analyze(opened, replace(recipe_of(opened), split=split).with_data(dataset), count=count)
+    recipe = replace(recipe_of(opened, precision), split=split).with_data(dataset)
+    analysis = analyze(opened, recipe, precision=precision, count=count, **options)
     if as_json:
         echo_json(analysis.to_json())
     else:
-        _show(Console(highlight=False), analysis)
+        _show(new_console(), analysis)
 
 
 def _show(console: Console, analysis: Analysis) -> None:
@@ -57,12 +72,14 @@ def _show(console: Console, analysis: Analysis) -> None:
             f"{row.macs_share:.2%}",
             f"{row.sqnr_db:.1f}",
             f"{row.logits_db:.1f}",
-            f"{row.judgement.drop:+.2f}",
-            f"{row.judgement.agreement:.2f} %",
+            f"{row.paired.drop:+.2f}",
+            f"{row.paired.agreement:.2f} %",
         )
     console.print(table)
     data = analysis.data
     console.print(
-        f"{data['count']} images of {data['name']}/{data['split']}; each layer alone in INT8, the others in FP32; the"
-        " most damaging per share of the MACs first. Kept as analysis.json."
+        f"{data['count']} images of {data['name']}/{data['split']}; each layer alone in {title(analysis.precision)},"
+        " the others in FP32; the most damaging per share of the MACs first. Kept as analysis.json."
     )
+    if data["matching"]["sentence"]:
+        console.print(f"Note: {data['matching']['sentence']}.", markup=False)

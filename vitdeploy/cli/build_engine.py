@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.terminal import echo_json, program
-from vitdeploy.cli.types import Names, ShapeRanges
+from vitdeploy.backends.tensorrt.options import FLAVOURS
+from vitdeploy.cli.terminal import echo, echo_json, program
+from vitdeploy.cli.types import Names, ShapeRanges, match_labels, outside_paths_option
+from vitdeploy.core.precisions import precisions, title
+from vitdeploy.core.text import quoted
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.build import BuildResult
-    from vitdeploy.compiler.engine import EngineOptions, Profile
-    from vitdeploy.compiler.recipe import Recipe
-    from vitdeploy.specs import ShapeRange
+    from vitdeploy.compiler.engine import Profile
+    from vitdeploy.compiler.quantization.recipe import Recipe
+    from vitdeploy.core.specs import ShapeRange
 
 __all__ = ["command"]
 
 
+def _a_flag_for_each_precision(function: Callable[..., None]) -> Callable[..., None]:
+    for name in reversed(precisions()):  # the last decorator is the first in --help
+        help_text = f"The {title(name)} form, and an engine from it." if name != "fp32" else "Build an FP32 engine."
+        function = click.option(f"--{name}", is_flag=True, help=help_text)(function)
+    return function
+
+
 @click.command("build-engine")
 @click.argument("bundle", type=click.Path())
-@click.option("--fp32", is_flag=True, help="An engine in FP32.")
-@click.option("--fp16", is_flag=True, help="The FP16 form, and an engine from it.")
-@click.option("--bf16", is_flag=True, help="The BF16 form, and an engine from it.")
-@click.option("--int8", is_flag=True, help="The INT8 form, and an engine from it.")
-@click.option("--calibration", "recipe_file", type=click.Path(), metavar="RECIPE.toml", help="How to calibrate INT8.")
+@_a_flag_for_each_precision
+@click.option(
+    "--calibration", "recipe_file", type=click.Path(), metavar="RECIPE.toml", help="How to calibrate INT8 and FP8."
+)
 @click.option(
     "--calibration-data", metavar="D", help="Calibration images: a dataset or a folder; wins over the recipe's."
 )
@@ -36,24 +46,26 @@ __all__ = ["command"]
     metavar="PARTS",
     help="Quantise more: attention, patch-embedding, classifier (a list with commas).",
 )
+@click.option("--fp8-also", type=Names(), metavar="PARTS", help="The same for FP8.")
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100, min_open=True),
     metavar="POINTS",
-    help="Keep layers out of INT8 until it loses no more top-1 than this, with 95 % confidence.",
+    help="Keep layers out of INT8, or FP8, until it loses no more top-1 than this, with 95 % confidence.",
 )
 @click.option(
     "--validation-images",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Measure that on so many images that do not calibrate.",
+    help="Measure that on this many images that are not used to calibrate.",
 )
+@match_labels
 @click.option(
     "--target",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnx"]),
+    type=click.Choice(["auto", *FLAVOURS, "onnx"]),
     help="auto: what this machine can build. onnx: the forms only, for ONNX Runtime and OpenVINO.",
 )
 @click.option(
@@ -71,12 +83,25 @@ __all__ = ["command"]
     help="Raw images, as in 1x1:480x640:1080x1920. Several: a profile each, with the --batch of its place.",
 )
 @click.option(
-    "--workspace", type=int, metavar="MIB", help="The most scratch memory of kernels. Default: TensorRT's own."
+    "--workspace",
+    "workspace_mib",
+    type=int,
+    metavar="MIB",
+    help="Most scratch memory for kernels. Default: TensorRT's own.",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fast, 5 tries most. Default: 3.")
-@click.option("--max-aux-streams", type=click.IntRange(min=0), help="The most CUDA streams beside the main one.")
-@click.option("--compute-capability", type=Names(), metavar="8.6,8.9", help="GPUs of a TensorRT-RTX engine.")
-@click.option("--timing-cache", type=click.Path(dir_okay=False), help="Kernel timings of earlier TensorRT builds.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fastest, 5 optimises most. Default: 3.")
+@click.option("--max-aux-streams", type=click.IntRange(min=0), help="Most CUDA streams beside the main one.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    type=Names(),
+    default=(),
+    metavar="8.6,8.9",
+    help="GPUs of a TensorRT-RTX engine.",
+)
+@click.option(
+    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Kernel timings of earlier TensorRT builds."
+)
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: an engine for all GPUs from Ampere on.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: an engine for later versions of the same major.")
 @click.option(
@@ -84,37 +109,59 @@ __all__ = ["command"]
     is_flag=True,
     help="TensorRT: an engine without weights, which it takes from the graph on loading.",
 )
-@click.option("--force", is_flag=True, help="Build again what is up to date.")
+@click.option(
+    "--force", is_flag=True, help="Rebuild what is up to date, and keep INT8 whose calibration fails its check."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
-def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any) -> None:
-    """Add FP16 and INT8 forms, and TensorRT engines from them, to BUNDLE.
+@outside_paths_option
+def command(
+    bundle: str,
+    target: str,
+    force: bool,
+    as_json: bool,
+    recipe_file: str | None,
+    calibration_data: str | None,
+    int8_also: tuple[str, ...] | None,
+    fp8_also: tuple[str, ...] | None,
+    max_drop: float | None,
+    validation_images: int,
+    match_labels: str,
+    batch: tuple[tuple[tuple[ShapeRange, ...], ...], ...],
+    image_size: tuple[tuple[tuple[ShapeRange, ...], ...], ...],
+    **engine: Any,
+) -> None:
+    """Add FP16, INT8 and FP8 forms, and TensorRT engines from them, to BUNDLE.
 
-    INT8 is calibrated on images of the training split. The bundle keeps the result, so that INT8 can be built again
-    without images.
+    INT8 and FP8 are calibrated on images of the training split. The bundle keeps the result, so that they can be built
+    again without images. FP8 is for GPUs of compute capability 8.9 and later: Ada, Hopper, Blackwell.
 
     \b
     Examples:
       vitdeploy build-engine bundles/vit --fp16 --int8 --calibration-data cifar10
-      vitdeploy build-engine bundles/vit --int8 --calibration calibration/cifar10.toml --target onnx
-      vitdeploy build-engine bundles/vit --fp16 --batch 1,1:8:32 --image-size 480x640,224:224:1080x1920
+      vitdeploy build-engine bundles/vit --int8 --target onnx \\
+          --calibration calibration/cifar10.toml
+      vitdeploy build-engine bundles/vit --fp16 --batch 1,1:8:32 \\
+          --image-size 480x640,224:224:1080x1920
     """
     from vitdeploy.bundle import Bundle
     from vitdeploy.compiler.build import build
-    from vitdeploy.compiler.engine import choose_target
+    from vitdeploy.compiler.engine import EngineOptions, choose_target
 
-    precisions = [name for name in ("fp32", "fp16", "bf16", "int8") if options[name]]
-    if not precisions:
-        raise click.UsageError("No precision was asked for: add --fp16, --bf16, --int8 or more of them.")
+    wanted = [name for name in precisions() if engine.pop(name)]
+    if not wanted:
+        raise click.UsageError("No precision was asked for: add --fp16, --bf16, --int8, --fp8 or more of them.")
     opened = Bundle.open(bundle)
     chosen = choose_target(target)
     result = build(
         opened,
-        precisions,
+        wanted,
         target=chosen,
-        recipe=_recipe(options["recipe_file"], options["calibration_data"], options["int8_also"]),
-        max_drop=options["max_drop"],
-        validation_images=options["validation_images"],
-        engine_options=None if chosen == "onnx" else _engine_options(chosen, options),
+        recipe=_recipe(recipe_file, calibration_data, int8_also, "--int8-also"),
+        fp8_recipe=_recipe(recipe_file, calibration_data, fp8_also, "--fp8-also"),
+        max_drop=max_drop,
+        validation_images=validation_images,
+        match_labels=match_labels,
+        engine_options=None if chosen == "onnx" else EngineOptions(chosen, _profiles(batch, image_size), **engine),
         force=force,
     )
     if as_json:
@@ -130,39 +177,24 @@ def command(bundle: str, target: str, force: bool, as_json: bool, **options: Any
         _show(result)
 
 
-def _recipe(file: str | None, data: str | None, also: tuple[str, ...] | None) -> Recipe | None:
-    from vitdeploy.compiler.recipe import Placement, Recipe, read_recipe
+def _recipe(file: str | None, data: str | None, also: tuple[str, ...] | None, option: str) -> Recipe | None:
+    """How to calibrate, with what `option` adds; None: as the bundle has it."""
+    from vitdeploy.compiler.quantization.recipe import Placement, Recipe, read_recipe
+    from vitdeploy.core.settings import field_names
 
     parts = [part.replace("-", "_") for part in also or ()]
-    unknown = [part for part in parts if part not in vars(Placement())]
+    unknown = [part for part in parts if part not in field_names(Placement)]
     if unknown:
-        known = ", ".join(name.replace("_", "-") for name in vars(Placement()))
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {known}", param_hint="--int8-also")
+        known = ", ".join(name.replace("_", "-") for name in field_names(Placement))
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {known}", param_hint=option)
     if file is None and data is None:
         if parts:
-            raise click.UsageError("--int8-also needs images: add --calibration-data or --calibration.")
+            raise click.UsageError(f"{option} needs images: add --calibration-data or --calibration.")
         return None
     recipe = Recipe() if file is None else read_recipe(file)
     wanted: dict[str, Any] = dict.fromkeys(parts, True)
     recipe = replace(recipe, **wanted)
     return recipe if data is None else recipe.with_data(data)
-
-
-def _engine_options(flavour: str, options: dict[str, Any]) -> EngineOptions:
-    from vitdeploy.compiler.engine import EngineOptions
-
-    return EngineOptions(
-        flavour=flavour,
-        profiles=_profiles(options["batch"], options["image_size"]),
-        workspace_mib=options["workspace"],
-        optimization_level=options["optimization_level"],
-        max_aux_streams=options["max_aux_streams"],
-        compute_capabilities=options["compute_capability"] or (),
-        timing_cache=None if options["timing_cache"] is None else Path(options["timing_cache"]),
-        hardware_compatible=options["hardware_compatible"],
-        version_compatible=options["version_compatible"],
-        strip_weights=options["strip_weights"],
-    )
 
 
 def _profiles(
@@ -186,15 +218,15 @@ def _profiles(
 
 
 def _show(result: BuildResult) -> None:
-    from vitdeploy.runtime.engine_command import rebuild_command
+    from vitdeploy.backends.tensorrt.command import rebuild_command
 
     folder = result.bundle.path
     for artifact in result.built:
-        if artifact.kind in ("onnx", "engine", "calibration"):
-            click.echo(f"{folder / artifact.path}  {artifact.size_bytes / 1e6:.1f} MB")
+        if artifact.kind in ("onnx", "engine", "calibration", "fp8-calibration"):
+            echo(f"{folder / artifact.path}  {artifact.size_bytes / 1e6:.1f} MB")
     for artifact in result.kept:
-        click.echo(f"{folder / artifact.path}  up to date")
+        echo(f"{folder / artifact.path}  up to date")
     for artifact in result.stale:
         again = rebuild_command(artifact, folder, artifact.target)
-        click.echo(f"{folder / artifact.path}  out of date, built from an earlier graph: {again}")
-    click.echo(f"Next: {program()} bench {folder} --dataset DATASET --baseline MODEL")
+        echo(f"{folder / artifact.path}  out of date, built from an earlier graph: {again}")
+    echo(f"Next: {program()} bench {quoted(folder)} --dataset DATASET --baseline MODEL")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from vitdeploy.cli.terminal import echo_json, program
+from vitdeploy.cli.terminal import echo, echo_json, program
+from vitdeploy.core.text import quoted
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from vitdeploy.demo import DemoResult
+
+__all__ = ["command", "show_result"]
 
 
 @click.command("demo")
@@ -15,14 +21,16 @@ __all__ = ["command"]
 )
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo wrote.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0, min_open=True), help="Train shorter or longer than the digits need."
+    "--epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Train for this many epochs. Default: what the digits need.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights, order and benchmark."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, order and benchmark."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_json: bool) -> None:
-    """Run the whole story on this machine, offline.
+    """Run the whole pipeline on this machine, offline.
 
     Trains a small ViT on scikit-learn's handwritten digits, exports it with preprocessing in the graph, makes its FP16
     and INT8 forms and the TensorRT engines that this machine can build, and compares every form with PyTorch.
@@ -37,11 +45,17 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
     if as_json:
         echo_json(result.report.to_json())
         return
+    show_result(result)
+
+
+def show_result(result: DemoResult) -> None:
+    """Print what was trained and measured, where it lies, and what to try next."""
     from vitdeploy.cli.bench import show_report
 
     count = result.training.metrics.get("test_samples")
     of = f" of {count:g} held-out images" if count else ""
-    click.echo(f"\nTrained to {result.training.test_accuracy:.2%}{of}.\n")
+    echo()
+    echo(f"Trained to {result.training.test_accuracy:.2%}{of}.\n")
     show_report(result.report)
     for name, path in (
         ("checkpoint", result.checkpoint),
@@ -49,5 +63,5 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
         ("report", result.report_json),
         ("report", result.report_html),
     ):
-        click.echo(f"{name:<11} {path}")
-    click.echo(f"\nNext: {program()} predict {result.bundle} {result.image}")
+        echo(f"{name:<11} {path}")
+    echo(f"\nNext: {program()} predict {quoted(result.bundle)} {quoted(result.image)}")

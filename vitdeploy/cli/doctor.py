@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, new_console
+from vitdeploy.core.version import full_version
 
 if TYPE_CHECKING:
     from vitdeploy.doctor import Capability, Diagnosis
@@ -23,7 +24,7 @@ _GIB = 1 << 30
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(as_json: bool) -> None:
-    """Say what this machine can build and run, and what to install for the rest.
+    """Show what this machine can build and run, and what to install for the rest.
 
     The JSON has schema_version, python, system, machine (cpu, cores, cpu_flags, memory_bytes, gpu, jetson, system),
     versions, capabilities (key, name, available, packages, reason, next_step, note) and problems (message,
@@ -44,7 +45,7 @@ def command(as_json: bool) -> None:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    console = Console(highlight=False)
+    console = new_console()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -89,7 +90,7 @@ def _step(console: Console, step: str) -> None:
 def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     machine = diagnosis.machine
     rows = [
-        ("vitdeploy", f"{_own_version()} on Python {diagnosis.python}"),
+        ("vitdeploy", f"{full_version()} on Python {diagnosis.python}"),
         ("System", diagnosis.system),
         ("Processor", f"{machine['cpu']}, {machine['cores']} usable core{'s' * (machine['cores'] != 1)}"),
     ]
@@ -101,12 +102,6 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         rows.append(("Jetson Linux", machine["jetson"]))
     rows += [("GPU", _gpu(gpu)) for gpu in machine["gpu"]] or [("GPU", "none of NVIDIA's that CUDA can use")]
     return rows
-
-
-def _own_version() -> str:
-    from vitdeploy import __version__
-
-    return __version__
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

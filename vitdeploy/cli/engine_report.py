@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
+from vitdeploy.cli.terminal import echo
+from vitdeploy.core.precisions import title
 
 if TYPE_CHECKING:
-    from vitdeploy.engines import EngineFacts
-    from vitdeploy.runtime.engine_layers import EngineLayers, Int8Share
+    from vitdeploy.backends.tensorrt.layers import EngineLayers, Int8Share
+    from vitdeploy.inspection.engine import EngineFacts
+    from vitdeploy.inspection.plan import PlanFacts
 
 __all__ = ["engine_rows", "show_layers"]
 
@@ -20,7 +22,10 @@ def engine_rows(engine: EngineFacts) -> list[tuple[str, str]]:
     rows = []
     if engine.asked is not None:
         asked = engine.asked
-        rows.append(("Asked for", f"{len(asked['int8_products'])} of {asked['products']} products on INT8 factors"))
+        count, kind = len(asked["int8_products"]), title(asked["precision"])
+        rows.append(("Asked for", f"{count} of {asked['products']} products on {kind} factors"))
+    if engine.plan is not None:
+        rows += _plan(engine.plan)
     if engine.layers is None:
         return [*rows, ("Layers", f"not read: {engine.reason}")]
     layers = engine.layers
@@ -28,8 +33,8 @@ def engine_rows(engine: EngineFacts) -> list[tuple[str, str]]:
     if not layers.detailed:
         rows.append(("", "the engine tells its layers' names only: it was not built by vitdeploy"))
     rows.append(("Fusions", f"{len(layers.fused)} layers do the work of several nodes{_largest(layers)}"))
-    if engine.int8 is not None:
-        rows += _int8(engine.int8)
+    if engine.int8 is not None and engine.asked is not None:
+        rows += _share(engine.int8, title(engine.asked["precision"]))
     if engine.memory is not None:
         sizes = ", ".join(f"{size / 1e6:.1f} MB" for size in engine.memory["scratch_bytes"])
         rows.append(("Memory", f"at most {sizes} of scratch memory, a value for each profile"))
@@ -38,10 +43,25 @@ def engine_rows(engine: EngineFacts) -> list[tuple[str, str]]:
 
 def show_layers(layers: EngineLayers) -> None:
     """Every layer in a line of its own, with the graph's nodes in it."""
-    click.echo()
+    echo()
     for layer in layers.layers:
         inside = f"  <- {', '.join(layer.nodes)}" if len(layer.nodes) > 1 else ""
-        click.echo(f"{layer.precision or 'not said':9} {layer.kind or '-':24} {layer.name}{inside}")
+        echo(f"{layer.precision or 'not said':9} {layer.kind or '-':24} {layer.name}{inside}")
+
+
+def _plan(plan: PlanFacts) -> list[tuple[str, str]]:
+    products = ", ".join(f"{count} {name}" for name, count in sorted(plan.by_precision.items()))
+    rows = [
+        ("Plan", f"{len(plan.kernels)} kernels, {plan.text_bytes / 1e6:.1f} MB of their source"),
+        ("", f"products by what they compute in: {products}; {len(plan.attention)} fused attentions"),
+    ]
+    waits = [*plan.host_copies, *plan.jumps]
+    if waits or not plan.capturable:
+        steps = f": {len(plan.host_copies)} copies to the host, {len(plan.jumps)} conditional jumps" if waits else ""
+        rows.append(("", f"can't be captured in a CUDA graph{steps}; export and build it again to be rid of that"))
+    else:
+        rows.append(("", "no copies to the host, no conditional jumps; can be captured in a CUDA graph"))
+    return rows
 
 
 def _counts(layers: EngineLayers) -> str:
@@ -53,8 +73,8 @@ def _largest(layers: EngineLayers) -> str:
     return f", the largest of {most}" if most else ""
 
 
-def _int8(share: Int8Share) -> list[tuple[str, str]]:
-    rows = [("INT8", f"{share.running} of the {share.asked} products that the graph asks for run in INT8")]
+def _share(share: Int8Share, kind: str) -> list[tuple[str, str]]:
+    rows = [(kind, f"{share.running} of the {share.asked} products that the graph asks for run in {kind}")]
     rows += [("", f"{node} runs in {precision}, in {layer}") for node, layer, precision in share.elsewhere[:_SHOWN]]
     if len(share.elsewhere) > _SHOWN:
         rows.append(("", f"and {len(share.elsewhere) - _SHOWN} more, see --json"))

@@ -11,42 +11,56 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vitdeploy.backends.registry import backend_title
 from vitdeploy.cli.engine_report import engine_rows, show_layers
-from vitdeploy.cli.terminal import echo_json
+from vitdeploy.cli.terminal import echo_json, new_console
+from vitdeploy.cli.types import revision_option
+from vitdeploy.core.precisions import precisions, title
+from vitdeploy.core.text import on_one_line, quoted
+from vitdeploy.models.tasks import TASKS
 
 if TYPE_CHECKING:
     from vitdeploy.bundle import Artifact
-    from vitdeploy.graphs import GraphFacts
-    from vitdeploy.inspection import BundleReport, FileReport, FileState
-    from vitdeploy.specs import TensorSpec
+    from vitdeploy.core.specs import TensorSpec
+    from vitdeploy.inspection.bundle import BundleReport, FileReport, FileState
+    from vitdeploy.inspection.graph import GraphFacts
 
 __all__ = ["command"]
 
 _LABELS_SHOWN = 10
 _OPERATORS_SHOWN = 12
-_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
 @click.command("inspect")
 @click.argument("path", metavar="BUNDLE_OR_FILE")
 @click.option("--layers", is_flag=True, help="List every layer of an engine; needs a GPU.")
-@click.option("--trusted", is_flag=True, help="Load an engine that no bundle describes: its file is code, and runs.")
+@click.option(
+    "--trusted",
+    is_flag=True,
+    help="Load an engine that no bundle describes: it can run code, so only load what you trust.",
+)
+@revision_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(path: str, layers: bool, trusted: bool, as_json: bool) -> None:
-    """Say what is in a bundle, an ONNX file, or an engine or another file of a bundle.
+def command(path: str, layers: bool, trusted: bool, revision: str | None, as_json: bool) -> None:
+    """Show what is in a bundle, an ONNX file, an engine or another file of a bundle.
+
+    A bundle is a folder, or OWNER/NAME of one on the Hugging Face Hub, which is fetched into its cache.
 
     Every file is compared with the hash in the manifest; if one is missing or changed the exit code is 1. No GPU is
-    needed, and for a bundle no optional package; to look inside an ONNX file, the package onnx. On a GPU an engine is
-    also loaded, and TensorRT says what its layers run in: how many products that the graph asks to be INT8 are.
+    needed, and for a bundle no optional package; to look inside an ONNX file, the package onnx. The file of a
+    TensorRT-RTX engine says which kernels it runs, what products compute in, and whether a call waits for the GPU in
+    its middle. On a GPU an engine is also loaded, and TensorRT says what its layers run in: how many products that the
+    graph asks to be INT8 are.
 
-    The JSON of a bundle has schema_version, type ("bundle"), name, model, labels, preprocess, preprocess_text, inputs,
-    outputs, artifacts (the manifest's entries with state: ok, changed or missing, and stale: why it should be made
-    again, or null), sound, calibration (recipe, images), checks, bench, choice (of the last benchmark, or null) and
-    provenance. That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its
-    entry), graph (opsets, inputs, outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes,
-    products, int8_products) and
-    engine (asked: products, int8_products, layers; found: layers, tensors, by_precision, fused; int8: asked, running,
-    elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why nothing was found).
+    The JSON of a bundle has schema_version, type ("bundle"), name, model, task, embedding (pooling, normalized,
+    dimensions, or null), labels, preprocess, preprocess_text, inputs, outputs, artifacts (the manifest's entries with
+    state: ok, changed or missing, and stale: why it should be made again, or null), sound, calibration (INT8's: recipe,
+    images, check), calibrations (by precision), checks, bench, choice (of the last benchmark, or null) and provenance.
+    That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its entry), graph
+    (opsets, inputs, outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes, products,
+    int8_products, fp8_products) and engine (asked: precision, products, int8_products, layers; plan: kernels, products,
+    attention, host_copies, jumps, capturable, text_bytes, by_precision, or null; found: layers, tensors, by_precision,
+    fused; int8: asked, running, elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why nothing was found).
 
     \b
     Example:
@@ -54,30 +68,44 @@ def command(path: str, layers: bool, trusted: bool, as_json: bool) -> None:
       vitdeploy inspect bundles/vit/model.int8.onnx
       vitdeploy inspect bundles/vit/engines/tensorrt-rtx-int8.engine --json
     """
-    from vitdeploy.inspection import BundleReport, inspect
+    from vitdeploy.inspection.bundle import BundleReport, inspect
 
-    report = inspect(path, trusted=trusted)
+    report = inspect(path, trusted=trusted, revision=revision)
     if as_json:
         echo_json(report.to_json())
     elif isinstance(report, BundleReport):
-        _show_bundle(Console(highlight=False), report)
+        _show_bundle(new_console(), report)
     else:
-        _show_file(Console(highlight=False), report)
+        _show_file(new_console(), report)
         if layers and report.engine is not None and report.engine.layers is not None:
             show_layers(report.engine.layers)
     report.require_sound()
 
 
 def _show_bundle(console: Console, report: BundleReport) -> None:
-    from vitdeploy.inspection import describe_preprocessing
+    from vitdeploy.inspection.bundle import describe_preprocessing
 
     manifest = report.manifest
-    facts = [("Bundle", str(report.path)), ("Model", _model(manifest.model)), ("Labels", _labels(manifest.labels))]
+    facts = [("Bundle", str(report.path)), ("Model", _model(manifest.model))]
+    if manifest.embedding is not None:
+        facts.append(("Embedding", str(manifest.embedding)))
+    else:
+        facts.append(("Labels", _labels(manifest.labels)))
+    if manifest.task != "single_label":
+        facts.append(("Answers", TASKS[manifest.task].title))
+    if "zero_shot" in manifest.provenance:
+        facts += _rows("Words in", map(on_one_line, manifest.provenance["zero_shot"]["templates"]))
     facts += _rows("Preprocessing", describe_preprocessing(manifest.preprocess))
     facts += _rows("Input", map(_tensor, manifest.inputs))
     facts += _rows("Output", map(_tensor, manifest.outputs))
-    if report.calibration is not None:
-        facts.append(("Calibration", _calibration(report.calibration)))
+    calibrations = report.calibrations
+    facts += _rows(
+        "Calibration",
+        [
+            _calibration(found) if tuple(calibrations) == ("int8",) else f"{title(precision)}: {_calibration(found)}"
+            for precision, found in calibrations.items()
+        ],
+    )
     _show_facts(console, facts)
     console.print("\nFiles", style="bold")
     _show_files(console, report.files)
@@ -94,9 +122,9 @@ def _show_bundle(console: Console, report: BundleReport) -> None:
         console.print(_indented(f"Chosen on {where}: {choice.precision} on {choice.backend}; load() takes it there."))
     stale = [file.artifact for file in report.files if file.stale]
     if stale:
-        options = [f"--{precision}" for precision in ("fp16", "int8") if precision in {a.precision for a in stale}]
-        options += ["--calibration-data DATASET"] if any(a.kind == "calibration" for a in stale) else []
-        line = " ".join(["vitdeploy build-engine", str(report.path), *options])
+        options = [f"--{precision}" for precision in precisions() if precision in {a.precision for a in stale}]
+        options += ["--calibration-data DATASET"] if any(a.kind.endswith("calibration") for a in stale) else []
+        line = " ".join(["vitdeploy build-engine", quoted(report.path), *options])
         console.print(f"\nNext: {line}", soft_wrap=True, markup=False)
 
 
@@ -106,7 +134,7 @@ def _show_file(console: Console, report: FileReport) -> None:
         facts.append(("Bundle", str(report.bundle)))
     if report.state is not None:
         artifact = report.state.artifact
-        facts += [("Kind", _kind(artifact)), ("Made for", _NAMES.get(artifact.target, artifact.target))]
+        facts += [("Kind", _kind(artifact)), ("Made for", backend_title(artifact.target))]
         made = _built_with(artifact)
         facts += [("Built with", made)] if made else []
         facts.append(("State", _STATES[report.state.state]))
@@ -138,7 +166,7 @@ def _graph(graph: GraphFacts) -> list[tuple[str, str]]:
     )
     if graph.quantize_nodes or graph.dequantize_nodes:
         facts.append(("Q/DQ", f"{graph.quantize_nodes} QuantizeLinear, {graph.dequantize_nodes} DequantizeLinear"))
-    facts.append(("Products", f"{graph.int8_products} of {graph.products} (MatMul, Gemm, Conv) are on INT8 factors"))
+    facts.append(("Products", _products(graph)))
     shown = list(graph.operators.items())[:_OPERATORS_SHOWN]
     rest = len(graph.operators) - len(shown)
     operators = ", ".join(f"{count} {name}" for name, count in shown) + (f" and {rest} other kinds" if rest else "")
@@ -188,7 +216,7 @@ def _built_with(artifact: Artifact) -> str:
         parts.append(f"vitdeploy {made['vitdeploy']}")
     runtime = made.get("tensorrt")
     if isinstance(runtime, dict):
-        parts.append(f"{_NAMES.get(runtime.get('flavour', ''), 'TensorRT')} {runtime.get('version')}")
+        parts.append(f"{backend_title(str(runtime.get('flavour', 'tensorrt')))} {runtime.get('version')}")
     capabilities = made.get("compute_capabilities") or made.get("compute_capability")
     if capabilities:
         listed = ", ".join(capabilities) if isinstance(capabilities, list) else str(capabilities)
@@ -228,6 +256,11 @@ def _profiles(profiles: Iterable[dict[str, dict[str, list[int]]]]) -> list[str]:
     ]
 
 
+def _products(graph: GraphFacts) -> str:
+    count, kind = (graph.fp8_products, "FP8") if graph.fp8_products else (graph.int8_products, "INT8")
+    return f"{count} of {graph.products} (MatMul, Gemm, Conv) are on {kind} factors"
+
+
 def _kind(artifact: Artifact) -> str:
     return f"{artifact.kind} {artifact.precision}" if artifact.precision else artifact.kind
 
@@ -243,7 +276,8 @@ def _model(model: dict[str, Any]) -> str:
 
 def _labels(labels: tuple[str, ...]) -> str:
     rest = len(labels) - _LABELS_SHOWN
-    return f"{len(labels)}: {', '.join(labels[:_LABELS_SHOWN])}{f' and {rest} more' if rest > 0 else ''}"
+    shown = ", ".join(map(on_one_line, labels[:_LABELS_SHOWN]))
+    return f"{len(labels)}: {shown}{f' and {rest} more' if rest > 0 else ''}"
 
 
 def _tensor(spec: TensorSpec) -> str:
@@ -257,6 +291,9 @@ def _calibration(calibration: dict[str, Any]) -> str:
     if recipe.get("method") == "percentile":
         settings.append(f"percentile {recipe.get('percentile')}")
     settings += [name.replace("_", " ") for name in ("smoothing", "bias_correction") if recipe.get(name)]
+    check = calibration["check"]
+    if check.get("forced"):
+        settings.append(f"FORCED, although {check.get('problem')}")
     return ", ".join([text, *settings])
 
 

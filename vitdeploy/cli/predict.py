@@ -8,50 +8,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.terminal import echo_json
-from vitdeploy.runtime.selection import BACKENDS, PRECISIONS
+from vitdeploy.cli.bulk import bulk_options, by_engine, check_patterns, engine_options, show_bulk
+from vitdeploy.cli.parameters import backend_option, precision_option
+from vitdeploy.cli.terminal import echo_json, echo_problem, new_console, program
+from vitdeploy.cli.types import outside_paths_option, revision_option, trust_remote_code
+from vitdeploy.core import progress
+from vitdeploy.core.text import on_one_line, quoted
 
 if TYPE_CHECKING:
     from vitdeploy.bulk import BulkResult
 
 __all__ = ["command"]
 
-_FAILURES_SHOWN = 5
-
 
 @click.command("predict")
-@click.argument("bundle", type=click.Path(file_okay=False))
+@click.argument("model", metavar="BUNDLE_OR_MODEL")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
     "-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
 )
-@click.option(
-    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True, help="What runs the model."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(("auto", *PRECISIONS)),
-    default="auto",
-    show_default=True,
-    help="Which form of the model.",
-)
+@backend_option("What runs the model: auto, {names}.")
+@precision_option("Precision of the form to run.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False),
-    help="Write one row an image to this .parquet, .csv or .jsonl file; IMAGE may then be folders and parquet files.",
+    type=click.Path(),
+    help="Write one row per image to this .parquet, .csv or .jsonl file; IMAGE may then be folders and parquet files.",
 )
+@bulk_options
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an --output that exists, or a stopped run that had other options."
+    "--csv-safe",
+    is_flag=True,
+    help="In CSV, put a ' before texts that a spreadsheet would compute: = + - @.",
 )
-@click.option("--image-column", help="The column of parquet files that holds the images. Default: found by its type.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads that decode for --output. Default: one a processor."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Most images of one call of the model. Default: 32.")
+@engine_options
+@outside_paths_option
+@revision_option
+@trust_remote_code
 @click.option("--json", "as_json", is_flag=True, help="Print the predictions as JSON.")
 def command(
-    bundle: str,
+    model: str,
     images: tuple[str, ...],
     top_k: int,
     backend: str,
@@ -62,9 +58,18 @@ def command(
     image_column: str | None,
     workers: int | None,
     batch_size: int | None,
+    csv_safe: bool,
+    engine: str,
+    address: str | None,
+    num_gpus: float | None,
+    revision: str | None,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> int:
-    """Classify each IMAGE, a file, with BUNDLE; "-" reads one from standard input.
+    """Classify each IMAGE, a file, with a bundle; "-" reads one from standard input.
+
+    The bundle is a folder, or OWNER/NAME on the Hugging Face Hub, which is fetched into its cache. The folder of a
+    checkpoint will do for a first look: PyTorch runs it then.
 
     An image that can't be used is named on standard error, the others are still answered, and the exit code is 1.
 
@@ -72,81 +77,120 @@ def command(
     kept in OUTPUT.partial, and a command that was stopped goes on from there when it is given again. An image that
     can't be used is a row with its error; the exit code is 1 if all are.
 
+    With --engine ray the images are shared out among the machines of a Ray cluster; IMAGE and --output may then be
+    addresses (s3://, gs://, hdfs://), and OUTPUT is a folder of parquet files.
+
     \b
     Examples:
       vitdeploy predict bundles/vit cat.png dog.jpg --top-k 3
+      vitdeploy predict runs/vit cat.png
       vitdeploy predict bundles/vit photos --output results.parquet
+      vitdeploy predict bundles/vit s3://b/in --output s3://b/out --engine ray
     """
+    check_patterns(images)
+    if _is_checkpoint(model):
+        _bundles_only(model, backend, precision, output)
+    of_ray = by_engine(engine, address, num_gpus)
     if output is not None:
-        from vitdeploy.bulk import check_output, predict_files
-        from vitdeploy.runtime import load
-
-        check_output(output, overwrite=overwrite)
-        with load(bundle, backend, precision, threads=threads) as classifier:
-            result = predict_files(
-                classifier,
-                images,
-                output,
-                top_k=top_k,
-                image_column=image_column,
-                workers=workers,
-                batch=batch_size,
-                overwrite=overwrite,
-            )
-            how = {"backend": classifier.backend, "precision": classifier.precision}
-        return _show_bulk(result, how, as_json)
+        options: dict[str, Any] = {
+            "top_k": top_k,
+            "image_column": image_column,
+            "workers": workers,
+            "batch": batch_size,
+            "overwrite": overwrite,
+        }
+        form = {"backend": backend, "precision": precision, "threads": threads, "revision": revision}
+        if of_ray is not None:
+            if csv_safe:
+                raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
+            return show_bulk(*_predict_by_ray(model, images, output, **form, **options, **of_ray), as_json)
+        return show_bulk(*_predict_here(model, images, output, form, csv_safe=csv_safe, **options), as_json)
     bulk_only = {
         "--overwrite": overwrite,
         "--image-column": image_column,
         "--workers": workers,
         "--batch-size": batch_size,
+        "--csv-safe": csv_safe,
+        "--engine ray": engine == "ray",
     }
     if given := [name for name, value in bulk_only.items() if value]:
         raise click.UsageError(f"{', '.join(given)}: only with --output.")
     _check_files(images)
+    sources: list[Any] = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    if _is_checkpoint(model):
+        from vitdeploy.runtime.checkpoint import predict_checkpoint
+
+        answers = predict_checkpoint(model, sources, top_k, threads=threads, trust_remote_code=trust_remote_code)
+        progress.note(f"Note: {model} is a checkpoint, run by PyTorch. For a device: {_export(model)}")
+        return _show(images, answers, {"backend": "pytorch", "precision": "fp32"}, as_json)
     from vitdeploy.runtime import load
 
-    with load(bundle, backend, precision, threads=threads) as classifier:
-        sources: list[Any] = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    with load(model, backend, precision, threads=threads, revision=revision) as classifier:
         answers = classifier.predict(sources, top_k, errors="return")
         how = {"backend": classifier.backend, "precision": classifier.precision}
     return _show(images, answers, how, as_json)
 
 
+def _predict_here(
+    model: str, images: tuple[str, ...], output: str, form: dict[str, Any], **options: Any
+) -> tuple[BulkResult, dict[str, str]]:
+    from vitdeploy.bulk import check_output, predict_files
+    from vitdeploy.runtime import load
+
+    check_output(output, overwrite=options["overwrite"], inputs=images)
+    with load(model, **form) as classifier:
+        result = predict_files(classifier, images, output, **options)
+        return result, {"backend": classifier.backend, "precision": classifier.precision}
+
+
+def _predict_by_ray(
+    model: str, images: tuple[str, ...], output: str, **options: Any
+) -> tuple[BulkResult, dict[str, str]]:
+    from vitdeploy.deploy.ray import predict_files
+
+    result = predict_files(model, images, output, **options)
+    return result, {"backend": result.backend, "precision": result.precision}
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether what is to be run is the folder of a checkpoint."""
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.models.folders import is_checkpoint
+
+    path = Path(model).expanduser()
+    return not Bundle.is_bundle(path) and is_checkpoint(path)
+
+
+def _bundles_only(model: str, backend: str, precision: str, output: str | None) -> None:
+    """Refuse what only bundles can do."""
+    from vitdeploy.core.errors import InputError
+
+    asked = {"--backend": backend != "auto", "--precision": precision != "auto", "--output": output is not None}
+    if given := [name for name, is_given in asked.items() if is_given]:
+        raise InputError(
+            f"{model} is a checkpoint, and {given[0]} is for bundles", hint=f"export it first: {_export(model)}"
+        )
+
+
+def _export(model: str) -> str:
+    return f"{program()} export {quoted(model)} --output {quoted(Path('bundles', Path(model).name))}"
+
+
 def _check_files(images: tuple[str, ...]) -> None:
     """Refuse what only a run with --output takes."""
-    from vitdeploy.errors import InputError
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.core.errors import InputError
 
     for image in images:
+        if Bundle.is_bundle(Path(image)):
+            raise InputError(f"{image} is a bundle, not an image", hint="name the bundle first, then the images")
         if Path(image).is_dir() or image.lower().endswith(".parquet"):
-            raise InputError(
-                f"{image} holds many images", hint="write their classes to a file: --output results.parquet"
-            )
-
-
-def _show_bulk(result: BulkResult, how: dict[str, str], as_json: bool) -> int:
-    if as_json:
-        echo_json({**how, **result.to_json()})
-    else:
-        rate = f", {result.images_per_second:.1f} images/s" if result.images_per_second else ""
-        earlier = f", {result.resumed} of them before" if result.resumed else ""
-        click.echo(
-            f"{result.images} images{earlier}, {result.failed} failed{rate} ({how['precision']} on {how['backend']})"
-        )
-        click.echo(result.output)
-    for image, row, error in result.failures[:_FAILURES_SHOWN]:
-        place = image if row is None else f"{image}, row {row}"
-        click.secho("Failed: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(error if row is None and image in error else f"{place}: {error}", err=True)
-    if result.failed > _FAILURES_SHOWN:
-        click.echo(
-            f"... and {result.failed - _FAILURES_SHOWN} more: the rows of {result.output} with an error", err=True
-        )
-    return 1 if result.failed == result.images else 0
+            what = "is a folder" if Path(image).is_dir() else "holds many images"
+            raise InputError(f"{image} {what}", hint="write the classes to a file: --output results.parquet")
 
 
 def _show(images: tuple[str, ...], answers: list[Any], how: dict[str, str], as_json: bool) -> int:
-    from vitdeploy.errors import ImageError
+    from vitdeploy.core.errors import ImageError
 
     failed = [(image, answer) for image, answer in zip(images, answers, strict=True) if isinstance(answer, ImageError)]
     good = [
@@ -159,17 +203,13 @@ def _show(images: tuple[str, ...], answers: list[Any], how: dict[str, str], as_j
     elif good:
         _table(good, how)
     for image, error in failed:
-        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(error.message if image in error.message else f"{image}: {error.message}", err=True)
-        if error.hint:
-            click.secho("Hint: ", fg="yellow", bold=True, nl=False, err=True)
-            click.echo(error.hint, err=True)
+        message = error.message if image in error.message else f"{image}: {error.message}"
+        echo_problem("Error", message, error.hint)
     return 1 if failed else 0
 
 
 def _table(good: list[tuple[str, Any]], how: dict[str, str]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -180,11 +220,11 @@ def _table(good: list[tuple[str, Any]], how: dict[str, str]) -> None:
     for image, prediction in good:
         for place, score in enumerate(prediction.top_k):
             table.add_row(
-                Text(image if place == 0 else ""),
-                Text(score.label, style="bold" if place == 0 else "dim"),
-                Text(f"{score.score:.1%}", style="" if place == 0 else "dim"),
+                Text(on_one_line(image) if place == 0 else ""),
+                Text(on_one_line(score.label), style="bold" if place == 0 else "dim"),
+                Text(score.text, style="" if place == 0 else "dim"),
             )
-    console = Console(highlight=False)
+    console = new_console()
     if not console.is_terminal:
         console.width = 160  # a pipe has no width: nothing is folded
     console.print(table)

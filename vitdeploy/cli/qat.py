@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from vitdeploy.cli.terminal import echo_json, program
+from vitdeploy.cli.terminal import echo, echo_json, program
+from vitdeploy.core.text import quoted
 
-__all__ = ["tune_bundle"]
+if TYPE_CHECKING:
+    from vitdeploy.qat import QatResult
+
+__all__ = ["show_result", "tune_bundle"]
 
 
 def tune_bundle(bundle: str, options: dict[str, Any], as_json: bool) -> None:
@@ -26,17 +30,22 @@ def tune_bundle(bundle: str, options: dict[str, Any], as_json: bool) -> None:
     result = tune(QatConfig(bundle=bundle, **given))
     if as_json:
         echo_json(result.to_json())
-        return
+    else:
+        show_result(result)
+
+
+def show_result(result: QatResult) -> None:
+    """Print what the tune brought, what it wrote, and what to try next."""
     _line("FP32 before", result.fp32_before, f" of {result.test_images} test images")
     _line("INT8 before", result.int8_before, "")
     recovered = "" if result.recovered is None else f", {result.recovered:.0%} of the loss recovered"
     _line("INT8 after", result.int8_after, recovered)
     _line("FP32 after", result.fp32_after, "")
-    click.echo(f"tune         {result.steps} steps, best at {result.best_step}, {result.seconds:.0f} s in all")
-    click.echo(f"checkpoint   {result.output}")
-    click.echo(f"bundle       {result.bundle}")
-    click.echo(f"next         {program()} bench {result.bundle} --dataset DATASET --baseline {result.output}")
+    echo(f"tune         {result.steps} steps, best at {result.best_step}, {result.seconds:.0f} s in all")
+    echo(f"checkpoint   {result.output}")
+    echo(f"bundle       {result.bundle}")
+    echo(f"next         {program()} bench {quoted(result.bundle)} --dataset DATASET --baseline {quoted(result.output)}")
 
 
 def _line(name: str, accuracy: float, rest: str) -> None:
-    click.echo(f"{name:<12} {accuracy:.2%}{rest}")
+    echo(f"{name:<12} {accuracy:.2%}{rest}")

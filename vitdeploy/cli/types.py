@@ -6,9 +6,48 @@ import re
 
 import click
 
-from vitdeploy.specs import ShapeRange
+from vitdeploy.core.specs import ShapeRange
 
-__all__ = ["ImageSize", "Names", "ShapeRanges"]
+__all__ = [
+    "ImageSize",
+    "Names",
+    "ShapeRanges",
+    "match_labels",
+    "outside_paths_option",
+    "revision_option",
+    "trust_remote_code",
+]
+
+match_labels = click.option(
+    "--match-labels",
+    type=click.Choice(["name", "position"]),
+    default="name",
+    show_default=True,
+    help="Find the dataset's classes among the model's by name (or number), or by position.",
+)
+
+trust_remote_code = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint. Read it first."
+)
+
+
+def _outside_paths(context: click.Context, _: click.Parameter, allowed: bool) -> None:
+    from vitdeploy.data.outside import outside_paths
+
+    context.with_resource(outside_paths(allowed))
+
+
+outside_paths_option = click.option(
+    "--allow-outside-paths",
+    is_flag=True,
+    expose_value=False,
+    callback=_outside_paths,
+    help="Read images that parquet files name outside their own folder.",
+)
+
+revision_option = click.option(
+    "--revision", help="Branch, tag or commit of a bundle on the Hub. Default: its default branch."
+)
 
 
 class ImageSize(click.ParamType):  # type: ignore[type-arg]
@@ -21,7 +60,7 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
         if not found:
-            self.fail(f"{value!r} is no size; write HEIGHTxWIDTH, as in 480x640", param, ctx)
+            self.fail(f"{value!r} is not a size; write HEIGHTxWIDTH, such as 480x640", param, ctx)
         height, width = int(found[1]), int(found[2] or found[1])
         if height < 1 or width < 1:
             self.fail(f"{value!r} has no pixels", param, ctx)

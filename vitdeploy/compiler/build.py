@@ -1,4 +1,4 @@
-"""Bundle -> bundle with FP16 and INT8 forms and TensorRT engines in it.
+"""Bundle -> bundle with further forms (rows of `forms.FORMS`) and TensorRT engines in it.
 
 The order: the ONNX forms first, in one change of the bundle, then one engine after the other, each a change of its own.
 What is already there and up to date is left alone.
@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy import __version__, machine, progress
+from vitdeploy import __version__
 from vitdeploy.bundle import Artifact, Bundle, BundleEditor
-from vitdeploy.compiler.calibration import Calibration
-from vitdeploy.compiler.graph.compose import exchange_front
-from vitdeploy.compiler.graph.half import single_by_standard, to_half
-from vitdeploy.compiler.graph.integer_products import fuse_integer_products
-from vitdeploy.compiler.graph.read_rows import compute_read_rows
-from vitdeploy.compiler.graph.save import save
-from vitdeploy.compiler.half_forms import check_half, plan_for, static_size
-from vitdeploy.compiler.half_plan import HalfPlan
-from vitdeploy.compiler.int8 import VALIDATION_IMAGES, Int8Request, Int8Stage
-from vitdeploy.compiler.preprocessing import build_preprocessing
-from vitdeploy.compiler.quantize import quantize
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.compiler.structure import check_structure
-from vitdeploy.errors import InputError, require
+from vitdeploy.compiler.float16.check import rounded
+from vitdeploy.compiler.forms import FORMS, Form, Ingredients, Making
+from vitdeploy.compiler.passes.save import save
+from vitdeploy.compiler.quantization.int8 import VALIDATION_IMAGES, Int8Request
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.compiler.selftest import SelftestStage
+from vitdeploy.core import machine, progress
+from vitdeploy.core.errors import InputError, require
+from vitdeploy.core.precisions import FORMS as SPECS
+from vitdeploy.core.precisions import precisions as known_precisions
+from vitdeploy.core.precisions import spec_of, title
+from vitdeploy.data.labels import BY_NAME
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
 
-__all__ = ["PRECISIONS", "BuildResult", "build"]
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_HALVES = {"fp16": "float16", "bf16": "bfloat16"}
+__all__ = ["BuildResult", "build"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,10 @@ class BuildResult:
     kept: tuple[Artifact, ...]
     stale: tuple[Artifact, ...]
 
+    def __repr__(self) -> str:
+        built, kept = (", ".join(artifact.path for artifact in made) or "nothing" for made in (self.built, self.kept))
+        return f"<BuildResult of {self.bundle.path}: built {built}; kept {kept}>"
+
 
 def build(
     bundle: Bundle | str | os.PathLike[str],
@@ -60,6 +59,8 @@ def build(
     recipe: Recipe | None = None,
     max_drop: float | None = None,
     validation_images: int = VALIDATION_IMAGES,
+    match_labels: str = BY_NAME,
+    fp8_recipe: Recipe | None = None,
     engine_options: EngineOptions | None = None,
     force: bool = False,
 ) -> BuildResult:
@@ -67,41 +68,46 @@ def build(
 
     Args:
         bundle: the bundle, or its folder.
-        precisions: of "fp32" (only an engine), "fp16", "bf16", "int8".
+        precisions: of those in `core.precisions`: "fp32" (only an engine), "fp16", "bf16", "int8", "fp8".
         target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
         recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
             it can't hold on the same images.
         max_drop: the most top-1 that INT8 may lose, in points, with 95 % confidence; as few layers as possible are kept
             out of INT8 for it. None: all layers are in INT8, whatever that costs.
         validation_images: on how many images, other than those that calibrate, the drop is measured.
+        match_labels: how their classes are found among the model's, "name" or "position": see `data.labels`.
+        fp8_recipe: how to calibrate FP8; None: as INT8.
         engine_options: batch and image sizes, workspace ... of the engines.
-        force: build again what is up to date.
+        force: build again what is up to date, and keep an INT8 whose calibration fails its check.
 
     Raises:
         InputError: a precision that is not known, or INT8 with neither a recipe nor a calibration in the bundle.
-        ModelError: INT8 can't meet the budget, or would be slower than FP16 by its structure.
+        ModelError: INT8's calibration fails its check, it can't meet the budget, or it would be slower than FP16 by
+            its structure.
         EngineError: the target can't be built here.
     """
-    from vitdeploy.compiler.engine import EngineOptions, check_options, choose_target
+    from vitdeploy.compiler.engine import EngineOptions, check_options, choose_target, for_gpus
 
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened.check_changeable()
     wanted = _check_precisions(precisions)
-    request = Int8Request(recipe, max_drop, validation_images)
+    request = Int8Request(recipe, max_drop, validation_images, match_labels, fp8_recipe)
     chosen = choose_target(target)
     options = None
     if chosen != "onnx":  # what the engines can't be is said before minutes go into calibration
         options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
+        for precision in wanted:
+            for_gpus(options, precision)
         check_options(options, opened.manifest.inputs[0])
     before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
-    if set(wanted) - {"fp32"}:
-        with opened.edit() as editor:
-            _Forms(opened, editor, request, force).make(wanted)
-        opened = opened.reopen()
+    with opened.edit() as editor:
+        _Builder(opened, editor, request, force).make(wanted)
+    opened = opened.reopen()
     if options is not None:
         for precision in wanted:
             _build_engine(opened, precision, options, force)
             opened = opened.reopen()
-    built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a)
+    built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a and a.kind != "selftest")
     kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
     there = [a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds]
     outdated = opened.out_of_date()
@@ -110,118 +116,107 @@ def build(
 
 
 def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
+    known = known_precisions()
     for precision in precisions:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r} is not known", hint=f"one of {', '.join(PRECISIONS)}")
+        if precision not in known:
+            raise InputError(f"precision {precision!r} is not known", hint=f"one of {', '.join(known)}")
     if not precisions:
-        raise InputError("no precision was asked for", hint="add --fp16, --bf16, --int8 or more of them")
-    return tuple(precision for precision in PRECISIONS if precision in precisions)
+        raise InputError("no precision was asked for", hint="add --fp16, --bf16, --int8, --fp8 or more of them")
+    return tuple(precision for precision in known if precision in precisions)
 
 
-class _Forms:
-    """The FP16 and INT8 graphs of a bundle, made from its FP32 graph."""
+class _Builder:
+    """Makes rows of the table of forms, in one change of the bundle."""
 
     def __init__(self, bundle: Bundle, editor: BundleEditor, request: Int8Request, force: bool) -> None:
         single = bundle.find(kind="onnx", precision="fp32")
         if single is None:
             raise InputError(f"{bundle.path} has no model.onnx", hint="export it again")
         self._bundle, self._editor, self._force = bundle, editor, force
-        self._single = single
-        self._int8 = Int8Stage(bundle, editor, single, request, force=force)
-        self._path = bundle.file(single)
-        self._plan: HalfPlan | None = None
+        self._ingredients = Ingredients(bundle, editor, single, request, force=force)
+        self._made: dict[tuple[str, str], Artifact] = {}
 
-    def make(self, precisions: tuple[str, ...]) -> None:
-        if "int8" in precisions:
-            self._int8.check()  # before images go through the model for FP16
-        origin = self._plan_half() if {"fp16", "int8"} & set(precisions) else {}
-        for precision, needs in (("fp16", origin), ("bf16", {})):
-            name = f"model.{precision}.onnx"
-            if precision in precisions and not self._current(name, needs):
-                with progress.task(f"{precision.upper()} graph"):
-                    self._write(name, precision, "any", needs)
-        if "int8" in precisions:
-            calibration, made_with = self._int8.calibration()
-            for name, target in (("model.int8.onnx", "tensorrt"), ("model.int8-cpu.onnx", "cpu")):
-                needs = made_with if target == "cpu" else {**made_with, **origin}
-                if not self._current(name, needs):
-                    with progress.task(f"INT8 graph ({target})"):
-                        self._write(name, "int8", target, needs, calibration)
+    def make(self, precisions: Sequence[str]) -> None:
+        forms = [form for form in FORMS.values() if form.spec.precision in precisions]
+        for need in dict.fromkeys(need for form in forms for need in form.needs):
+            need.check(self._ingredients)  # before images go through the model for another form
+        for form in forms:
+            origin, ties = self._origin(form), {}
+            for need in form.needs:
+                ties.update(need.find(self._ingredients))
+            if not self._current(form, origin, ties):
+                target = form.spec.target
+                with progress.task(f"{form.spec.title} graph" + (f" ({target})" if target != "any" else "")):
+                    self._made[form.spec.key] = self._write(form, origin, ties)
+        self._prove()
 
-    def _plan_half(self) -> dict[str, str]:
-        """Find out what FP16 must keep in FP32; the hash that ties the forms to it."""
-        recipe = self._int8.request.recipe
-        chosen = None if recipe is None or recipe.dataset is None else self._int8.chosen
-        images = None if chosen is None else chosen.calibration
-        self._plan, sha256 = plan_for(self._bundle, self._editor, self._single, images, force=self._force)
-        return {"half_plan_sha256": sha256}
+    def _prove(self) -> None:
+        """Have a self-test in the bundle, with bounds for each of its forms."""
+        selftest = self._ingredients.selftest
+        for artifact in self._bundle.select(kind="onnx"):
+            spec = spec_of(artifact.precision, artifact.target)
+            if spec is not None and selftest.lacks(artifact.path):
+                with rounded(self._bundle.file(artifact)) as runner:
+                    selftest.add(artifact.path, runner, spec.title)
+        selftest.write()
 
-    def _current(self, name: str, origin: dict[str, str]) -> bool:
-        there = next((a for a in self._bundle.manifest.artifacts if a.path == name), None)
+    def _origin(self, form: Form) -> Artifact:
+        precision, target = form.origin
+        found = self._made.get(form.origin) or self._bundle.find(kind="onnx", precision=precision, target=target)
+        if found is None:
+            raise InputError(
+                f"{form.spec.title} is made from the {precision} graph, and {self._bundle.path} has none",
+                hint=f"build {precision} as well",
+            )
+        return found
+
+    def _current(self, form: Form, origin: Artifact, ties: dict[str, Any]) -> bool:
+        there = next((a for a in self._bundle.manifest.artifacts if a.path == form.spec.file), None)
         return (
             there is not None
             and not self._force
-            and there.built_from == self._single.sha256
+            and there.built_from == origin.sha256
             and there.built_with.get("vitdeploy") == __version__
-            and all(there.built_with.get(key) == value for key, value in origin.items())
-            and (self._bundle.path / name).is_file()
+            and all(there.built_with.get(key) == value for key, value in ties.items())
+            and (self._bundle.path / form.spec.file).is_file()
         )
 
-    def _write(
-        self, name: str, precision: str, target: str, origin: dict[str, str], calibration: Calibration | None = None
-    ) -> None:
+    def _write(self, form: Form, origin: Artifact, ties: dict[str, Any]) -> Artifact:
         ir = require("onnx_ir", extra="build")
-        model = ir.load(self._path)
-        if calibration is not None:
-            quantize(model, calibration, target=target)
-        kept: frozenset[str] = frozenset()
-        lacking = single_by_standard(model, _HALVES[precision]) if precision in _HALVES else {}
-        if calibration is not None:
-            model = exchange_front(self._preprocessing_for(target, model), model)
-        if target == "cpu":
-            fuse_integer_products(model)
-            compute_read_rows(model)
-        else:
-            kept = self._plan.names if self._plan is not None and precision != "bf16" else kept
-            to_half(model, kept, dtype=_HALVES.get(precision, "float16"))
-        made_with: dict[str, Any] = {"vitdeploy": __version__, **origin}
-        if precision == "int8" and target == "tensorrt":
-            structure = check_structure(model, kept)
-            progress.note(f"INT8 graph: {structure}")
-            structure.require_sound()
-            made_with["structure"] = structure.to_json()
-        if precision in _HALVES:
-            kept_fp32 = [asdict(e) for e in self._plan.kept] if kept and self._plan is not None else []
-            kept_fp32 += [{"node": name, "why": why} for name, why in lacking.items()]
-            made_with["kept_fp32"] = kept_fp32
-        path = self._editor.path_for(name)
+        spec, editor = form.spec, self._editor
+        making = Making(spec, self._ingredients, {"vitdeploy": __version__, **ties})
+        model = ir.load(editor.read_path(origin.path) if form.origin in self._made else self._bundle.file(origin))
+        for step in form.passes:
+            model = step(model, making)
+        path = editor.path_for(spec.file)
         data = save(model, path)
         if data is not None:
-            self._editor.add(data.name, kind="weights", precision=precision, target=target)
-        if target != "cpu":
-            found = check_half(path, self._path, precision, static_size(self._bundle))
-            made_with |= found.to_json() if precision in _HALVES else {}
-        self._editor.add(
-            name,
+            editor.add(data.name, kind="weights", precision=spec.precision, target=spec.target)
+        with rounded(path) as making.runner:
+            for check in form.checks:
+                check(model, path, making)
+            self._ingredients.selftest.add(spec.file, making.runner, spec.title)
+        return editor.add(
+            spec.file,
             kind="onnx",
-            precision=precision,
-            target=target,
-            built_from=self._single.sha256,
-            built_with=made_with,
+            precision=spec.precision,
+            target=spec.target,
+            built_from=origin.sha256,
+            built_with=making.built_with,
         )
-
-    def _preprocessing_for(self, target: str, model: Any) -> Any:
-        height, width = model.graph.inputs[0].shape[1:3]
-        known = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        return build_preprocessing(self._bundle.manifest.preprocess, input_size=known, target=target)
 
 
 def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force: bool) -> None:
     """One engine, in a change of the bundle of its own; nothing is done where it is there and up to date."""
-    from vitdeploy.compiler.engine import build_engine
+    from vitdeploy.compiler.engine import build_engine, for_gpus
 
-    source = bundle.find(kind="onnx", precision=precision, target="tensorrt" if precision == "int8" else "any")
+    spec = next((s for s in SPECS.values() if s.precision == precision and s.engine_place is not None), None)
+    if spec is None:
+        progress.note(f"No engine is built in {title(precision)}.")
+        return
+    source = bundle.find(kind="onnx", precision=precision, target=spec.target)
     assert source is not None, "forms are made before engines"
+    options = for_gpus(options, precision)
     name = f"engines/{options.flavour}-{precision}.engine"
     request = _request(options)
     there = next((artifact for artifact in bundle.manifest.artifacts if artifact.path == name), None)
@@ -238,6 +233,11 @@ def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force:
         log_path = (bundle.path / name).with_suffix(".log")  # beside the engine, and kept if the build fails
         log_path.parent.mkdir(exist_ok=True)
         info = build_engine(bundle.file(source), editor.path_for(name), options, log_path=log_path)
+        single = bundle.find(kind="onnx", precision="fp32")
+        assert single is not None
+        selftest = SelftestStage(bundle, editor, single)
+        selftest.cover(options.profiles[0].height, options.profiles[0].width)
+        selftest.write()
         editor.add(
             name,
             kind="engine",

@@ -1,4 +1,4 @@
-"""Checkpoint -> bundle: one graph from raw pixels to logits, checked against PyTorch before it is written.
+"""Checkpoint -> bundle: one graph from raw pixels to the answer, checked against PyTorch before it is written.
 
 The order keeps memory low: PyTorch computes what the graph will be compared with, the graph is traced, the module is
 let go, and the check runs the graph with its weights where they lie.
@@ -11,32 +11,40 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy import __version__, progress
+from vitdeploy import __version__
 from vitdeploy.bundle import Bundle, Manifest
-from vitdeploy.compiler.export_checks import check_outputs, check_preprocessing, first_difference_of
-from vitdeploy.compiler.graph.clean import clean, tidy
-from vitdeploy.compiler.graph.compose import put_in_front
-from vitdeploy.compiler.graph.layout import lay_out
-from vitdeploy.compiler.graph.result import PassResult
-from vitdeploy.compiler.graph.save import save
-from vitdeploy.compiler.image_size import check_size, resized_processor
-from vitdeploy.compiler.parity import Check
-from vitdeploy.compiler.tracing import OPSET, OUTPUTS, Reference, run_pytorch, trace
-from vitdeploy.errors import InputError, ModelError, require
-from vitdeploy.specs import PreprocessSpec, TensorSpec
-from vitdeploy.storage import disk_errors
+from vitdeploy.bundle.selftest import Selftest, enlarged
+from vitdeploy.compiler.frontend.checks import check_outputs, check_preprocessing, first_difference_of
+from vitdeploy.compiler.frontend.image_size import check_size, resized_processor
+from vitdeploy.compiler.frontend.parity import Check
+from vitdeploy.compiler.frontend.tracing import OPSET, OUTPUTS, Reference, run_pytorch, trace
+from vitdeploy.compiler.passes.clean import clean, tidy
+from vitdeploy.compiler.passes.compose import prepend_preprocessing
+from vitdeploy.compiler.passes.layout import lay_out
+from vitdeploy.compiler.passes.result import PassResult
+from vitdeploy.compiler.passes.save import save
+from vitdeploy.compiler.quantization.takeover import calibrated, take_over
+from vitdeploy.compiler.selftest import bounds_of, draw, own_images, write
+from vitdeploy.core import progress
+from vitdeploy.core.errors import InputError, ModelError, require
+from vitdeploy.core.specs import ANSWERS, EmbeddingSpec, PreprocessSpec, TensorSpec
+from vitdeploy.core.storage import check_apart, disk_errors
+from vitdeploy.models.tasks import Task, TaskRequest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from vitdeploy.checkpoints import Checkpoint
+    from vitdeploy.models.checkpoints import Checkpoint
 
 __all__ = ["export"]
+
+_BATCH = 8  # of the self-test's images: no more memory than the check images take
 
 
 def export(
@@ -45,12 +53,19 @@ def export(
     *,
     input_size: tuple[int, int] | None = None,
     image_size: tuple[int, int] | None = None,
-    outputs: tuple[str, ...] = ("logits",),
+    outputs: tuple[str, ...] = (),
+    task: str | None = None,
+    normalize: bool | None = None,
+    labels: tuple[str, ...] = (),
+    templates: tuple[str, ...] = (),
+    calibration_from: str | os.PathLike[str] | None = None,
     merge_qkv: bool = False,
     revision: str | None = None,
+    trust_remote_code: bool = False,
+    selftest_images: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write the bundle of an image classifier.
+    """Write the bundle of an image classifier, or of an image tower that gives an embedding.
 
     Args:
         model: Hub id or local folder of a fine-tuned checkpoint with its image processor.
@@ -58,56 +73,78 @@ def export(
         input_size: (height, width) of the raw images if they all have one size; the graph is then static in it.
         image_size: (height, width) of the pixel values that the model sees, if not the checkpoint's. Its position
             embeddings are interpolated as transformers does.
-        outputs: of "logits" (always there), "scores", "features", "attention": see `vitdeploy.compiler.tracing`.
+        outputs: beside the answer, of "scores", "features", "attention": see `frontend.tracing`.
+        task: "classification", the checkpoint's own classes; "embedding", one vector an image; "zero-shot", a
+            classifier of the words in `labels`. None: what the checkpoint says of itself.
+        normalize: whether an embedding's vectors have length 1; None: as the model compares them.
+        labels, templates: of zero-shot: its words, and the sentences around them; see `models.tasks.TaskRequest`.
+        calibration_from: a bundle of the same tower, whose calibration is taken over: for other words, say.
         merge_qkv: compute queries, keys and values by one product.
         revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        selftest_images: a folder of pictures that the bundle's self-test has beside its own; they are made small.
         overwrite: replace a bundle that is there.
 
     Raises:
-        InputError: an output that is not known.
+        InputError: an output or a task that is not known, or what does not belong to the task.
         ModelError: the checkpoint can't be loaded or exported, or the graph differs from PyTorch.
         OutputExistsError: `output` exists.
     """
-    from vitdeploy.checkpoints import load_checkpoint
+    from vitdeploy.models.checkpoints import load_checkpoint
 
-    names = _output_names(outputs)
+    request = TaskRequest(task, normalize, tuple(labels), tuple(templates))
+    _check_outputs_known(outputs)
+    other = None if calibration_from is None else calibrated(calibration_from)
     Bundle.check_output(output, overwrite=overwrite)
+    check_apart(output, (model,))
+    questions = [*draw(), *(own_images(selftest_images) if selftest_images is not None else ())]
+    if find_spec("torch") is None:  # who lacks it lacks the others too, and is told the extra that has them all
+        require("torch", extra="build")
     require("onnx_ir", extra="build")
 
     def load() -> Checkpoint:
-        return load_checkpoint(os.fspath(model), revision=revision)
+        return load_checkpoint(
+            os.fspath(model), revision=revision, trust_remote_code=trust_remote_code, request=request
+        )
 
     with disk_errors("temporary files"), tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         # The checkpoint has no name here: its weights are not needed again, and a large model has no room for them.
-        made = _traced(load(), names, input_size, image_size, merge_qkv, scratch)
+        made = _traced(load(), outputs, questions, input_size, image_size, merge_qkv, scratch)
         lay_out(made.graph)
         checks = _checked(made, load, scratch)
-    return _written(made, checks, output, overwrite=overwrite)
+    return _written(made, checks, output, other, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
 class _Traced:
     """What is left of a checkpoint when it is let go.
 
-    `front` is the graph from raw pixels to pixel values, `graph` that from there to the outputs. `pixels` are the check
-    images' pixel values, `reference` what PyTorch made of them; `check` compared the preprocessing.
+    `preprocessing` is the graph from raw pixels to pixel values, `graph` that from there to the outputs. `pixels` are
+    pixel values of the check images and of the self-test's, `reference` and `answers` what PyTorch made of these and of
+    those; `check` compared the preprocessing.
     """
 
     described: dict[str, Any]
     labels: tuple[str, ...]
+    task: Task
+    embedding: EmbeddingSpec | None
+    templates: tuple[str, ...]
     spec: PreprocessSpec
-    front: ir.Model
+    preprocessing: ir.Model
     graph: ir.Model
     passes: list[PassResult]
     pixels: list[np.ndarray]
     reference: Reference
+    answers: Reference
+    selftest: Selftest
     check: Check
 
 
 def _traced(
     checkpoint: Checkpoint,
-    names: tuple[str, ...],
+    outputs: tuple[str, ...],
+    questions: list[np.ndarray],
     input_size: tuple[int, int] | None,
     image_size: tuple[int, int] | None,
     merge_qkv: bool,
@@ -116,41 +153,76 @@ def _traced(
     """Compute in PyTorch what the graph will be compared with, trace and clean the graph."""
     from vitdeploy.compiler.preprocessing import build_preprocessing, spec_from_processor
 
+    answer = checkpoint.task.kind.output
+    names = (answer, *(name for name in OUTPUTS if name in outputs and name not in ANSWERS))
+    if "scores" in names and checkpoint.task.activation is None:
+        raise ModelError(
+            f"{checkpoint.source} gives {checkpoint.task.title}, so there are no scores to put into the graph",
+            hint="export it without --output-scores: what it gives are the numbers",
+        )
     processor, spec = checkpoint.processor, spec_from_processor(checkpoint.processor)
     if image_size is not None:
         processor = resized_processor(processor, spec, image_size)
         spec = spec_from_processor(processor)
     size = check_size(checkpoint.module, spec, image_size)
-    front = build_preprocessing(spec, input_size=input_size)
+    preprocessing = build_preprocessing(spec, input_size=input_size)
     with progress.task("Running PyTorch"):
-        pixels, check = check_preprocessing(processor, front, spec, input_size, scratch)
+        asked = [image if input_size is None else enlarged(image, input_size) for image in questions]
+        pixels, more, check = check_preprocessing(processor, preprocessing, spec, input_size, asked, scratch)
         _accept([check])
         reference = run_pytorch(checkpoint, pixels, names)
+        parts = [more[start : start + _BATCH] for start in range(0, len(more), _BATCH)]
+        answers = run_pytorch(checkpoint, parts, (answer,))
         _check_finite(checkpoint, reference)
     with progress.task("Tracing the model"), ThreadPoolExecutor(1) as pool:
         digest = pool.submit(checkpoint.sha256)  # tracing needs one core
         graph = trace(checkpoint, size, names, reference.baked)
         passes = clean(graph, merged_qkv=merge_qkv)
+        for result in passes:
+            result.report()
         described, labels = _describe(checkpoint, size, digest.result()), tuple(checkpoint.labels)
-    return _Traced(described, labels, spec, front, graph, passes, pixels, reference, check)
+    logits = np.concatenate(answers.values[answer])
+    selftest = Selftest(tuple(questions), {input_size: logits}, {}, f"PyTorch {_versions()['torch']}")
+    pixels = [*pixels, *parts]
+    return _Traced(
+        described,
+        labels,
+        checkpoint.task,
+        checkpoint.embedding,
+        checkpoint.templates,
+        spec,
+        preprocessing,
+        graph,
+        passes,
+        pixels,
+        reference,
+        answers,
+        selftest,
+        check,
+    )
 
 
 def _checked(made: _Traced, load: Callable[[], Checkpoint], scratch: Path) -> list[Check]:
     """Compare the graph with PyTorch; where they differ, load the checkpoint again and find the node at fault."""
     with progress.task("Checking against PyTorch"):
-        checks = check_outputs(made.graph, made.pixels, made.reference, scratch)
+        checks = check_outputs(made.graph, made.pixels, made.reference, made.answers, made.task, scratch)
         passed = all(entry.passed for entry in checks)
         _accept(checks, None if passed else first_difference_of(load(), made.graph, made.pixels[0], scratch))
     return checks
 
 
-def _written(made: _Traced, checks: list[Check], output: str | os.PathLike[str], *, overwrite: bool) -> Bundle:
+def _written(
+    made: _Traced, checks: list[Check], output: str | os.PathLike[str], other: Bundle | None, *, overwrite: bool
+) -> Bundle:
     """Put the preprocessing in front and write the bundle."""
-    whole = put_in_front(made.front, made.graph)
+    whole = prepend_preprocessing(made.preprocessing, made.graph)
     tidy(whole)
+    zero_shot = {"zero_shot": {"templates": list(made.templates)}} if made.templates else {}
     manifest = Manifest(
         model=made.described,
         labels=made.labels,
+        task=made.task.name,
+        embedding=made.embedding,
         preprocess=made.spec,
         inputs=tuple(_tensor_spec(value) for value in whole.graph.inputs),
         outputs=tuple(_tensor_spec(value) for value in whole.graph.outputs),
@@ -159,41 +231,44 @@ def _written(made: _Traced, checks: list[Check], output: str | os.PathLike[str],
             "opset": OPSET,
             "passes": [result.to_json() for result in made.passes],
             "checks": [entry.to_json() for entry in (*checks, made.check)],
+            **zero_shot,
         },
     )
     with Bundle.create(output, manifest, overwrite=overwrite) as editor:
         data = save(whole, editor.path_for("model.onnx"))
-        editor.add("model.onnx", kind="onnx", precision="fp32", built_with={"versions": _versions()})
+        single = editor.add("model.onnx", kind="onnx", precision="fp32", built_with={"versions": _versions()})
         if data is not None:
             editor.add(data.name, kind="weights", precision="fp32")
+        if other is not None:
+            take_over(editor, single, manifest, editor.path_for("model.onnx"), other)
+        write(editor, made.selftest.with_bounds("model.onnx", bounds_of(made.selftest)), single)
     return Bundle.open(output)
 
 
-def _output_names(outputs: tuple[str, ...]) -> tuple[str, ...]:
-    """The outputs in their order; logits are always there."""
+def _check_outputs_known(outputs: tuple[str, ...]) -> None:
     for name in outputs:
         if name not in OUTPUTS:
             raise InputError(f"the output {name!r} is not known", hint=f"choose from {', '.join(OUTPUTS)}")
-    return tuple(name for name in OUTPUTS if name == "logits" or name in outputs)
 
 
 def _check_finite(checkpoint: Checkpoint, reference: Reference) -> None:
     """Refuse a model that gives no numbers itself: no graph could agree with it."""
-    if not all(np.isfinite(logits).all() for logits in reference.values["logits"]):
+    output = checkpoint.task.kind.output
+    if not all(np.isfinite(values).all() for values in reference.values[output]):
         raise ModelError(
-            f"{checkpoint.source} gives logits that are not finite in PyTorch itself",
+            f"{checkpoint.source} gives numbers that are not finite in PyTorch itself",
             hint="its weights are damaged, or its training diverged: take an earlier checkpoint",
         )
 
 
-def _accept(checks: list[Check], blame: str | None = None) -> None:
-    """Print what was compared, and stop at the first that differs; `blame` is the node at fault, in words."""
+def _accept(checks: list[Check], divergence: str | None = None) -> None:
+    """Print what was compared, and stop at the first that differs; `divergence` describes the first differing node."""
     for check in checks:
         progress.note(str(check))
     for check in checks:
         if not check.passed:
             raise ModelError(
-                f"the exported graph differs from PyTorch: {check}{f'; {blame}' if blame else ''}",
+                f"the exported graph differs from PyTorch: {check}{f'; {divergence}' if divergence else ''}",
                 hint="please report the model's config.json; nothing was written",
             )
 

@@ -1,34 +1,19 @@
-"""The images that an export is checked with: photographs, drawn shapes and noise, in batches of 1, 2 and 7; and whether
-an image fits a graph."""
+"""The images that an export is checked with: photographs, drawn shapes and noise, in batches of 1, 2 and 7; and drawn
+images with the statistics of photographs, on which a calibration is checked."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vitdeploy.errors import InputError
-from vitdeploy.images import decode
+from vitdeploy.bundle import Bundle
+from vitdeploy.data.images import decode
 
-__all__ = ["check_batches", "check_size", "drawn_image"]
+__all__ = ["check_batches", "dead_leaves", "drawn_image", "static_size"]
 
 _SIZES = ((427, 640), (32, 32), (301, 97))
-
-
-def check_size(session: Any, image: np.ndarray) -> None:
-    """Refuse an image (height, width, 3) that a graph of one size, in an ONNX Runtime session, can't take.
-
-    Raises:
-        InputError: the image has another size.
-    """
-    wanted = tuple(session.get_inputs()[0].shape[1:3])
-    if wanted != image.shape[:2] and all(isinstance(edge, int) for edge in wanted):
-        raise InputError(
-            f"an image is {image.shape[0]}x{image.shape[1]}; the graph was exported for {wanted[0]}x{wanted[1]} only",
-            hint="take images of that size, or export without --input-size",
-        )
 
 
 def check_batches(input_size: tuple[int, int] | None = None) -> list[np.ndarray]:
@@ -71,3 +56,37 @@ def drawn_image(height: int, width: int, generator: np.random.Generator) -> np.n
     smooth[(x // 9 + y // 11) % 5 == 0] = 250
     noise = generator.integers(-20, 21, size=smooth.shape)
     return np.clip(smooth + noise, 0, 255).astype(np.uint8)
+
+
+def static_size(bundle: Bundle) -> tuple[int, int] | None:
+    """(height, width) of the raw images that the bundle's graphs were made for; None if they take any."""
+    height, width = bundle.manifest.inputs[0].shape[1:3]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def dead_leaves(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Shaded discs and boxes of all scales that cover each other, and grain: uint8 (height, width, 3).
+
+    Dead leaves have the edges and the spectrum of photographs (Lee, Mumford and Huang 2001). One in five is grey.
+    """
+    y, x = np.mgrid[:height, :width]
+    edge = min(height, width)
+    grey = generator.random() < 0.2
+    image = np.empty((height, width, 3))
+    image[:] = _colour(grey, generator)
+    for _ in range(40):
+        radius = edge * min(0.6, 0.04 / (np.sqrt(generator.random()) + 1e-3))
+        top, left = generator.uniform(-0.1, 1.1, 2) * (height, width)
+        angle, narrow = generator.uniform(0, np.pi), generator.uniform(0.3, 1)
+        u = (x - left) * np.cos(angle) + (y - top) * np.sin(angle)
+        v = ((y - top) * np.cos(angle) - (x - left) * np.sin(angle)) / narrow
+        inside = u**2 + v**2 < radius**2 if generator.random() < 0.5 else np.maximum(abs(u), abs(v)) < radius
+        shade = generator.normal(0, 30) * u / radius
+        image[inside] = (_colour(grey, generator) + shade[..., np.newaxis])[inside]
+    image += generator.normal(0, generator.uniform(0, 12), image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _colour(grey: bool, generator: np.random.Generator) -> np.ndarray:
+    colour: np.ndarray = np.full(3, generator.uniform(0, 255)) if grey else generator.uniform(0, 255, 3)
+    return colour

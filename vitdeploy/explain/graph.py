@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import InputError, ModelError, require
+from vitdeploy.core.errors import InputError, ModelError, require
+from vitdeploy.evaluation.batches import open_session
 from vitdeploy.explain.inside import Inside, check_attention, readout_of, undo_normalisation
-from vitdeploy.specs import Score
+from vitdeploy.models.tasks import CLASSIFICATION, TASKS
+from vitdeploy.runtime.predictions import Namer
 
 __all__ = ["look_inside_bundle"]
 
@@ -26,10 +28,11 @@ def look_inside_bundle(bundle: Bundle, pixels: np.ndarray, precision: str = "fp3
     """Run a form of the bundle on one image, uint8 (height, width, 3), and keep what attention did.
 
     Raises:
-        InputError: the bundle has no such form.
+        InputError: the bundle has no such form, or is no classifier.
         ModelError: the model has no attention over one grid of patches.
         DependencyError: onnx or ONNX Runtime is not installed.
     """
+    TASKS[bundle.manifest.task].require(CLASSIFICATION, str(bundle.path), "explain")
     # Not the form for CPUs: its last layer computes only the rows that the classifier reads.
     artifact = bundle.find(kind="onnx", precision=precision, target="tensorrt") or bundle.find(
         kind="onnx", precision=precision
@@ -62,15 +65,8 @@ def look_inside_bundle(bundle: Bundle, pixels: np.ndarray, precision: str = "fp3
         no_positions=None
         if positions is not None
         else "the graph adds no embedding of absolute positions to its patches",
-        prediction=best_class(values["logits"][0], bundle.manifest.labels),
+        prediction=Namer(bundle.manifest.labels, name, TASKS[bundle.manifest.task]).prediction(values["logits"][0], 1),
     )
-
-
-def best_class(logits: np.ndarray, labels: tuple[str, ...]) -> Score:
-    """The largest of (classes,) with its softmax probability."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    best = int(powers.argmax())
-    return Score(labels[best], best, float(powers[best] / powers.sum()))
 
 
 def _patch_embedding(graph: Any, path: Path) -> str:
@@ -83,16 +79,13 @@ def _patch_embedding(graph: Any, path: Path) -> str:
 
 
 def _run(onnx: Any, model: Any, names: list[str], pixels: np.ndarray) -> dict[str, np.ndarray]:
-    onnxruntime = require("onnxruntime", extra="cpu")
     there = {output.name for output in model.graph.output}
     for name in dict.fromkeys(names):
         if name not in there:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     outputs = ["logits", *dict.fromkeys(names)]
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model.SerializeToString())
         arrays = session.run(outputs, {"image": pixels[np.newaxis]})
     except Exception as error:  # its errors have no base class of their own
         raise ModelError(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitdeploy.errors import ModelError
-from vitdeploy.specs import PreprocessSpec, Score
+from vitdeploy.core.errors import ModelError
+from vitdeploy.core.specs import Prediction, PreprocessSpec
 
 __all__ = ["Inside", "check_attention", "readout_of", "undo_normalisation"]
 
@@ -28,7 +28,7 @@ class Inside:
         readout: the tokens that the logits are made from and that attention is drawn for: (0,) the class token, (0, 1)
             class and distillation token; () for models that pool the patches.
         positions: position embeddings of the patches, (patches, hidden), or None, and then `no_positions` says why.
-        prediction: the best class and its softmax probability.
+        prediction: the best class and its score.
     """
 
     source: str
@@ -39,7 +39,10 @@ class Inside:
     readout: tuple[int, ...]
     positions: np.ndarray | None
     no_positions: str | None
-    prediction: Score
+    prediction: Prediction
+
+    def __repr__(self) -> str:
+        return f"<Inside of {self.source}, {self.form}: {len(self.attentions)} layers, {self.prediction.label}>"
 
     @property
     def special_tokens(self) -> int:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import hub
-from vitdeploy.checkpoints import Checkpoint
-from vitdeploy.errors import ModelError, require
-from vitdeploy.explain.graph import best_class
+from vitdeploy.core.errors import ModelError, require
+from vitdeploy.core.specs import PreprocessSpec
 from vitdeploy.explain.inside import Inside, check_attention, readout_of, undo_normalisation
-from vitdeploy.specs import PreprocessSpec
+from vitdeploy.models import hub
+from vitdeploy.models.checkpoints import Checkpoint
+from vitdeploy.runtime.predictions import Namer
 
 __all__ = ["look_inside_checkpoint"]
 
@@ -53,7 +53,9 @@ def look_inside_checkpoint(checkpoint: Checkpoint, pixels: np.ndarray) -> Inside
         readout=readout_of(type(module).__name__, special),
         positions=positions,
         no_positions=reason,
-        prediction=best_class(output.logits[0].float().numpy(), checkpoint.labels),
+        prediction=Namer(checkpoint.labels, checkpoint.source, checkpoint.task).prediction(
+            output.logits[0].float().numpy(), 1
+        ),
     )
 
 

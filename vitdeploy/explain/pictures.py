@@ -33,7 +33,7 @@ def draw_rollout(inside: Inside, rolled: np.ndarray, layers_alone: np.ndarray) -
     small_height = max(1, round(small_width * height / width))
     rows = -(-layers // across)
     lines = [
-        f"{inside.source}, {inside.form}: {inside.prediction.label}, {inside.prediction.score:.1%}.",
+        f"{inside.source}, {inside.form}: {inside.prediction.label}, {inside.prediction.top_k[0].text}.",
         f"From which patches {inside.looking} can have drawn, all {layers} layers multiplied (attention rollout).",
         "It tells where information flows from, not which of it decided.",
     ]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy import __version__, progress
+from vitdeploy import __version__
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import InputError
+from vitdeploy.core import progress
+from vitdeploy.core.errors import InputError
+from vitdeploy.core.storage import check_apart, check_output, lists_all, staged_folder
+from vitdeploy.data.images import Source, decode
 from vitdeploy.explain.inside import Inside
 from vitdeploy.explain.rollout import position_similarity, rollout, token_maps
-from vitdeploy.images import Source, decode
-from vitdeploy.storage import check_output, staged_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +44,15 @@ class Explanation:
     pictures: tuple[Path, ...]
     in_bundle: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Explanation by {self.inside.source}: {self.inside.prediction.label}, {len(self.pictures)} pictures>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the pictures, of those files that are still there."""
+        from vitdeploy.core.notebook import picture
+
+        return "".join(picture(path.read_bytes(), path.stem) for path in self.pictures if path.is_file())
+
     def to_json(self) -> dict[str, Any]:
         inside, last = self.inside, self.rolled
         row, column = np.unravel_index(int(last.argmax()), last.shape)
@@ -64,13 +74,20 @@ class Explanation:
         }
 
 
-def look_inside(model: str | os.PathLike[str] | Bundle, image: Source, *, precision: str | None = None) -> Inside:
+def look_inside(
+    model: str | os.PathLike[str] | Bundle,
+    image: Source,
+    *,
+    precision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Inside:
     """Run a model on one image and keep its attention, position embeddings and the pixels that it sees.
 
     Args:
         model: a bundle, or a checkpoint (Hub id or folder).
-        image: as `vitdeploy.images.decode` takes it.
+        image: as `vitdeploy.data.images.decode` takes it.
         precision: form of a bundle, fp32 by default; a checkpoint runs in PyTorch.
+        trust_remote_code: run Python code that comes with a checkpoint.
 
     Raises:
         ModelError: the model has no attention over one grid of patches.
@@ -86,12 +103,12 @@ def look_inside(model: str | os.PathLike[str] | Bundle, image: Source, *, precis
             return look_inside_bundle(bundle, pixels, precision or "fp32")
     if precision is not None:
         raise InputError(
-            f"{os.fspath(model)} is no bundle, so it has no forms to choose from", hint="leave --precision out"
+            f"{os.fspath(model)} is not a bundle, so it has no forms to choose from", hint="leave --precision out"
         )
-    from vitdeploy.checkpoints import load_checkpoint
+    from vitdeploy.models.checkpoints import load_checkpoint
 
     with progress.task("Running the model"):
-        return look_inside_checkpoint(load_checkpoint(model), pixels)
+        return look_inside_checkpoint(load_checkpoint(model, trust_remote_code=trust_remote_code), pixels)
 
 
 def explain(
@@ -101,12 +118,13 @@ def explain(
     *,
     precision: str | None = None,
     add_to_bundle: bool = False,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> Explanation:
     """Draw attention rollout, position similarity and patches as PNG files, with their numbers in explain.json.
 
     Args:
-        model, image, precision: as `look_inside` takes them.
+        model, image, precision, trust_remote_code: as `look_inside` takes them.
         output: the folder to write.
         add_to_bundle: also put the pictures into the bundle, for the benchmark's report. They show the image.
         overwrite: replace an `output` that an earlier call wrote.
@@ -118,12 +136,15 @@ def explain(
     """
     folder = Path(output)
     check_output(folder, overwrite=overwrite, ours=_is_ours, what=_WHAT)
+    check_apart(folder, (model, image))
     if add_to_bundle and not Bundle.is_bundle(Path(model)):
         raise InputError(
-            f"{os.fspath(model)} is no bundle, so pictures can't be added to it",
+            f"{os.fspath(model)} is not a bundle, so pictures can't be added to it",
             hint="export it first, or leave --add-to-bundle out",
         )
-    inside = look_inside(model, image, precision=precision)
+    if add_to_bundle:
+        Bundle.open(model).check_changeable()
+    inside = look_inside(model, image, precision=precision, trust_remote_code=trust_remote_code)
     rolled = token_maps(rollout(inside.attentions)[-1:], inside.readout, inside.grid)[0]
     alone = token_maps([heads.mean(axis=0) for heads in inside.attentions], inside.readout, inside.grid)
     similarity = None if inside.positions is None else position_similarity(inside.positions, inside.grid)
@@ -136,7 +157,7 @@ def explain(
         text = json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n"
         (staging / _FACTS).write_text(text, encoding="utf-8")
     if add_to_bundle:
-        _add(Bundle.open(os.fspath(model)), drawn, inside)
+        _add(Bundle.open(model), drawn, inside)
     return result
 
 
@@ -159,7 +180,7 @@ def _png(picture: Image) -> bytes:
 
 
 def _add(bundle: Bundle, drawn: dict[str, bytes], inside: Inside) -> None:
-    with bundle.edit() as editor:
+    with bundle.edit(patient=True) as editor:
         for name, content in drawn.items():
             path = f"explain/{name}"
             editor.path_for(path).write_bytes(content)
@@ -167,4 +188,4 @@ def _add(bundle: Bundle, drawn: dict[str, bytes], inside: Inside) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / _FACTS).is_file()
+    return lists_all(folder, _FACTS, "pictures")

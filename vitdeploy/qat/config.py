@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
-from vitdeploy.errors import InputError
-from vitdeploy.training.config import check_seed
+from vitdeploy.core.errors import InputError
+from vitdeploy.core.machine import check_threads
+from vitdeploy.core.settings import ABOVE_ZERO, AT_LEAST_ZERO, BELOW_ONE, PATH, SEED, SHARE, OneOf, check, shown
+from vitdeploy.data.labels import BY_NAME, WAYS
 
 __all__ = ["QatConfig", "QatResult"]
+
+_Path = Union[str, "os.PathLike[str]"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class QatConfig:
         model: the checkpoint that the bundle was exported from, Hub id or folder.
         bundle: a bundle with INT8 in it; its calibration says what is rounded and how. It is replaced by one of the
             tuned weights, once that is whole.
-        dataset: as `vitdeploy.datasets.load_dataset` takes it, with `train` and `test`.
+        dataset: as `vitdeploy.data.load_dataset` takes it, with `train`, and `test` or `validation`.
         output: folder to write the tuned checkpoint to.
         overwrite: replace an `output` that an earlier tune wrote.
         epochs, max_steps: how long; `max_steps` wins.
@@ -35,58 +38,53 @@ class QatConfig:
         distill_temperature, distill_weight: as in fine-tuning; most of the loss comes from the teacher here.
         limit_train, limit_test: use stratified samples of so many images.
         validation: images of train to choose the best step by; None: a tenth, at most 1,000.
+        test_split: the split that accuracies are of; a dataset without "test" is tested on "validation".
         image_column, label_column: where they can't be found.
+        match_labels: how the dataset's classes are found among the checkpoint's, and the checkpoint's among the
+            teacher's: "name" or "position", see `data.labels`.
         revision: branch, tag or commit of a Hub model.
+        trust_remote_code: run Python code that comes with the checkpoint or the teacher.
         seed: of everything random.
         threads: CPU threads of PyTorch; None: one a core.
     """
 
-    model: str | os.PathLike[str]
-    bundle: str | os.PathLike[str]
-    dataset: str | os.PathLike[str]
-    output: str | os.PathLike[str]
+    model: Annotated[_Path, PATH]
+    bundle: Annotated[_Path, PATH]
+    dataset: Annotated[_Path, PATH]
+    output: Annotated[_Path, PATH]
     overwrite: bool = False
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 2e-5
-    scale_learning_rate: float = 2e-2
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.1
-    distill: str | os.PathLike[str] | None = None
-    distill_temperature: float = 1.0
-    distill_weight: float = 0.9
-    limit_train: int | None = None
-    limit_test: int | None = None
-    validation: int | None = None
+    epochs: Annotated[float, ABOVE_ZERO] = 1.0
+    max_steps: Annotated[int | None, ABOVE_ZERO] = None
+    batch_size: Annotated[int, ABOVE_ZERO] = 32
+    learning_rate: Annotated[float, ABOVE_ZERO] = 2e-5
+    scale_learning_rate: Annotated[float, ABOVE_ZERO] = 2e-2
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.01
+    warmup_ratio: Annotated[float, BELOW_ONE] = 0.1
+    distill: Annotated[_Path | None, PATH] = None
+    distill_temperature: Annotated[float, ABOVE_ZERO] = 1.0
+    distill_weight: Annotated[float, SHARE] = 0.9
+    limit_train: Annotated[int | None, ABOVE_ZERO] = None
+    limit_test: Annotated[int | None, ABOVE_ZERO] = None
+    validation: Annotated[int | None, ABOVE_ZERO] = None
+    test_split: str = "test"
     image_column: str | None = None
     label_column: str | None = None
+    match_labels: Annotated[str, OneOf("way to match labels", WAYS)] = BY_NAME
     revision: str | None = None
-    seed: int = 0
+    trust_remote_code: bool = False
+    seed: Annotated[int, SEED] = 0
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "scale_learning_rate", "distill_temperature")
-        for name in (*positive, "max_steps", "limit_train", "limit_test", "validation", "threads"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be more than 0, not {value}")
-        check_seed(self.seed)
-        if not 0 <= self.warmup_ratio < 1:
-            raise InputError(f"warmup_ratio must be at least 0 and below 1, not {self.warmup_ratio}")
-        if not 0 <= self.distill_weight <= 1:
-            raise InputError(f"distill_weight must be from 0 to 1, not {self.distill_weight}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be 0 or more, not {self.weight_decay}")
+        check(self)
+        check_threads(self.threads)
+        if self.test_split == "all":
+            raise InputError("the split all holds the training images too", hint="name another split")
 
     def to_json(self) -> dict[str, Any]:
         """All settings; of paths only the last part, since results travel."""
-        data = dict(vars(self))
-        for name in ("model", "bundle", "dataset", "output", "distill"):
-            if data[name] is not None:
-                path = Path(data[name])
-                data[name] = path.name if path.is_absolute() or path.exists() else str(data[name])
-        del data["overwrite"]
+        data = shown(self)
+        del data["overwrite"], data["trust_remote_code"]
         return data
 
 
@@ -111,6 +109,11 @@ class QatResult:
     validation: tuple[dict[str, float], ...]
     checks: tuple[dict[str, Any], ...]
     data: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"<QatResult {self.output}: INT8 top-1 {self.int8_before:.4f} -> {self.int8_after:.4f}, {self.steps} steps>"
+        )
 
     @property
     def loss(self) -> float:

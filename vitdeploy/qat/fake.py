@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.compiler.arithmetic import LEVELS, activation_scale
-from vitdeploy.errors import require
-from vitdeploy.qat.placement import AttentionPlan, GroupPlan, LayerPlan, Placement
+from vitdeploy.compiler.quantization.arithmetic import LEVELS, activation_scale
+from vitdeploy.core.errors import require
+from vitdeploy.qat.rounding import AttentionPlan, GroupPlan, LayerPlan, RoundingPlan
 
 __all__ = ["FakeQuantized", "Quantizer", "fake_quantized"]
 
@@ -63,15 +63,15 @@ def _quantized_weight(weight: Any, inputs: Any, outputs: Any) -> Any:
 class FakeQuantized:
     """A classifier whose layers round. Its weights are its own; `parameters` are the scales that learn beside them."""
 
-    def __init__(self, module: Any, placement: Placement) -> None:
+    def __init__(self, module: Any, rounding: RoundingPlan) -> None:
         self.module = module
-        self.placement = placement
-        self.groups = {plan.name: Quantizer(plan.scale, plan.shift) for plan in placement.groups}
+        self.rounding = rounding
+        self.groups = {plan.name: Quantizer(plan.scale, plan.shift) for plan in rounding.groups}
         self.attention = {
             plan.name: {
-                part: Quantizer(getattr(plan.solved, part)) for part in ("query", "key", "probability", "value")
+                part: Quantizer(getattr(plan.calibrated, part)) for part in ("query", "key", "probability", "value")
             }
-            for plan in placement.attention
+            for plan in rounding.attention
         }
         self.noise: dict[str, list[float]] | None = None  # (signal, noise) by name while it is measured
 
@@ -96,11 +96,11 @@ class FakeQuantized:
         torch = require("torch", extra="build")
         layers = dict(self.module.named_modules())
         with torch.no_grad():
-            for group in self.placement.groups:
+            for group in self.rounding.groups:
                 for plan in group.layers:
                     if plan.correction is not None:
                         layers[plan.name].bias += torch.from_numpy(plan.correction)
-            for products in self.placement.attention:
+            for products in self.rounding.attention:
                 if products.correction is not None and products.output is not None:
                     layers[products.output].bias += torch.from_numpy(products.correction)
 
@@ -112,25 +112,25 @@ class FakeQuantized:
 
 
 @contextmanager
-def fake_quantized(module: Any, placement: Placement) -> Iterator[FakeQuantized]:
+def fake_quantized(module: Any, rounding: RoundingPlan) -> Iterator[FakeQuantized]:
     """Let the layers of `module` round inside the block; its parameters, names and saved form stay as they are."""
-    state = FakeQuantized(module, placement)
+    state = FakeQuantized(module, rounding)
     layers = dict(module.named_modules())
     changed = []
     before = module.config._attn_implementation
     try:
-        for group in placement.groups:
+        for group in rounding.groups:
             for plan in group.layers:
                 layer = layers[plan.name]
                 layer.forward = MethodType(_layer_forward(state, group, plan), layer)
                 changed.append(layer)
-        if placement.attention:
-            _use_attention(module, {layers[plan.module]: plan for plan in placement.attention}, state)
+        if rounding.attention:
+            _use_attention(module, {layers[plan.module]: plan for plan in rounding.attention}, state)
         yield state
     finally:
         for layer in changed:
             del layer.forward
-        if placement.attention:
+        if rounding.attention:
             module.set_attn_implementation(before)
 
 
@@ -179,10 +179,10 @@ def _use_attention(module: Any, plans: dict[Any, AttentionPlan], state: FakeQuan
             weights = torch.softmax(query @ key.transpose(-1, -2), dim=-1)
             return (weights @ value).transpose(1, 2).contiguous(), weights
         parts = state.attention[plan.name]
-        balance = _per_head(torch, plan.solved.balance, query)
+        balance = _per_head(torch, plan.calibrated.balance, query)
         division = _per_head(torch, plan.value_division, value)
         taken = 0.0 if plan.value_centre is None else _per_head(torch, plan.value_centre, value)
-        middle = 0.0 if plan.solved.centre is None else _per_head(torch, plan.solved.centre, key)
+        middle = 0.0 if plan.calibrated.centre is None else _per_head(torch, plan.calibrated.centre, key)
         scores = parts["query"](query / balance) @ parts["key"]((key - middle) * balance).transpose(-1, -2)
         weights = parts["probability"](torch.softmax(scores, dim=-1))  # (batch, heads, tokens, tokens)
         mixed = (weights @ parts["value"]((value - taken) / division)) * division + taken

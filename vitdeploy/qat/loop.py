@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import progress
-from vitdeploy.datasets import ImageDataset
-from vitdeploy.errors import InputError, require
+from vitdeploy.core import progress
+from vitdeploy.core.errors import InputError, require
+from vitdeploy.data import ImageDataset
 from vitdeploy.qat.config import QatConfig
 from vitdeploy.qat.fake import FakeQuantized
+from vitdeploy.training.data import processed
 
 __all__ = ["Pixels", "measure_noise", "train", "validate"]
 
@@ -36,8 +37,7 @@ class Pixels:
         missing = [int(index) for index in indices if int(index) not in self._kept]
         made = {}
         if missing:
-            images = [self._dataset.image(index) for index in missing]
-            values = self._processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+            values = processed(self._processor, self._dataset, missing)
             made = dict(zip(missing, values, strict=True))
             if values[0].numel() * values.element_size() * len(self._dataset) <= _CACHE_LIMIT_BYTES:
                 self._kept.update(made)

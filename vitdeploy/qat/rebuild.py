@@ -13,13 +13,14 @@ import numpy as np
 
 from vitdeploy import __version__
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler.build import PRECISIONS, build
-from vitdeploy.compiler.calibration import Calibration, code_fingerprint
+from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.parity import Check, compare
-from vitdeploy.errors import BundleError, ModelError, require
+from vitdeploy.compiler.frontend.parity import Check, compare
+from vitdeploy.compiler.quantization.calibration import ALGORITHM, Calibration
+from vitdeploy.core.errors import BundleError, ModelError, require
+from vitdeploy.core.precisions import precisions
+from vitdeploy.core.storage import locked, scratch_folder, staged_folder
 from vitdeploy.qat.fake import FakeQuantized
-from vitdeploy.storage import locked, scratch_folder, staged_folder
 
 __all__ = ["INT8_TOLERANCE", "compare_logits", "put_in_place", "rebuilt", "tuned_calibration"]
 
@@ -31,7 +32,7 @@ INT8_TOLERANCE = 0.03
 def tuned_calibration(before: Calibration, state: FakeQuantized, noise: dict[str, float], digest: str) -> Calibration:
     """The calibration with the tuned scales, for the graph of the hash `digest`.
 
-    Corrections of the biases are gone: they are in the tuned biases.
+    Corrections of the biases are gone: they are in the tuned biases. So is the check of the scales of before.
     """
     groups = []
     for group in before.groups:
@@ -54,9 +55,8 @@ def tuned_calibration(before: Calibration, state: FakeQuantized, noise: dict[str
                 sqnr_db=noise.get(products.name, products.sqnr_db),
             )
         attention.append(replace(products, bias=None, unsigned=None, unsigned_bias=None))
-    return replace(
-        before, model_sha256=digest, groups=tuple(groups), attention=tuple(attention), code=code_fingerprint()
-    )
+    found = replace(before, model_sha256=digest, groups=tuple(groups), attention=tuple(attention), algorithm=ALGORITHM)
+    return replace(found, check=None)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def rebuilt(bundle: Bundle, checkpoint: Path, make: Any, facts: dict[str, Any]) 
     Raises:
         ModelError: a form differs from PyTorch, or can't be made.
     """
-    precisions = [name for name in PRECISIONS if name != "fp32" and bundle.find(kind="onnx", precision=name)]
+    made_there = [name for name in precisions() if name != "fp32" and bundle.find(kind="onnx", precision=name)]
     shape = bundle.manifest.inputs[0].shape
     fixed = (int(shape[1]), int(shape[2])) if all(isinstance(size, int) for size in shape[1:3]) else None
     outputs = tuple(spec.name for spec in bundle.manifest.outputs)
@@ -93,7 +93,7 @@ def rebuilt(bundle: Bundle, checkpoint: Path, make: Any, facts: dict[str, Any]) 
                 },
             )
             editor.update(provenance={**editor.manifest.provenance, "qat": facts})
-        yield build(made.reopen(), precisions, target="onnx").bundle
+        yield build(made.reopen(), made_there, target="onnx").bundle
 
 
 def compare_logits(state: FakeQuantized, processor: Any, bundle: Bundle, images: list[np.ndarray]) -> Check:
@@ -125,7 +125,7 @@ def put_in_place(new: Bundle, old: Bundle, check: Check) -> Bundle:
         )
     with (
         locked(old.path / ".lock"),
-        staged_folder(old.path, overwrite=True, ours=Bundle.is_bundle, what="bundle") as staging,
+        staged_folder(old.path, overwrite=True, ours=Bundle.is_ours, what="bundle") as staging,
     ):
         if _tuned_parts(old.reopen()) != _tuned_parts(old):
             raise BundleError(

@@ -13,19 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import __version__, hub, progress
+from vitdeploy import __version__
 from vitdeploy.bundle import Bundle
-from vitdeploy.checkpoints import Checkpoint, load_checkpoint
-from vitdeploy.compiler.calibration import Calibration
-from vitdeploy.datasets import ImageDataset, load_dataset, stratified_sample, stratified_split
-from vitdeploy.errors import DatasetError, InputError, ModelError, require
+from vitdeploy.compiler.quantization.calibration import Calibration
+from vitdeploy.core import progress
+from vitdeploy.core.errors import DatasetError, InputError, ModelError, require
+from vitdeploy.core.storage import check_apart, check_output, files_below, lists_all, staged_folder
+from vitdeploy.core.text import quoted
+from vitdeploy.data import ImageDataset, load_dataset, stratified_sample, stratified_split
+from vitdeploy.data.labels import LabelMatch, match_dataset
+from vitdeploy.models import hub
+from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 from vitdeploy.qat.config import QatConfig, QatResult
 from vitdeploy.qat.fake import FakeQuantized, fake_quantized
 from vitdeploy.qat.loop import Pixels, measure_noise, train
-from vitdeploy.qat.placement import plan_placement
 from vitdeploy.qat.rebuild import compare_logits, put_in_place, rebuilt, tuned_calibration
-from vitdeploy.storage import check_output, staged_folder
-from vitdeploy.training.distill import Distillation, Settings, class_columns, teacher_view
+from vitdeploy.qat.rounding import plan_rounding
+from vitdeploy.training.distill import Distillation, Settings, taught_by
+from vitdeploy.training.run import threads
+from vitdeploy.training.splits import check_different
 
 __all__ = ["tune"]
 
@@ -50,16 +56,21 @@ def tune(config: QatConfig) -> QatResult:
     started = time.perf_counter()
     output = Path(config.output)
     check_output(output, overwrite=config.overwrite, ours=_is_ours, what=_WHAT)
+    check_apart(output, (config.model, config.bundle, config.dataset))
     bundle = Bundle.open(config.bundle)
+    bundle.check_changeable()
+    Bundle.check_output(bundle.path, overwrite=True)
     graph, calibration = _calibration(bundle)
-    checkpoint = load_checkpoint(config.model, revision=config.revision)
+    checkpoint = load_checkpoint(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    hint = f"build INT8 without a tune: vitdeploy build-engine {quoted(bundle.path)} --int8 --calibration-data D"
+    checkpoint.task.require_single_label(checkpoint.source, "quantisation-aware tuning", hint)
     _check_size(bundle, checkpoint)
     data = _load_data(config, checkpoint)
-    placement = plan_placement(graph, calibration, checkpoint.module)
+    rounding = plan_rounding(graph, calibration, checkpoint.module)
     objective = _objective(config, checkpoint)
     before = _accuracies(bundle, data.test)
     progress.note(f"FP32 {before['fp32']:.2%}, INT8 {before['int8']:.2%} of {data.test} before the tune.")
-    with _threads(config.threads), _seeded(config.seed), fake_quantized(checkpoint.module, placement) as state:
+    with threads(config.threads), _seeded(config.seed), fake_quantized(checkpoint.module, rounding) as state:
         facts, noise = _learn(state, checkpoint, objective, data, config)
         _save(state, checkpoint, config, facts)
         images = [data.validation.image(index) for index in range(min(_COMPARED, len(data.validation)))]
@@ -109,7 +120,7 @@ def _learn(
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / _FACTS).is_file() and (folder / "config.json").is_file()
+    return lists_all(folder, _FACTS, "files")
 
 
 def _calibration(bundle: Bundle) -> tuple[Path, Calibration]:
@@ -117,7 +128,7 @@ def _calibration(bundle: Bundle) -> tuple[Path, Calibration]:
     if graph is None or cache is None or bundle.find(kind="onnx", precision="int8", target="cpu") is None:
         raise InputError(
             f"{bundle.path} has no INT8 form to tune",
-            hint=f"make one first: vitdeploy build-engine {bundle.path} --int8 --calibration-data D --target onnx",
+            hint=f"make one first: vitdeploy build-engine {quoted(bundle.path)} --int8 --calibration-data D",
         )
     return bundle.file(graph), Calibration.load(bundle.file(cache), graph.sha256)
 
@@ -139,21 +150,22 @@ class _Data:
     train: ImageDataset
     validation: ImageDataset
     test: ImageDataset
+    match: LabelMatch
 
     def describe(self) -> dict[str, Any]:
-        return {name: getattr(self, name).describe() for name in ("train", "validation", "test")}
+        described = {name: getattr(self, name).describe() for name in ("train", "validation", "test")}
+        return {**described, "matching": self.match.to_json()}
 
 
 def _load_data(config: QatConfig, checkpoint: Checkpoint) -> _Data:
-    columns = {"image_column": config.image_column, "label_column": config.label_column}
+    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
     whole = load_dataset(config.dataset, "train", limit=config.limit_train, seed=config.seed, **columns)
-    test = load_dataset(config.dataset, "test", limit=config.limit_test, seed=config.seed, **columns)
-    for dataset in (whole, test):
-        if dataset.labels != checkpoint.labels:
-            raise DatasetError(
-                f"{dataset} has other classes than {checkpoint.source}",
-                hint="tune on the dataset that the model was fine-tuned on",
-            )
+    test = load_dataset(config.dataset, config.test_split, limit=config.limit_test, seed=config.seed, **columns)
+    check_different({"train": whole, "test": test})
+    matches = [match_dataset(part, checkpoint.labels, config.match_labels) for part in (whole, test)]
+    if matches[0].sentence:
+        progress.note(f"Note: {matches[0].sentence}.")
+    whole, test = (match.relabelled(part) for match, part in zip(matches, (whole, test), strict=True))
     count = config.validation or max(1, min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES))
     if count >= len(whole):
         raise DatasetError(
@@ -161,16 +173,20 @@ def _load_data(config: QatConfig, checkpoint: Checkpoint) -> _Data:
             hint="use a smaller --validation or a larger --limit-train",
         )
     validation, train_set = stratified_split(whole, [count], seed=config.seed)
-    return _Data(train_set, stratified_sample(validation, count), test)
+    return _Data(train_set, stratified_sample(validation, count), test, matches[0])
 
 
 def _objective(config: QatConfig, checkpoint: Checkpoint) -> Distillation:
     """Cross-entropy and the answers of a teacher: unless another is named, the model itself, which does not round."""
     settings = Settings("soft", config.distill_temperature, config.distill_weight)
-    teacher = checkpoint if config.distill is None else load_checkpoint(config.distill)
-    columns = class_columns(teacher, checkpoint.labels, teacher.source)
+    teacher = checkpoint
+    if config.distill is not None:
+        teacher = load_checkpoint(config.distill, trust_remote_code=config.trust_remote_code)
     module = copy.deepcopy(teacher.module) if teacher is checkpoint else teacher.module
-    return Distillation(module, columns, teacher_view(checkpoint.processor, teacher.processor), settings)
+    made = taught_by(teacher, module, checkpoint.labels, config.match_labels, checkpoint.processor, settings)
+    for note in made.notes:
+        progress.note(note)
+    return made
 
 
 def _accuracies(bundle: Bundle, test: ImageDataset) -> dict[str, float]:
@@ -186,7 +202,7 @@ def _accuracies(bundle: Bundle, test: ImageDataset) -> dict[str, float]:
         ):
             for start in range(0, len(test), 64):
                 indices = range(start, min(start + 64, len(test)))
-                logits = classifier.logits([test.image(index) for index in indices])
+                logits = np.concatenate([classifier.logits(images) for images in test.parts(indices)])
                 right += int((logits.argmax(axis=1) == test.label_ids[start : start + len(indices)]).sum())
                 step.advance(len(indices))
         accuracies[precision] = right / len(test)
@@ -200,19 +216,8 @@ def _save(state: FakeQuantized, checkpoint: Checkpoint, config: QatConfig, facts
     ):
         state.module.save_pretrained(staging)
         checkpoint.processor.save_pretrained(staging)
-        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps({**facts, "files": files_below(staging)}, indent=2, ensure_ascii=False) + "\n"
         (staging / _FACTS).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    torch = require("torch", extra="build")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Images in any usual form -> predictions, from many threads and from asyncio.
+"""Images in any usual form -> predictions or vectors, from many threads and from asyncio.
 
 A call runs in its caller's thread. With micro-batching, the single images of callers at the same time go through the
 graph together (`batching`). `predict_async` decodes and runs on threads of the classifier's own.
@@ -14,27 +14,27 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy import progress
+from vitdeploy.backends.base import Runner
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BundleError, ImageError, InputError, RunnerClosedError
-from vitdeploy.images import Source
-from vitdeploy.machine import usable_cores
-from vitdeploy.runtime.admission import Places, deadline_after, late, left, result_by, result_by_async
-from vitdeploy.runtime.base import Runner
+from vitdeploy.core import progress
+from vitdeploy.core.admission import Answer, Places, deadline_after, late, left, result_by, result_by_async
+from vitdeploy.core.errors import BundleError, ImageError, InputError, RunnerClosedError
+from vitdeploy.core.machine import usable_cores
+from vitdeploy.core.specs import Prediction
+from vitdeploy.data.images import Source
+from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, TASKS, Kind, Task
 from vitdeploy.runtime.batching import MicroBatcher
-from vitdeploy.runtime.dlpack import DeviceArray
-from vitdeploy.runtime.inputs import is_ready, separated
+from vitdeploy.runtime.inputs import DeviceImages, Pixels, Several
 from vitdeploy.runtime.limits import BATCH
 from vitdeploy.runtime.predictions import Namer
 from vitdeploy.runtime.scoring import Scorer
 from vitdeploy.runtime.selection import Candidate
 from vitdeploy.runtime.serving import Serving
-from vitdeploy.specs import Prediction
 
 __all__ = ["Classifier"]
 
@@ -43,7 +43,9 @@ _T = TypeVar("_T")
 
 
 class Classifier:
-    """Classifies images with one form of a bundle. `vitdeploy.load` makes it, open; `close` or a `with` block ends it.
+    """Answers images with one form of a bundle. `vitdeploy.load` makes it, open; `close` or a `with` block ends it.
+
+    What it is asked by, the bundle's task says: `predict` and `logits` of a classifier, `embed` of an embedding.
 
     Threads and event loops may share one: each call is on its own, and gives what it would give alone.
     """
@@ -57,19 +59,24 @@ class Classifier:
         serving: Serving,
     ) -> None:
         self._bundle = bundle
-        self._labels = bundle.manifest.labels
+        self._labels, self._width = bundle.manifest.labels, bundle.manifest.width
         self._runner = runner
         self._chosen = chosen
         self._passed_over = passed_over
         self._serving = serving
         self._scorer = Scorer(runner, serving.max_pixels)
-        self._ready_pixels = self._scorer.ready_pixels
-        self._namer = Namer(self._labels, chosen.name)
-        self._named = self._namer.prediction
-        classes = self._scorer.classes
-        if isinstance(classes, int) and classes != len(self.labels):
+        self._request = self._scorer.inputs.request
+        self._task = TASKS[bundle.manifest.task]
+        self._namer = Namer(self._labels, chosen.name, self._task)
+        self._classifies = self._task.kind is CLASSIFICATION
+        self._named: Callable[[npt.NDArray[np.float32], int], Any] = (
+            self._namer.prediction if self._classifies else self._namer.vector
+        )
+        width = self._scorer.width
+        if isinstance(width, int) and width != self._width:
+            numbers = self._task.kind.numbers
             raise BundleError(
-                f"{bundle.path} names {len(self.labels)} classes and {chosen.artifact.path} gives {classes}",
+                f"the manifest of {bundle.path} has {self._width} {numbers} and {chosen.artifact.path} gives {width}",
                 hint="export the bundle again",
             )
         self._places = Places(serving.max_queue, refuse=serving.when_full == "raise")
@@ -89,19 +96,28 @@ class Classifier:
         return self._labels
 
     @property
+    def task(self) -> Task:
+        """What the model answers: `task.name`, `task.kind`, and `task.scores(logits)`, which `predict` gives."""
+        return self._task
+
+    @property
     def backend(self) -> str:
         """What runs the model: "native", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx" ..."""
         return self._chosen.backend
 
     @property
     def precision(self) -> str:
-        """Which form of the model it runs: "int8", "fp16", "bf16" or "fp32"."""
+        """Which form of the model it runs: "int8", "fp8", "fp16", "bf16" or "fp32"."""
         return self._chosen.precision
 
     @property
     def pending(self) -> int:
         """Requests that wait or run, of those that are counted: micro-batched ones and those of `predict_async`."""
         return self._places.taken
+
+    def __repr__(self) -> str:
+        end = ", closed" if self._closed else ""
+        return f"<Classifier of {self._bundle.path}: {self._chosen.name}, {self._width} {self._task.kind.numbers}{end}>"
 
     def __enter__(self) -> Classifier:
         self._check_open()
@@ -117,20 +133,27 @@ class Classifier:
 
         It blocks until the last one is answered: in an event loop, `await asyncio.to_thread(classifier.close)`.
         """
+        if self._process != os.getpid():  # the threads that would be waited for are in another process
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
-            threads, self._threads = self._threads, None
-        if self._process != os.getpid():  # the threads that would be waited for are in another process
-            return
         self._places.close()
-        if threads is not None:
-            threads.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown()
         if self._batcher is not None:
             self._batcher.close()
         self._runner.__exit__(None, None, None)
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a classifier can't be pickled or copied: it holds threads and a session of its backend",
+            hint=f"send the path and load it once in each process: vitdeploy.load({str(self._bundle.path)!r})",
+        )
+
     def describe(self) -> dict[str, Any]:
         """JSON-ready: the bundle, the form and backend that were taken and why, what was passed over and why."""
+        embedding = self._bundle.manifest.embedding
         return {
             "bundle": str(self._bundle.path),
             "backend": self.backend,
@@ -138,7 +161,11 @@ class Classifier:
             "device": self._chosen.device,
             "artifact": self._chosen.artifact.path,
             "sha256": self._chosen.artifact.sha256,
+            "task": self._task.name,
             "classes": len(self.labels),
+            "embedding": None if embedding is None else embedding.to_json(),
+            "instruction_set": getattr(self._runner, "instruction_set", None),  # of our own kernels
+            "cuda_graphs": getattr(self._runner, "cuda_graphs", None),  # of an engine: by, kept, why_not
             "why": self._chosen.why,
             "passed_over": [candidate.to_json() for candidate in self._passed_over],
             "serving": dict(vars(self._serving)),
@@ -169,7 +196,7 @@ class Classifier:
 
         Args:
             images: one image: a path, bytes, a binary file object, a PIL image, or a uint8 array or tensor (anything
-                with DLPack) of shape (height, width, 3) RGB (also greyscale and RGBA, see `vitdeploy.images.decode`).
+                with DLPack) of shape (height, width, 3) RGB (also greyscale and RGBA: `data.images.decode`).
                 A tensor on the GPU where the backend takes it (`DeviceRunner`) is used there; else it is copied here.
                 Or several: a list or tuple of these, of any sizes, or an array or tensor (count, height, width, 3).
             top_k: how many of the best classes each prediction lists; more than there are classes gives all.
@@ -182,22 +209,15 @@ class Classifier:
 
         Raises:
             ImageError: an image that can't be decoded, is too large, or of a size that this form does not take.
-            InputError: `top_k` under 1, or an unknown `errors`.
+            InputError: `top_k` under 1, or an unknown `errors`, or the bundle is an embedding.
             OutOfMemoryError: there is no memory for it; the classifier stays usable.
             DeadlineError: the deadline passed.
             QueueFullError: too many requests are under way, with `when_full="raise"`.
             RunnerClosedError: after `close`, or in a forked process.
         """
-        deadline = self._accepted(top_k, errors, timeout_ms)
-        if is_ready(images, self._ready_pixels):
-            return self._named(self._logits_of(images, deadline), top_k)
-        there = self._scorer.view(images)
-        if there is not None:
-            return self._predict_there(there, images, top_k)
-        parts, several = separated(images)
-        if several:
-            return self._predict_several(parts, top_k, errors, deadline)
-        return self._predict_one(parts[0], top_k, errors, deadline)
+        if not self._classifies:
+            self._require(CLASSIFICATION)
+        return self._answer(images, top_k, errors, self._accepted(top_k, errors, timeout_ms))
 
     async def predict_async(
         self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
@@ -207,12 +227,18 @@ class Classifier:
         At most `max_queue` requests are under way; the next one waits its turn, or is refused (`when_full`).
         Cancelling it withdraws what has not begun.
         """
+        self._require(CLASSIFICATION)
         deadline = self._accepted(top_k, errors, timeout_ms)
-        await self._places.take_async(deadline)
+        place = await self._places.take_async(deadline)
         try:
-            return await self._predict_soon(images, top_k, errors, deadline)
+            answer = await self._on_a_thread(
+                lambda: self._answer(images, top_k, errors, deadline, wait=False), deadline
+            )
+            if not isinstance(answer, Answer):
+                return answer
+            return self._named(await result_by_async(answer, deadline, "before the request was answered"), top_k)
         finally:
-            self._places.give()
+            self._places.give(place)
 
     def stream(
         self,
@@ -223,7 +249,7 @@ class Classifier:
         workers: int | None = None,
         batch: int | None = None,
     ) -> Iterator[Any]:
-        """Classify many images, more than fit in memory: they are decoded in threads while the model runs.
+        """Answer many images, more than fit in memory: they are decoded in threads while the model runs.
 
         Images are pulled up to a few batches ahead of the answers, in this thread. How they fall into batches does not
         depend on timing, so the same images give the same answers.
@@ -241,7 +267,8 @@ class Classifier:
             batch: most images of one call of the model, as far as this form takes them; None: 32.
 
         Yields:
-            A Prediction for each image, in order. Closing the iterator, or dropping it, ends the threads.
+            A Prediction for each image, in order; of an embedding a vector, float32 (dimensions,). Closing or dropping
+            the iterator ends the threads.
 
         Raises:
             InputError: an argument of the wrong kind, at once.
@@ -252,11 +279,11 @@ class Classifier:
 
         self._accepted(top_k, errors, None)
 
-        def answer(pixels: list[npt.NDArray[np.uint8]]) -> list[Prediction]:
+        def answer(pixels: list[Pixels]) -> list[Any]:
             self._check_open()
             return [self._named(logits, top_k) for logits in self._scorer.run(pixels)]
 
-        stages = Stages(self._scorer.image, answer, self._scorer.batch_of(batch))
+        stages = Stages(self._scorer.inputs.pixels, answer, self._scorer.batch_of(batch))
         return stream(stages, images, errors=errors, workers=workers)
 
     def logits(self, images: Any) -> npt.NDArray[np.float32]:
@@ -264,83 +291,85 @@ class Classifier:
 
         Takes and raises what `predict` does. Micro-batching takes no part.
         """
+        self._require(CLASSIFICATION)
+        return self._numbers(images)
+
+    def embed(self, images: Any) -> npt.NDArray[np.float32]:
+        """Vectors of images, float32 (count, dimensions), in the order of the images; count is 1 for one image.
+
+        Takes what `predict` does; micro-batching takes no part. What the vectors are, `describe()["embedding"]` says.
+
+        Raises:
+            ImageError: an image that can't be decoded, is too large, or of a size that this form does not take.
+            InputError: the bundle is a classifier.
+            ModelError: some number is not finite.
+            OutOfMemoryError: there is no memory for it; the classifier stays usable.
+            RunnerClosedError: after `close`, or in a forked process.
+
+        Example:
+            vectors = load("bundles/dinov2").embed(["cat.png", "dog.png"])  # (2, 384)
+        """
+        self._require(EMBEDDING)
+        return self._numbers(images)
+
+    def _require(self, kind: Kind) -> None:
+        """Refuse what the bundle's task does not answer."""
+        self._task.require(kind, str(self._bundle.path))
+
+    def _numbers(self, images: Any) -> npt.NDArray[np.float32]:
+        """The graph's answers as they are, (count, n)."""
         self._check_open()
-        there = self._scorer.view(images)
-        if there is not None:
-            return self._namer.finite(self._scorer.run_on_device(there))
-        parts, several = separated(images)
-        scores = np.empty((len(parts), len(self.labels)), np.float32)
-        for index, row in self._scorer.answers(parts, keep=False, many=several, deadline=None):
+        request = self._request(images)
+        if isinstance(request, DeviceImages):
+            return self._namer.finite(self._scorer.run_on_device(request.batch))
+        if not isinstance(request, Several):
+            return self._namer.finite(self._scorer.run([request]))
+        scores = np.empty((len(request.images), self._width), np.float32)
+        for index, row in self._scorer.answers(request, keep=False, deadline=None):
             scores[index] = np.asarray(row)
         return self._namer.finite(scores)
 
-    def _predict_one(self, source: Any, top_k: int, errors: str, deadline: float | None) -> Prediction | ImageError:
-        """In this thread, or with micro-batching in a batch with the images of others."""
+    def _answer(self, images: Any, top_k: int, errors: str, deadline: float | None, *, wait: bool = True) -> Any:
+        """The one way from images to predictions, in this thread; only one image in the machine's memory may go through
+        the graph with the images of others. Without `wait`, that one's logits are given as an `Answer`."""
         try:
-            pixels = self._scorer.image(source)
+            request = self._request(images)
         except ImageError as error:
-            if errors == "raise":
+            if errors == "raise" or getattr(images, "ndim", 3) == 4:  # a tensor that can't be read as a whole
                 raise
             return error
-        return self._named(self._logits_of(pixels, deadline), top_k)
-
-    def _logits_of(self, pixels: npt.NDArray[np.uint8], deadline: float | None) -> npt.NDArray[np.float32]:
-        """The logits of one image, (classes,) or (1, classes)."""
-        if self._batcher is not None:
-            return self._together(self._batcher, pixels, deadline)
-        if deadline is not None and left(deadline) == 0:
-            raise late("before the image was run")
-        return self._scorer.run([pixels])
-
-    def _predict_several(self, parts: Any, top_k: int, errors: str, deadline: float | None) -> list[Any]:
-        """In this thread, without others."""
-        answers: list[Any] = [None] * len(parts)
-        show = progress.task("Classifying", len(parts), "images") if len(parts) > BATCH else nullcontext()
-        with show as step:
-            found = self._scorer.answers(parts, keep=errors == "return", many=True, deadline=deadline)
-            for index, answer in found:
+        if isinstance(request, np.ndarray):
+            if self._batcher is None:
+                if deadline is not None and left(deadline) == 0:
+                    raise late("before the image was run")
+                return self._named(self._scorer.run([request]), top_k)
+            if not wait:
+                return self._batcher.submit(request, deadline)
+            return self._named(self._run_batched(self._batcher, request, deadline), top_k)
+        if isinstance(request, DeviceImages):
+            found = [self._named(row, top_k) for row in self._scorer.run_on_device(request.batch)]
+            return found if request.several else found[0]
+        count = len(request.images)
+        answers: list[Any] = [None] * count
+        with progress.task("Classifying", count, "images") if count > BATCH else nullcontext() as step:
+            for index, answer in self._scorer.answers(request, keep=errors == "return", deadline=deadline):
                 answers[index] = answer if isinstance(answer, ImageError) else self._named(answer, top_k)
                 if step is not None:
                     step.advance()
         return answers
 
-    def _predict_there(self, batch: DeviceArray, tensor: Any, top_k: int) -> Any:
-        """A tensor that lies on the runner's own GPU, and is used where it lies."""
-        answers = [self._named(row, top_k) for row in self._scorer.run_on_device(batch)]
-        return answers if len(tensor.shape) == 4 else answers[0]
-
-    def _together(
-        self, batcher: MicroBatcher, pixels: npt.NDArray[np.uint8], deadline: float | None
-    ) -> npt.NDArray[np.float32]:
+    def _run_batched(self, batcher: MicroBatcher, pixels: Pixels, deadline: float | None) -> npt.NDArray[np.float32]:
         """The logits (classes,) of one image, in a batch with those of other threads."""
-        self._places.take(deadline)
+        place = self._places.take(deadline)
         try:
             alone = batcher.run_alone(pixels)
             if alone is not None:
                 return alone
             return result_by(batcher.submit(pixels, deadline), deadline, "before the request was answered")
         finally:
-            self._places.give()
+            self._places.give(place)
 
-    async def _predict_soon(self, images: Any, top_k: int, errors: str, deadline: float | None) -> Any:
-        batcher = self._batcher
-        there = self._scorer.view(images)
-        if there is not None:
-            return await self._elsewhere(lambda: self._predict_there(there, images, top_k), deadline)
-        parts, several = separated(images)
-        if several:
-            return await self._elsewhere(lambda: self._predict_several(parts, top_k, errors, deadline), deadline)
-        if batcher is None:
-            return await self._elsewhere(lambda: self._predict_one(parts[0], top_k, errors, deadline), deadline)
-        try:
-            answer = await self._elsewhere(lambda: batcher.submit(self._scorer.image(parts[0]), deadline), deadline)
-        except ImageError as error:
-            if errors == "raise":
-                raise
-            return error
-        return self._named(await result_by_async(answer, deadline, "before the request was answered"), top_k)
-
-    async def _elsewhere(self, work: Callable[[], _T], deadline: float | None) -> _T:
+    async def _on_a_thread(self, work: Callable[[], _T], deadline: float | None) -> _T:
         """What `work` gives, done on one of the classifier's own threads unless the deadline has passed by then."""
 
         def begin() -> _T:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import ImageError
-from vitdeploy.runtime.base import Runner
-from vitdeploy.specs import ShapeRange
+from vitdeploy.backends.base import Runner
+from vitdeploy.core.errors import ImageError
+from vitdeploy.core.specs import ShapeRange
 
 __all__ = ["BATCH", "Limits"]
 

@@ -7,14 +7,22 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Literal
 
+from vitdeploy.backends.base import Runner
+from vitdeploy.backends.registry import PERFORMANCES
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import BundleError, DependencyError, EngineError, InputError, VitdeployError
-from vitdeploy.images import MAX_PIXELS
-from vitdeploy.runtime.base import Runner
+from vitdeploy.core.errors import BundleError, DependencyError, EngineError, InputError, ModelError, VitdeployError
+from vitdeploy.core.machine import check_threads
+from vitdeploy.core.text import quoted
+from vitdeploy.data.images import most_pixels
 from vitdeploy.runtime.classifier import Classifier
-from vitdeploy.runtime.selection import Candidate, candidates
+from vitdeploy.runtime.remote import open_bundle
+from vitdeploy.runtime.selection import Candidate, candidates, runner_for
 from vitdeploy.runtime.serving import Serving
+
+if TYPE_CHECKING:
+    from vitdeploy.runtime.verification import Verifier
 
 __all__ = ["load"]
 
@@ -26,33 +34,37 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     *,
+    revision: str | None = None,
     performance: str = "latency",
     max_batch: int = 1,
     max_delay_ms: float = 2.0,
     max_queue: int = 256,
-    when_full: str = "wait",
-    max_pixels: int = MAX_PIXELS,
+    when_full: Literal["wait", "raise"] = "wait",
+    max_pixels: int | None = None,
+    verify: bool | Literal["once"] = False,
 ) -> Classifier:
     """Open a bundle to classify images with.
 
     With "auto", the fastest form within the accuracy budget is taken if `vitdeploy bench` measured the bundle on this
     machine. Else the first that works of this list: on a machine with an NVIDIA GPU the bundle's TensorRT engines
-    (INT8, FP16, BF16, FP32), then FP16 and FP32 on ONNX Runtime's CUDA provider; on the CPU INT8, FP32, FP16 and BF16,
-    each on OpenVINO, then on ONNX Runtime, and INT8 of a plain ViT before both by our own kernels ("native"; after both
-    where the processor has AMX). A form that the benchmark found to fail, or to lose more top-1 than its budget, is
-    passed over wherever it was measured. `Classifier.describe()` says what was taken, why, and what was passed over.
+    (INT8, FP8, FP16, BF16, FP32), then FP16 and FP32 on ONNX Runtime's CUDA provider; on the CPU INT8, FP32, FP16 and
+    BF16, each on OpenVINO, then on ONNX Runtime, and INT8 of a plain ViT before both by our own kernels ("native",
+    after both where the processor has AMX). A form that the benchmark found to fail, or to lose more top-1 than its
+    budget, is passed over wherever it was measured. `Classifier.describe()` says what was taken, why, and what was
+    passed over.
 
     Example:
         with load("bundles/vit") as classifier:
             print(classifier.predict("cat.png").label)
 
     Args:
-        path: the bundle's folder.
-        backend: "tensorrt", "tensorrt-rtx", "native", "openvino", "onnxruntime", or "auto"; by name alone also
-            "onnxruntime-tensorrt" and "onnxruntime-openvino", ONNX Runtime's providers of these.
-        precision: "int8", "fp16", "bf16", "fp32", or "auto".
+        path: the bundle's folder, or `owner/name` of one on the Hugging Face Hub, which is fetched into its cache.
+        backend: "auto", or a name of `vitdeploy.backends.registry.names(bundles=True)`: "tensorrt", "openvino" ...; by
+            name alone also "onnxruntime-tensorrt" and "onnxruntime-openvino", ONNX Runtime's providers of these.
+        precision: "int8", "fp8", "fp16", "bf16", "fp32", or "auto".
         device: "cpu", "cuda" (engines, or ONNX Runtime's CUDA provider), or None: either.
         threads: CPU threads of one call; None: the backend's choice.
+        revision: branch, tag or commit of a bundle on the Hub; None: its default branch.
         performance: OpenVINO's hint: "latency" gives one call all cores, "throughput" lets calls of several threads
             run side by side on fewer cores each. The other backends have no such choice.
         max_batch: 1: every call runs on its own. More: single images of callers at the same time go through the graph
@@ -60,33 +72,46 @@ def load(
         max_delay_ms: longest that micro-batching lets a request wait for others while nothing runs.
         max_queue: most requests under way at a time, of those that are micro-batched or come by `predict_async`.
         when_full: "wait" lets the next one wait in line, "raise" refuses it with QueueFullError.
-        max_pixels: most pixels of one image; a larger one is refused before it is decoded.
+        max_pixels: most pixels of one image; a larger one is refused before it is decoded. None: 89 million, fewer
+            where the machine or the container has less than 24 bytes of memory for each.
+        verify: True: a form is taken only if it passes the bundle's self-test here, else the next one is tried. "once":
+            what passed before on this machine with these versions is not asked again; the user's cache folder has it.
 
     Returns:
         An open classifier: use it in a `with` block, or call its `close`.
 
     Raises:
-        BundleError: it is no bundle, it is damaged, or a file is not the one that its manifest describes.
-        InputError: a name that is not known, a number out of range, or the bundle has no such form.
+        BundleError: it is not a bundle, it is damaged, or a file is not the one that its manifest describes.
+        InputError: a name that is not known, a number out of range, or the bundle has no such form, or no self-test.
+        ModelError: the only form left does not pass the self-test.
         DependencyError: no backend that could run it is installed.
         EngineError: the only forms left are engines, and they can't run here.
     """
-    _check(threads, performance)
-    serving = Serving(max_batch, max_delay_ms, max_queue, when_full, max_pixels)
-    bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+    check_threads(threads)
+    if performance not in PERFORMANCES:
+        raise InputError(f"performance is {performance!r}", hint=f"one of {', '.join(PERFORMANCES)}")
+    most = most_pixels() if max_pixels is None else max_pixels
+    serving = Serving(max_batch, max_delay_ms, max_queue, when_full, most)
+    bundle = open_bundle(path, revision)
     found = candidates(bundle, backend, precision, device)
-    return _first_that_opens(bundle, found, partial(_runner, threads=threads, performance=performance), serving)
+    make = partial(runner_for, threads=threads, performance=performance)
+    return _first_that_opens(bundle, found, make, serving, _verifier(bundle, verify))
 
 
-def _check(threads: int | None, performance: str) -> None:
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads is {threads!r}", hint="give a whole number of at least 1, or None")
-    if performance not in ("latency", "throughput"):
-        raise InputError(f"performance is {performance!r}", hint='one of "latency", "throughput"')
+def _verifier(bundle: Bundle, verify: bool | str) -> Verifier | None:
+    if verify is False:
+        return None
+    from vitdeploy.runtime.verification import verifier_for
+
+    return verifier_for(bundle, verify)
 
 
 def _first_that_opens(
-    bundle: Bundle, found: Iterable[Candidate], make: Callable[[Bundle, Candidate], Runner], serving: Serving
+    bundle: Bundle,
+    found: Iterable[Candidate],
+    make: Callable[[Bundle, Candidate], Runner],
+    serving: Serving,
+    verifier: Verifier | None,
 ) -> Classifier:
     """A classifier with the first of the candidates that works here; it is told of those that were passed over."""
     passed: list[Candidate] = []
@@ -99,11 +124,20 @@ def _first_that_opens(
         with ExitStack() as stack:
             try:
                 stack.enter_context(runner)
+                failure = None if verifier is None else verifier(candidate, runner)
+                if failure is not None:
+                    raise ModelError(
+                        f"{candidate.name}: {failure}", hint=f"vitdeploy verify {quoted(bundle.path)} shows every form"
+                    )
             except BundleError:  # a file that is not what the manifest describes: no other form hides that
                 raise
             except VitdeployError as error:  # it does not work here: the next one may
                 passed.append(replace(candidate, reason=error.message))
                 last = error
+                continue
+            except Exception as error:  # a backend that stumbles over this form: the next one may not
+                last = _stumbled(candidate, error)
+                passed.append(replace(candidate, reason=last.message))
                 continue
             classifier = Classifier(bundle, runner, candidate, tuple(passed), serving)
             stack.pop_all()  # the classifier holds the runner from here on
@@ -111,26 +145,13 @@ def _first_that_opens(
     raise _nothing(bundle, passed, last)
 
 
-def _runner(bundle: Bundle, candidate: Candidate, threads: int | None, performance: str) -> Runner:
-    """A runner that is not open yet; the file's hash is checked here, and a wrong one ends the search. An engine's
-    runner compares the very bytes that it loads."""
-    path = bundle.file(candidate.artifact, verify=candidate.artifact.kind != "engine")
-    if candidate.backend == "native":
-        from vitdeploy.runtime.native import NativeRunner
-
-        return NativeRunner(path, threads=threads)
-    if candidate.backend == "openvino":
-        from vitdeploy.runtime.openvino import OpenVinoRunner
-
-        return OpenVinoRunner(path, threads=threads, performance=performance)
-    if candidate.backend.startswith("onnxruntime"):
-        from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-
-        provider = candidate.backend.partition("-")[2] or candidate.device
-        return OnnxRuntimeRunner(path, threads=threads, device=candidate.device, provider=provider)
-    from vitdeploy.runtime.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(path, flavour=candidate.backend)
+def _stumbled(candidate: Candidate, error: Exception) -> ModelError:
+    made = ModelError(
+        f"{candidate.name} can't open it: {type(error).__name__}: {error}",
+        hint="take another backend or precision; `vitdeploy inspect` checks the file",
+    )
+    made.__cause__ = error
+    return made
 
 
 def _nothing(bundle: Bundle, passed: list[Candidate], last: VitdeployError | None) -> VitdeployError:

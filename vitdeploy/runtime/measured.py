@@ -1,41 +1,23 @@
-"""What the bundle's benchmark says of its forms: which lose too much or fail, and which is the fastest here.
+"""What the bundle's benchmark says of its forms here: which lose too much or fail, and which is the fastest.
 
 A measurement counts for a file only while the file's hash is the one that was measured, and a time only on a machine
-like the one it was taken on (`vitdeploy.machine.identity`). A report that can't be read says nothing.
+like the one it was taken on (`vitdeploy.core.machine.identity`). A report that can't be read says nothing.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
+from vitdeploy.backends.registry import known
 from vitdeploy.bundle import Artifact, Bundle
-from vitdeploy.errors import BundleError
-from vitdeploy.machine import identity
-from vitdeploy.specs import Choice
+from vitdeploy.bundle.measurements import MeasuredForm, Measurements
+from vitdeploy.core.errors import BundleError
+from vitdeploy.core.machine import identity
+from vitdeploy.core.specs import Choice
 
-__all__ = ["Measured", "Row"]
-
-REPORT = "bench/report.json"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was found of one file on one backend.
-
-    `loss` is in points of top-1, None where it was not compared; `time_ms` per image, None where it says nothing of
-    this machine; `batch_size` is that of the time.
-    """
-
-    sha256: str
-    backend: str
-    device: str  # cpu, cuda
-    failure: str | None
-    loss: float | None
-    time_ms: float | None
-    batch_size: int
+__all__ = ["Measured"]
 
 
 class Measured:
@@ -48,37 +30,36 @@ class Measured:
         self.budget = 0.0
         self.here: bool | None = None
         self.settings = ""
-        self._rows: list[Row] = []
+        self._forms: tuple[MeasuredForm, ...] = ()
         self._choice = bundle.choice
-        artifact = next((a for a in bundle.select(kind="bench") if a.path == REPORT), None)
-        if artifact is not None:
-            with suppress(BundleError, OSError, ValueError, KeyError, TypeError, AttributeError):
-                self._read(json.loads(bundle.file(artifact).read_bytes()))
-
-    def _read(self, report: dict[str, Any]) -> None:
-        budget = float(report["settings"]["max_drop_points"])
-        here = _identity(report.get("machine") or {}) == identity()
-        self._rows = [_row(row, here) for row in report["rows"] if row["artifact"] is not None]
-        self.budget, self.here = budget, here
-        threads = report["settings"].get("threads")
-        self.settings = "" if threads is None else f" with {threads} thread{'' if threads == 1 else 's'}"
+        with suppress(BundleError):
+            found = Measurements.of(bundle)
+            self.budget, self._forms = found.settings.max_drop_points, found.rows
+            self.here = _identity(found.machine) == identity()
+            threads = found.settings.threads
+            self.settings = "" if threads is None else f" with {threads} thread{'' if threads == 1 else 's'}"
+            if found.settings.performance != "latency":
+                self.settings += f", opened for {found.settings.performance}"
 
     def failure(self, artifact: Artifact, backend: str, device: str) -> str | None:
         """How that file failed on that backend."""
-        return next((row.failure for row in self._own(artifact, backend, device) if row.failure is not None), None)
+        failed = (form for form in self._own(artifact, backend, device) if form.status == "failed")
+        return next((str(form.reason) for form in failed), None)
 
     def loss(self, artifact: Artifact, backend: str, device: str) -> float | None:
         """Points of top-1 that the file loses: on that backend, or on any where it was not compared there."""
-        rows = [*self._own(artifact, backend, device), *(row for row in self._rows if row.sha256 == artifact.sha256)]
-        return next((row.loss for row in rows if row.loss is not None), None)
+        same_file = (form for form in self._forms if form.sha256 == artifact.sha256)
+        forms = [*self._own(artifact, backend, device), *same_file]
+        return next((form.loss for form in forms if form.loss is not None), None)
 
-    def row(self, artifact: Artifact, backend: str, device: str) -> Row | None:
+    def timed(self, artifact: Artifact, backend: str, device: str) -> MeasuredForm | None:
         """The measurement with a time on this machine."""
-        return next((row for row in self._own(artifact, backend, device) if row.time_ms is not None), None)
+        own = self._own(artifact, backend, device) if self.here else []
+        return next((form for form in own if form.time_ms is not None), None)
 
     def saw(self, device: str) -> bool:
         """Whether any form was timed on that device of this machine."""
-        return any(row.device == device and row.time_ms is not None for row in self._rows)
+        return bool(self.here) and any(_device(form) == device and form.time_ms is not None for form in self._forms)
 
     def choice(self, artifact: Artifact, backend: str) -> Choice | None:
         """The benchmark's own choice, if it was made on this machine and is this file on this backend."""
@@ -87,13 +68,13 @@ class Measured:
             return None
         return choice if (choice.sha256, choice.backend) == (artifact.sha256, backend) else None
 
-    def _own(self, artifact: Artifact, backend: str, device: str) -> list[Row]:
+    def _own(self, artifact: Artifact, backend: str, device: str) -> list[MeasuredForm]:
         wanted = artifact.sha256, backend, device
-        return [row for row in self._rows if (row.sha256, row.backend, row.device) == wanted]
+        return [form for form in self._forms if (form.sha256, form.backend, _device(form)) == wanted]
 
 
-def _identity(machine: dict[str, Any]) -> dict[str, Any]:
-    """What `vitdeploy.machine.identity` would say of the machine that a report describes."""
+def _identity(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What `vitdeploy.core.machine.identity` would say of the machine that a report describes."""
     return {
         "cpu": machine.get("cpu"),
         "cores": machine.get("cores"),
@@ -102,19 +83,7 @@ def _identity(machine: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(row: dict[str, Any], here: bool) -> Row:
-    accuracy, latency = row["accuracy"], row.get("latency_ms")
-    delta = None if accuracy is None else accuracy["delta"]
-    batch_size = int(row.get("batch_size") or 1)
-    time_ms = None
-    if here and latency is not None and row["status"] == "ok":
-        time_ms = float(latency["p50"]) / batch_size
-    return Row(
-        sha256=str(row["artifact"]["sha256"]),
-        backend=row["backend"],
-        device="cuda" if row["backend"].startswith("tensorrt") else row.get("device", "cpu").partition(":")[0],
-        failure=str(row["reason"]) if row["status"] == "failed" else None,
-        loss=None if delta is None else -100 * float(delta),
-        time_ms=time_ms,
-        batch_size=batch_size,
-    )
+def _device(form: MeasuredForm) -> str:
+    """cpu or cuda; a report of an engine may not say."""
+    spec = known(form.backend)
+    return spec.devices[0] if spec is not None and len(spec.devices) == 1 else form.device.partition(":")[0]

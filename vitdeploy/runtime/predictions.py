@@ -1,6 +1,7 @@
 """Class scores of one image -> its prediction.
 
-p_i = exp(z_i - max z) / sum_j exp(z_j - max z)        (softmax, computed in float64)
+What is written out here is the softmax of `models.tasks`, in float64, for who has one class an image; the scores of
+other tasks come from there.
 
 This runs when a model has just pushed everything else out of the processor's caches, and then each function of NumPy
 that is called costs 5 to 20 µs, whatever it does. So few of them are called, and for few classes only `tolist`; what is
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import ModelError
-from vitdeploy.specs import Prediction, Score
+from vitdeploy.core.errors import ModelError
+from vitdeploy.core.specs import Prediction, Score
+from vitdeploy.models.tasks import SINGLE_LABEL, Task
 
-__all__ = ["Namer", "softmax"]
+__all__ = ["Namer"]
 
 _FEW_CLASSES = 64  # Python's own arithmetic is as fast up to about so many
 _FEW_BEST = 16
@@ -31,11 +33,14 @@ class Namer:
     Args:
         labels: name of each class.
         form: the form's name, for errors.
+        task: what the logits mean.
     """
 
-    def __init__(self, labels: Sequence[str], form: str) -> None:
+    def __init__(self, labels: Sequence[str], form: str, task: Task = SINGLE_LABEL) -> None:
         self._labels = labels
         self._form = form
+        self._task = task
+        self._in_numpy = len(labels) > _FEW_CLASSES or task is not SINGLE_LABEL
 
     def prediction(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
         """The best class of the logits of an image, and the `top_k` best; of equal ones the first comes first.
@@ -47,7 +52,7 @@ class Namer:
         Raises:
             ModelError: some of them are not finite.
         """
-        if len(self._labels) > _FEW_CLASSES:
+        if self._in_numpy:
             return self._of_many(logits[0] if logits.ndim == 2 else logits, top_k)
         labels = self._labels
         values = logits.tolist()
@@ -62,6 +67,14 @@ class Namer:
         first = values.index(most)
         return Prediction.listed_later(labels[first], first, 1 / total, _top, labels, values, total, top_k)
 
+    def vector(self, answer: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.float32]:
+        """The vector (dimensions,) of an image's answer, which may be a batch of one; `top_k` means nothing to it.
+
+        Raises:
+            ModelError: some of its numbers are not finite.
+        """
+        return self.finite(answer[0] if answer.ndim == 2 else answer)
+
     def finite(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The same logits.
 
@@ -75,15 +88,20 @@ class Namer:
     def _of_many(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
         if not isfinite(logits.item(logits.argmax()) - logits.item(logits.argmin())):  # NaN is either of them
             raise self._not_finite()
-        powers = _powers(logits)
-        total = float(np.add.reduce(powers))
         best = _best(logits.copy(), min(top_k, len(logits)))
-        top = tuple([Score(self._labels[index], index, powers.item(index) / total) for index in best])
-        return Prediction(top[0].label, top[0].index, top[0].score, top)
+        if self._task is SINGLE_LABEL:
+            powers = _powers(logits)
+            total = float(np.add.reduce(powers))
+            top = tuple([Score(self._labels[index], index, powers.item(index) / total) for index in best])
+        elif (scores := self._task.scores(logits)) is not None:
+            top = tuple([Score(self._labels[index], index, scores.item(index)) for index in best])
+        else:
+            top = tuple([Score(self._labels[index], index, None, logits.item(index)) for index in best])
+        return Prediction(top[0].label, top[0].index, top[0].score, top, top[0].value)
 
     def _not_finite(self) -> ModelError:
         return ModelError(
-            f"{self._form} gives class scores that are not finite",
+            f"{self._form} gives numbers that are not finite",
             hint='take another form: load(..., precision="fp32")',
         )
 
@@ -93,12 +111,6 @@ def _top(labels: Sequence[str], values: list[float], total: float, top_k: int) -
     order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
     most = values[order[0]]
     return tuple(Score(labels[index], index, exp(values[index] - most) / total) for index in order[:top_k])
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Probabilities (classes,) of logits (classes,)."""
-    powers = _powers(logits)
-    return np.asarray(powers / powers.sum())
 
 
 def _powers(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

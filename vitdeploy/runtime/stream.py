@@ -22,13 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import ImageError, InputError, OutOfMemoryError
-from vitdeploy.machine import usable_cores
+from vitdeploy.core.errors import ImageError, InputError, OutOfMemoryError
+from vitdeploy.core.machine import HELD_BYTES, usable_cores
 
-__all__ = ["HELD_BYTES", "WINDOW", "Stages", "stream"]
-
-HELD_BYTES = 256 * 2**20
-"""Decoded pixels that may wait before they are in a batch, and as many again in batches that are not full."""
+__all__ = ["WINDOW", "Stages", "stream"]
 
 WINDOW = 8
 """A batch that does not become full runs after this many times its size of later images."""
@@ -209,26 +206,27 @@ class _Budget:
     def __init__(self, limit: int) -> None:
         self._limit, self._used, self._next = limit, 0, 0
         self._lifted = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # entered itself: Ctrl-C may leave a Condition locked
+        self._changed = threading.Condition(self._lock)
 
     def wait(self, index: int) -> None:
         """Wait until image `index` may be decoded."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._lifted or self._used < self._limit or index <= self._next)
 
     def add(self, count: int) -> None:
-        with self._changed:
+        with self._lock:
             self._used += count
 
     def release(self, index: int, count: int) -> None:
         """Image `index` was taken away, `count` bytes of it."""
-        with self._changed:
+        with self._lock:
             self._used -= count
             self._next = index + 1
             self._changed.notify_all()
 
     def lift(self) -> None:
         """Let everyone through: what is decoded now is thrown away."""
-        with self._changed:
+        with self._lock:
             self._lifted = True
             self._changed.notify_all()

@@ -1,6 +1,6 @@
 """Makes a checkpoint: the Hugging Face Trainer, set up for ViT.
 
-from vitdeploy.training import FinetuneConfig, finetune
+from vitdeploy import FinetuneConfig, finetune
 
 result = finetune(FinetuneConfig(model="runs/scratch", dataset="digits", output="runs/digits", epochs=20))
 result.test_accuracy

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
+from vitdeploy.core.storage import files_below
 from vitdeploy.training.card import model_card
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.confusion import draw_confusion
 from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.result import FinetuneResult
-from vitdeploy.training.settings import to_toml
+from vitdeploy.training.settings import repeatable, to_toml
 
 __all__ = ["SETTINGS_FILE", "save_metrics", "save_report"]
 
@@ -44,8 +45,7 @@ def save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult, *,
     title = f"{test}: test accuracy {result.test_accuracy:.2%} after {result.steps} steps"
     confusion = {"labels": list(result.labels), "rows_are": "label", "counts": [list(row) for row in result.confusion]}
     files = {
-        SETTINGS_FILE: _json(settings),
-        "finetune.toml": to_toml(config.to_json(), "vitdeploy finetune --config finetune.toml"),
+        "finetune.toml": to_toml(repeatable(config, Path(config.output)), "vitdeploy finetune --config finetune.toml"),
         "training_curve.json": _json(result.curve.to_json()),
         "training_curve.svg": draw_curve(result.curve, title),
         "confusion_matrix.json": json.dumps(confusion, ensure_ascii=False) + "\n",
@@ -54,6 +54,8 @@ def save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult, *,
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
+    settings["files"] = files_below(folder)  # --overwrite replaces a folder that holds nothing else
+    (folder / SETTINGS_FILE).write_text(_json(settings), encoding="utf-8")
 
 
 def _json(value: Any) -> str:

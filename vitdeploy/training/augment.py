@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
 
 __all__ = ["Augmenter", "Mixer", "RandAugmenter"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
+from vitdeploy.core.text import visible
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.result import FinetuneResult
 
@@ -40,7 +41,7 @@ def model_card(config: FinetuneConfig, result: FinetuneResult, *, model_is_local
         model_name=name,
         eval_results=[accuracy],
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{_body(config, result, name)}"
+    return visible(f"---\n{metadata.to_yaml()}\n---\n\n{_body(config, result, name)}")
 
 
 def _body(config: FinetuneConfig, result: FinetuneResult, name: str) -> str:

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
-from vitdeploy.errors import InputError
-from vitdeploy.training.distill import KINDS
+from vitdeploy.core.errors import InputError
+from vitdeploy.core.machine import check_threads
+from vitdeploy.core.settings import (
+    ABOVE_ZERO,
+    AT_LEAST_ZERO,
+    BELOW_ONE,
+    INPUT,
+    PATH,
+    SEED,
+    SHARE,
+    OneOf,
+    Range,
+    check,
+    marked,
+    shown,
+)
+from vitdeploy.data.labels import BY_NAME, WAYS
 
-__all__ = ["AUGMENTATIONS", "PRECISIONS", "FinetuneConfig", "check_seed"]
+__all__ = ["AUGMENTATIONS", "DISTILL_KINDS", "ONCE", "PRECISIONS", "FinetuneConfig"]
 
+DISTILL_KINDS = ("auto", "soft", "hard")
 AUGMENTATIONS = ("none", "shift", "flip-shift")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _EPOCHS, _PROBE_EPOCHS = 3.0, 30.0
 _LEARNING_RATE, _PROBE_LEARNING_RATE = 5e-5, 1e-3
-_NOT_WITH_PROBE = (
-    "distill",
-    "augment",
-    "randaugment",
-    "mixup",
-    "cutmix",
-    "drop_path",
-    "freeze",
-    "gradient_checkpointing",
-    "layer_decay",
-)
-_ONLY_WITH_DISTILL = ("distill_kind", "distill_temperature", "distill_weight")
-# What may differ when a run is taken up again: where and how fast it runs, not what it computes.
-_FREE = frozenset(["output", "overwrite", "resume", "threads", "workers", "tensorboard"])
+# What stands beside a field, other than a rule for its value.
+_NOT_WITH_PROBE = "can't be used with a linear probe"
+_ONLY_WITH_DISTILL = "has no effect without a teacher"
+_FREE = "may differ when a run is taken up again: where and how fast it runs, what it is tested on"
+ONCE = "belongs to one command: it is neither kept nor read from a file"
+
+_LAYER_DECAY = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
+_MAGNITUDE = Range("0 (off) to 29", lambda value: 0 <= value <= 29, hint="9 is usual")
+_Path = Union[str, "os.PathLike[str]"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class FinetuneConfig:
 
     Attributes:
         model: Hub id or local folder: a classifier, or a backbone without a head.
-        dataset: as `vitdeploy.datasets.load_dataset` takes it; it must have `train` and `test`.
+        dataset: as `vitdeploy.data.load_dataset` takes it; it must have `train`, and `test` or `validation`.
         output: folder to write.
         overwrite: replace an `output` that an earlier run wrote, and drop an interrupted run of it.
         resume: go on from the last checkpoint of an interrupted run with the same settings, if there is one.
@@ -75,9 +84,14 @@ class FinetuneConfig:
         limit_test: the same for the test images.
         validation: images carved out of train to choose the best weights by; None: a tenth, at most 1,000.
             0: none, and the last weights are kept.
+        test_split: the split that is looked at once, at the end; a dataset without "test" is tested on "validation".
+        validation_split: a split of the dataset to choose the best weights by, instead of a part of train.
         image_column, label_column: where they can't be found.
+        match_labels: how the dataset's classes are found among the checkpoint's and the teacher's, "name" or
+            "position": see `data.labels`.
         skip_bad: decode every image once before training, list those that can't be, and go on without them.
         revision: branch, tag or commit of a Hub model.
+        trust_remote_code: run Python code that comes with the model or the teacher.
         distill: a teacher to learn from as well, Hub id or local folder of a classifier that knows the classes.
         distill_kind: soft (its probabilities), hard (its decisions), or auto: hard for a student with DeiT's
             distillation token, else soft. See `vitdeploy.training.distill` for the algebra.
@@ -91,78 +105,70 @@ class FinetuneConfig:
         tensorboard: write event files for TensorBoard too.
     """
 
-    model: str | os.PathLike[str]
-    dataset: str | os.PathLike[str]
-    output: str | os.PathLike[str]
-    overwrite: bool = False
-    resume: bool = False
-    epochs: float | None = None
-    max_steps: int | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float | None = None
-    layer_decay: float = 0.85
-    warmup_ratio: float = 0.1
-    weight_decay: float = 0.01
-    clip_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    augment: str = "none"
-    randaugment: int = 0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    drop_path: float = 0.0
-    ema: float = 0.0
-    freeze: int = 0
+    model: Annotated[_Path, PATH, INPUT]
+    dataset: Annotated[_Path, PATH, INPUT]
+    output: Annotated[_Path, PATH, _FREE]
+    overwrite: Annotated[bool, _FREE, ONCE] = False
+    resume: Annotated[bool, _FREE, ONCE] = False
+    epochs: Annotated[float | None, ABOVE_ZERO] = None
+    max_steps: Annotated[int | None, ABOVE_ZERO] = None
+    batch_size: Annotated[int, ABOVE_ZERO] = 32
+    accumulate: Annotated[int, ABOVE_ZERO] = 1
+    learning_rate: Annotated[float | None, ABOVE_ZERO] = None
+    layer_decay: Annotated[float, _LAYER_DECAY, _NOT_WITH_PROBE] = 0.85
+    warmup_ratio: Annotated[float, BELOW_ONE] = 0.1
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.01
+    clip_grad_norm: Annotated[float, AT_LEAST_ZERO] = 1.0
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.0
+    augment: Annotated[str, OneOf("augmentation", AUGMENTATIONS), _NOT_WITH_PROBE] = "none"
+    randaugment: Annotated[int, _MAGNITUDE, _NOT_WITH_PROBE] = 0
+    mixup: Annotated[float, AT_LEAST_ZERO, _NOT_WITH_PROBE] = 0.0
+    cutmix: Annotated[float, AT_LEAST_ZERO, _NOT_WITH_PROBE] = 0.0
+    drop_path: Annotated[float, BELOW_ONE, _NOT_WITH_PROBE] = 0.0
+    ema: Annotated[float, BELOW_ONE] = 0.0
+    freeze: Annotated[int, AT_LEAST_ZERO, _NOT_WITH_PROBE] = 0
     linear_probe: bool = False
-    image_size: int | None = None
-    precision: str = "auto"
-    gradient_checkpointing: bool = False
+    image_size: Annotated[int | None, ABOVE_ZERO] = None
+    precision: Annotated[str, OneOf("precision", PRECISIONS)] = "auto"
+    gradient_checkpointing: Annotated[bool, _NOT_WITH_PROBE] = False
     compile: bool = False
-    patience: int | None = None
-    save_every: int | None = None
-    limit_train: int | None = None
-    limit_test: int | None = None
-    validation: int | None = None
+    patience: Annotated[int | None, ABOVE_ZERO] = None
+    save_every: Annotated[int | None, ABOVE_ZERO] = None
+    limit_train: Annotated[int | None, ABOVE_ZERO] = None
+    limit_test: Annotated[int | None, ABOVE_ZERO, _FREE] = None
+    validation: Annotated[int | None, AT_LEAST_ZERO] = None
+    test_split: Annotated[str, _FREE] = "test"
+    validation_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    skip_bad: bool = False
+    match_labels: Annotated[str, OneOf("way to match labels", WAYS)] = BY_NAME
+    skip_bad: Annotated[bool, _FREE] = False
     revision: str | None = None
-    distill: str | os.PathLike[str] | None = None
-    distill_kind: str = "auto"
-    distill_temperature: float = 3.0
-    distill_weight: float = 0.5
-    seed: int = 0
-    threads: int | None = None
-    workers: int | None = None
-    tensorboard: bool = False
+    trust_remote_code: Annotated[bool, _FREE, ONCE] = False
+    distill: Annotated[_Path | None, PATH, INPUT, _NOT_WITH_PROBE] = None
+    distill_kind: Annotated[str, OneOf("distillation", DISTILL_KINDS), _ONLY_WITH_DISTILL] = "auto"
+    distill_temperature: Annotated[float, ABOVE_ZERO, _ONLY_WITH_DISTILL] = 3.0
+    distill_weight: Annotated[float, SHARE, _ONLY_WITH_DISTILL] = 0.5
+    seed: Annotated[int, SEED] = 0
+    threads: Annotated[int | None, _FREE] = None
+    workers: Annotated[int | None, AT_LEAST_ZERO, _FREE] = None
+    tensorboard: Annotated[bool, _FREE] = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "max_steps", "image_size", "limit_train"):
-            _positive(name, getattr(self, name))
-        for name in ("limit_test", "threads", "patience", "save_every", "distill_temperature"):
-            _positive(name, getattr(self, name))
-        for name in ("warmup_ratio", "label_smoothing", "drop_path", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "clip_grad_norm", "mixup", "cutmix", "freeze", "validation", "workers"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be 0 or more, not {value}")
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
-        if not 0 <= self.distill_weight <= 1:
-            raise InputError(f"distill_weight must be from 0 to 1, not {self.distill_weight}")
-        check_seed(self.seed)
-        if not 0 <= self.randaugment <= 29:
-            raise InputError(f"randaugment must be 0 (off) to 29, not {self.randaugment}", hint="9 is usual")
-        _one_of("augmentation", self.augment, AUGMENTATIONS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("distillation", self.distill_kind, KINDS)
+        check(self)
+        check_threads(self.threads)
         self._check_together()
 
     def _check_together(self) -> None:
         if self.patience is not None and self.validation == 0:
             raise InputError("patience needs validation images", hint="leave --validation out, or --patience")
+        if "all" in (self.test_split, self.validation_split):
+            raise InputError("the split all holds the training images too", hint="name another split")
+        if self.validation_split is not None and self.validation is not None:
+            raise InputError(
+                "validation says how many images of train to choose by, validation_split which split instead of them",
+                hint="leave --validation or --validation-split out",
+            )
         if self.distill is None and (idle := self._changed(_ONLY_WITH_DISTILL)):
             raise InputError(
                 f"{idle[0]} has no effect without a teacher",
@@ -176,10 +182,10 @@ class FinetuneConfig:
                     hint=f"leave --{wrong[0].replace('_', '-')} out, or --linear-probe",
                 )
 
-    def _changed(self, names: tuple[str, ...]) -> list[str]:
-        """Those of `names` that are not at their default."""
+    def _changed(self, mark: str) -> list[str]:
+        """Those of the fields with a mark that are not at their default."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return [name for name in names if getattr(self, name) != defaults[name]]
+        return [name for name in marked(type(self), mark) if getattr(self, name) != defaults[name]]
 
     def resolved(self) -> FinetuneConfig:
         """The same run with every default that depends on other settings filled in."""
@@ -191,32 +197,11 @@ class FinetuneConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All settings; of paths only the last part, since a checkpoint travels."""
-        data = dataclasses.asdict(self)
-        for name in ("model", "dataset", "output", "distill"):
-            if data[name] is None:
-                continue
-            path = Path(data[name])
-            data[name] = path.name if path.is_absolute() or path.exists() else str(data[name])
-        del data["overwrite"], data["resume"]
-        return data
+        """All settings but those of one command; of paths only the last part, since a checkpoint travels."""
+        once = marked(type(self), ONCE)
+        return {name: value for name, value in shown(self).items() if name not in once}
 
     def fixed(self) -> dict[str, Any]:
         """The settings that must be the same when the run is taken up again."""
-        return {name: value for name, value in self.to_json().items() if name not in _FREE}
-
-
-def check_seed(seed: int) -> None:
-    """NumPy's old generator, which libraries still seed, takes 32 bits."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
-
-
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} must be more than 0, not {value}")
-
-
-def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"there is no {what} {value!r}", hint=f"choose one of {', '.join(choices)}")
+        free = marked(type(self), _FREE)
+        return {name: value for name, value in self.to_json().items() if name not in free}

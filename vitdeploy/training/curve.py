@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from vitdeploy.core.svg import linear
 from vitdeploy.training.result import Curve
 
 __all__ = ["curve_from_log", "draw_curve"]
@@ -58,43 +59,32 @@ def _panel(column: int, name: str, lines: list[tuple[str, str, list[Point]]], be
     points = [point for _, _, line in lines for point in line]
     if not points:
         return f'<text x="{left}" y="{top + 20}" fill="{_GREY}">{escape(name)}: not measured</text>'
-    steps, values = [x for x, _ in points], [y for _, y in points]
-    x_low, x_high, y_low, y_high = *_range(steps), *_range(values)
-
-    def place(x: float, y: float) -> Point:
-        return (
-            left + (x - x_low) / (x_high - x_low) * _PANEL_WIDTH,
-            top + (y_high - y) / (y_high - y_low) * _PANEL_HEIGHT,
-        )
-
+    steps = [x for x, _ in points]
+    across = linear(steps, left, left + _PANEL_WIDTH, pad=0 if len(set(steps)) > 1 else 0.5)
+    up = linear([y for _, y in points], top + _PANEL_HEIGHT, top, pad=0.02)
     parts = [
         f'<rect x="{left}" y="{top}" width="{_PANEL_WIDTH}" height="{_PANEL_HEIGHT}" fill="none" stroke="{_GREY}"/>',
         f'<text x="{left}" y="{top - 8}">{escape(name)}</text>',
         f'<text x="{left + _PANEL_WIDTH / 2}" y="{top + _PANEL_HEIGHT + 34}" text-anchor="middle">step</text>',
     ]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y = place(x_low + share * (x_high - x_low), y_low + share * (y_high - y_low))
-        parts.append(
-            f'<text x="{x:.1f}" y="{top + _PANEL_HEIGHT + 16}" text-anchor="middle">'
-            f"{x_low + share * (x_high - x_low):.0f}</text>"
-            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{y_low + share * (y_high - y_low):.3g}</text>'
-        )
-    if best_step is not None and x_low <= best_step <= x_high:
-        x, _ = place(best_step, y_low)
+    for tick in across.ticks:
+        if float(tick).is_integer():  # steps are whole
+            parts.append(
+                f'<text x="{across(tick):.1f}" y="{top + _PANEL_HEIGHT + 16}" text-anchor="middle">{tick:g}</text>'
+            )
+    for tick in up.ticks:
+        parts.append(f'<text x="{left - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    if best_step is not None and across.low <= best_step <= across.high:
+        x = across(best_step)
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + _PANEL_HEIGHT}" stroke="{_GREY}"'
             ' stroke-dasharray="4 3"><title>the weights that were kept</title></line>'
         )
     for position, (label, colour, line) in enumerate(lines):
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line)
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
             f'<text x="{left + _PANEL_WIDTH - 8}" y="{top + 18 + 16 * position}" text-anchor="end" fill="{colour}">'
             f"{escape(label)}</text>"
         )
     return "".join(parts)
-
-
-def _range(values: list[float]) -> Point:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vitdeploy.datasets import ImageDataset
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
+from vitdeploy.data import ImageDataset
 from vitdeploy.training.augment import Augmenter, Mixer
 
-__all__ = ["Batcher", "EpochSampler", "Row", "Rows"]
+__all__ = ["Batcher", "EpochSampler", "Example", "Rows"]
 
 _CACHE_LIMIT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """Image `index` of a dataset, in pass `epoch` over it."""
 
     dataset: ImageDataset
@@ -35,10 +35,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Row:
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
         """Row `index`, or with its epoch as an EpochSampler gives it."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        return Row(self._dataset, int(index), int(epoch))
+        return Example(self._dataset, int(index), int(epoch))
 
 
 class EpochSampler:
@@ -59,6 +59,16 @@ class EpochSampler:
         epoch = self.epoch
         order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
         return iter([(int(index), epoch) for index in order])
+
+
+def processed(processor: Any, dataset: ImageDataset, indices: Iterable[int]) -> Any:
+    """Images of a dataset through an image processor: (images, 3, height, width) float32; few are decoded at a time."""
+    torch = require("torch", extra="build")
+    parts = [
+        processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        for images in dataset.parts(indices)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Batcher:
@@ -85,7 +95,7 @@ class Batcher:
         self._cache: dict[int, Any] = {}
         self._fits: bool | None = None if keep else False  # known after the first image
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
         dataset = rows[0].dataset
         indices = [row.index for row in rows]
         labels = self._torch.as_tensor(dataset.label_ids[np.array(indices)])
@@ -99,8 +109,7 @@ class Batcher:
 
     def process(self, dataset: ImageDataset, indices: Sequence[int]) -> Any:
         """Images through the processor: (batch, 3, height, width) float32."""
-        images = [dataset.image(index) for index in indices]
-        return self._processor(images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        return processed(self._processor, dataset, indices)
 
     def _cached(self, indices: Sequence[int]) -> Any:
         if self._fits is None:

@@ -16,21 +16,19 @@ is resized (bicubic) to the teacher's size, and normalised as the teacher wants 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.checkpoints import Checkpoint, load_checkpoint
-from vitdeploy.errors import InputError, require
+from vitdeploy.core.errors import require
+from vitdeploy.data.labels import match_labels
+from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
     from vitdeploy.training.config import FinetuneConfig
     from vitdeploy.training.models import Trainable
 
-__all__ = ["KINDS", "Distillation", "Settings", "class_columns", "load_distillation", "soft_loss", "teacher_view"]
-
-KINDS = ("auto", "soft", "hard")
+__all__ = ["Distillation", "Settings", "load_distillation", "soft_loss", "taught_by", "teacher_view"]
 
 
 @dataclass(frozen=True)
@@ -48,39 +46,46 @@ def load_distillation(config: FinetuneConfig, model: Trainable, labels: tuple[st
 
     Raises:
         ModelError: the teacher can't be loaded.
-        InputError: it does not know the dataset's classes.
+        DatasetError: it does not know the dataset's classes.
     """
     if config.distill is None:
         return None
-    teacher = load_checkpoint(config.distill)
-    columns = class_columns(teacher, labels, config.distill)
     kind = config.distill_kind
     if kind == "auto":
         kind = "hard" if hasattr(model.module, "distillation_classifier") else "soft"
     settings = Settings(kind, config.distill_temperature, config.distill_weight, config.label_smoothing)
-    return Distillation(teacher.module, columns, teacher_view(model.processor, teacher.processor), settings)
+    teacher = load_checkpoint(config.distill, trust_remote_code=config.trust_remote_code)
+    return taught_by(teacher, teacher.module, labels, config.match_labels, model.processor, settings)
 
 
-def class_columns(teacher: Checkpoint, labels: tuple[str, ...], name: str | os.PathLike[str]) -> list[int]:
-    """Where the dataset's classes are among the teacher's logits.
+def taught_by(
+    teacher: Checkpoint, module: Any, labels: tuple[str, ...], way: str, processor: Any, settings: Settings
+) -> Distillation:
+    """The objective for a student with that image processor and those classes, found among the teacher's by `way`.
 
     Raises:
-        InputError: the teacher does not know one of them.
+        DatasetError: the teacher does not know one of them.
+        ModelError: it is not a classifier with one class an image.
     """
-    unknown = [label for label in labels if label not in teacher.labels]
-    if unknown:
-        raise InputError(
-            f"the teacher {os.fspath(name)} does not know {len(unknown)} of the {len(labels)} classes, {unknown[0]!r}"
-            " for one",
-            hint="name a teacher that was fine-tuned on this dataset: vitdeploy finetune ... makes one",
-        )
-    return [teacher.labels.index(label) for label in labels]
+    teacher.task.require_single_label(teacher.source, "teaching", "take a teacher that gives one class an image")
+    match = match_labels(teacher.labels, labels, way, who=f"the teacher {teacher.source}")
+    note = (f"The teacher's classes: {match.sentence}.",) if match.sentence else ()
+    columns = match.classes.tolist()
+    return Distillation(module, columns, teacher_view(processor, teacher.processor), settings, note)
 
 
 class Distillation:
     """An Objective: in training the teacher's loss and the label's, in evaluation plain cross-entropy."""
 
-    def __init__(self, teacher: Any, columns: list[int], view: Callable[[Any], Any], settings: Settings) -> None:
+    def __init__(
+        self,
+        teacher: Any,
+        columns: list[int],
+        view: Callable[[Any], Any],
+        settings: Settings,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.notes = notes
         self._teacher = teacher.eval().requires_grad_(False)
         self._columns, self._view, self._settings = columns, view, settings
 

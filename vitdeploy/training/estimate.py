@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from vitdeploy import hub, progress
-from vitdeploy.datasets import ImageDataset
-from vitdeploy.errors import require
+from vitdeploy.core import progress
+from vitdeploy.core.errors import require
+from vitdeploy.data import ImageDataset
+from vitdeploy.models import hub
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import EpochSampler, Rows
 from vitdeploy.training.distill import load_distillation
@@ -22,11 +24,14 @@ from vitdeploy.training.objective import CrossEntropy, Objective
 from vitdeploy.training.parameters import parameter_counts, parameter_groups
 from vitdeploy.training.processes import Processes
 from vitdeploy.training.run import Prepared, device, make_batcher, own_randomness, prepare, threads
+from vitdeploy.training.settings import repeatable
 
 __all__ = ["DryRun", "dry_run"]
 
 _TIMED_STEPS = 3
-_LONG_SECONDS = 20.0
+_TIMED_SECONDS = 4.0  # beside imports and loading, so that the answer comes in some ten seconds
+_FEW_IMAGES = 4
+_HEAD_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,12 @@ class DryRun:
 def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     """Load model and data as `finetune` does, take a few steps, and throw them away.
 
+    Images are decoded for these steps only, so one that can't be is found by `finetune` itself, before it trains.
+
     Raises:
-        what `finetune` raises before it trains.
+        what else `finetune` raises before it trains.
     """
-    run = prepare(config, Processes(0, processes))
+    run = prepare(config, Processes(0, processes), decode=False)
     config, plan, splits = run.config, run.plan, run.splits
     teacher = load_distillation(config, run.model, splits.train.labels)
     with hub.quiet_libraries(), own_randomness(), threads(config.threads), progress.task("Timing a few steps"):
@@ -75,21 +82,23 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     evaluations = 0 if splits.validation is None else 1 + math.ceil(plan.steps / plan.evaluate_every)
     validation = 0 if splits.validation is None else len(splits.validation)
     forwards = (evaluations * validation + len(splits.test)) / processes
-    if config.linear_probe:  # every image goes through the backbone once
-        step_seconds = 0.0
+    if config.linear_probe:  # every image goes through the backbone once, its features through the head in each epoch
+        step_seconds = _head_seconds(run) * config.accumulate
         seconds = measured.image_seconds * (len(splits.train) + validation + len(splits.test)) / processes
+        seconds += step_seconds * plan.steps
     else:
-        step_seconds = measured.batch_seconds * config.accumulate
+        step_seconds = measured.batch_seconds * config.accumulate + measured.update_seconds
         seconds = step_seconds * plan.steps + measured.image_seconds * forwards
+    unseen = () if config.skip_bad else ("A run decodes every test image before it trains; this did not.",)
     memory = {
         "weights": 4 * total,
         "gradients": 4 * head,
         "optimizer": 8 * head + (4 * head if config.ema else 0),
-        "activations": 0 if config.linear_probe else measured.activation_bytes,
+        "activations": measured.activation_bytes,
         **({} if teacher is None else {"teacher": teacher.weight_bytes}),
     }
     return DryRun(
-        settings=config.to_json(),
+        settings=repeatable(config, Path()),
         images={
             split.split: len(split) for split in (splits.train, splits.validation, splits.test) if split is not None
         },
@@ -103,16 +112,18 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
         memory_bytes={**memory, "total": sum(memory.values())},
         device=measured.device,
         precision=resolve_precision(config.precision),
-        notes=run.notes,
+        notes=(*run.notes, *(() if teacher is None else teacher.notes), *measured.notes, *unseen),
     )
 
 
 @dataclass(frozen=True)
 class _Measured:
-    batch_seconds: float
-    image_seconds: float
+    batch_seconds: float  # one batch forward and backward
+    update_seconds: float  # the optimizer's step
+    image_seconds: float  # forward alone
     activation_bytes: int
     device: str
+    notes: tuple[str, ...] = ()
 
 
 def _measure(run: Prepared, objective: Objective) -> _Measured:
@@ -120,43 +131,116 @@ def _measure(run: Prepared, objective: Objective) -> _Measured:
     config, module, where = run.config, run.model.module, device()
     batcher = make_batcher(run)
     module.to(where)
-    assert config.learning_rate is not None
-    groups = parameter_groups(
-        module, learning_rate=config.learning_rate, layer_decay=config.layer_decay, weight_decay=config.weight_decay
-    )
-    for group in groups:
-        del group["names"]
-    optimizer = torch.optim.AdamW(groups)
     autocast = _autocast(torch, config.precision, where)
-    times: list[float] = []
-    kept = 0
-    for rows in _batches(run.splits.train, config, _TIMED_STEPS + 1):
-        start = time.perf_counter()
-        batch = {name: value.to(where) for name, value in batcher(rows).items()}
-        module.train()
-        with autocast, _kept_bytes(torch, module) as counted:
-            loss, _ = objective(module, batch)
+
+    def forward(rows: list[Any]) -> tuple[float, float]:
+        begun = time.perf_counter()
+        with torch.inference_mode(), autocast:
+            module.eval()(pixel_values=batcher(rows)["pixel_values"].to(where)).logits.cpu()
+        return time.perf_counter() - begun, 0.0
+
+    if config.linear_probe:  # no step goes through the backbone
+        images, seconds, _ = _largest_in_time(run.splits.test, config, forward)
+        return _Measured(0.0, 0.0, seconds / images, 0, where.type, _scaled(images, config.batch_size, "time is"))
+    step = _Step(run, objective, batcher, where, autocast)
+    images, seconds, update = _largest_in_time(run.splits.train, config, step)
+    (rows,) = _batches(run.splits.test, config.seed, [images])
+    return _Measured(
+        batch_seconds=seconds * config.batch_size / images,
+        update_seconds=update,
+        image_seconds=forward(rows)[0] / len(rows),
+        activation_bytes=step.kept_bytes * config.batch_size // images,
+        device=where.type,
+        notes=_scaled(images, config.batch_size, "time and activations are"),
+    )
+
+
+class _Step:
+    """A step of the training: the seconds that grow with the images of a batch, and those of the optimizer."""
+
+    def __init__(self, run: Prepared, objective: Objective, batcher: Any, where: Any, autocast: Any) -> None:
+        self._torch = require("torch", extra="build")
+        self._module, self._objective = run.model.module, objective
+        self._batcher, self._where, self._autocast = batcher, where, autocast
+        config = run.config
+        assert config.learning_rate is not None
+        groups = parameter_groups(
+            self._module,
+            learning_rate=config.learning_rate,
+            layer_decay=config.layer_decay,
+            weight_decay=config.weight_decay,
+        )
+        for group in groups:
+            del group["names"]
+        self._optimizer = self._torch.optim.AdamW(groups)
+        self.kept_bytes = 0  # of the largest batch
+
+    def __call__(self, rows: list[Any]) -> tuple[float, float]:
+        begun = time.perf_counter()
+        batch = {name: value.to(self._where) for name, value in self._batcher(rows).items()}
+        self._module.train()
+        with self._autocast, _kept_bytes(self._torch, self._module) as counted:
+            loss, _ = self._objective(self._module, batch)
         loss.backward()
+        self._wait()
+        passed = time.perf_counter()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._wait()
+        self.kept_bytes = max(self.kept_bytes, counted[0])
+        return passed - begun, time.perf_counter() - passed
+
+    def _wait(self) -> None:
+        if self._where.type == "cuda":
+            self._torch.cuda.synchronize(self._where)
+
+
+def _largest_in_time(
+    split: ImageDataset, config: FinetuneConfig, timed: Callable[[list[Any]], tuple[float, float]]
+) -> tuple[int, float, float]:
+    """The largest batch that there is time for, at most the run's own: its images, and what `timed` says of it (seconds
+    that grow with the images, other seconds). The first, of one image, only counts where nothing followed."""
+    begun = time.perf_counter()
+    found: list[tuple[int, float, float]] = []
+    sizes = [1, min(_FEW_IMAGES, config.batch_size), *[config.batch_size] * _TIMED_STEPS]
+    for rows in _batches(split, config.seed, sizes):
+        if found:
+            images, seconds, others = found[-1]
+            if time.perf_counter() - begun + seconds * len(rows) / images + others > _TIMED_SECONDS:
+                break
+        found.append((len(rows), *timed(rows)))
+    counted = found[1:] or found
+    most = max(images for images, *_ in counted)
+    whole = [each for each in counted if each[0] == most]
+    return most, statistics.median(each[1] for each in whole), statistics.median(each[2] for each in whole)
+
+
+def _scaled(images: int, batch_size: int, what: str) -> tuple[str, ...]:
+    if images == batch_size:
+        return ()
+    return (f"{what} scaled up from a batch of {images} image{'s' if images > 1 else ''}",)
+
+
+def _head_seconds(run: Prepared) -> float:
+    """One step of a linear probe's head on a batch of features."""
+    torch = require("torch", extra="build")
+    head = torch.nn.Linear(run.model.module.classifier.in_features, run.model.module.classifier.out_features)
+    optimizer = torch.optim.AdamW(head.parameters())
+    features = torch.randn(run.config.batch_size, head.in_features)
+    labels = torch.zeros(run.config.batch_size, dtype=torch.long)
+    start = time.perf_counter()
+    for _ in range(_HEAD_STEPS):
+        torch.nn.functional.cross_entropy(head(features), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()  # waits for the GPU
-        times.append(time.perf_counter() - start)
-        kept = max(kept, counted[0])
-        if sum(times) > _LONG_SECONDS:
-            break
-    start = time.perf_counter()
-    rows = next(iter(_batches(run.splits.test, config, 1)))
-    with torch.inference_mode(), autocast:
-        module.eval()(pixel_values=batcher(rows)["pixel_values"].to(where)).logits.cpu()
-    image_seconds = (time.perf_counter() - start) / len(rows)
-    return _Measured(statistics.median(times[1:] or times), image_seconds, kept, where.type)
+    return (time.perf_counter() - start) / _HEAD_STEPS
 
 
-def _batches(dataset: ImageDataset, config: FinetuneConfig, count: int) -> Iterator[list[Any]]:
+def _batches(dataset: ImageDataset, seed: int, sizes: list[int]) -> Iterator[list[Any]]:
     rows = Rows(dataset)
-    order = iter(EpochSampler(len(dataset), config.seed))
-    for _ in range(count):
-        batch = [rows[key] for key in islice(order, config.batch_size)]
+    order = iter(EpochSampler(len(dataset), seed))
+    for size in sizes:
+        batch = [rows[key] for key in islice(order, size)]
         if batch:
             yield batch
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import progress
-from vitdeploy.datasets import ImageDataset
-from vitdeploy.errors import InputError, require
-from vitdeploy.machine import usable_cores
-from vitdeploy.storage import read_json
+from vitdeploy.core import progress
+from vitdeploy.core.errors import InputError, require
+from vitdeploy.core.machine import usable_cores
+from vitdeploy.core.storage import read_json
+from vitdeploy.data import ImageDataset
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import EpochSampler, Rows
 from vitdeploy.training.objective import Objective
@@ -153,7 +153,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=score,
     )
-    _check_sharding(trainer)
+    _refuse_sharding(trainer)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
     return trainer
@@ -188,7 +188,7 @@ def _arguments(config: FinetuneConfig, plan: Plan, work: Workspace, *, validated
         metric_for_best_model=CHOICE if validated else None,
         greater_is_better=True if validated else None,
         seed=config.seed,
-        remove_unused_columns=False,  # the rows are no dictionaries
+        remove_unused_columns=False,  # the rows are not dictionaries
         label_names=["labels"],  # a probe and DeiT with its distillation token take none: none would be looked for
         dataloader_num_workers=0 if config.linear_probe else resolve_workers(config.workers),
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -200,18 +200,12 @@ def _arguments(config: FinetuneConfig, plan: Plan, work: Workspace, *, validated
     return arguments
 
 
-def _check_sharding(trainer: Any) -> None:
-    """FSDP must write checkpoints that are whole, and an average of shards is not kept."""
-    if not trainer.is_fsdp_enabled:
-        return
-    if "FULL_STATE_DICT" not in str(trainer.accelerator.state.fsdp_plugin.state_dict_type):
+def _refuse_sharding(trainer: Any) -> None:
+    """Nothing here was tried on shards of a model, and a ViT needs none."""
+    if trainer.is_fsdp_enabled:
         raise InputError(
-            "FSDP is set to write its checkpoints in shards",
-            hint="set fsdp_state_dict_type to FULL_STATE_DICT (accelerate launch --fsdp_state_dict_type ...)",
-        )
-    if trainer.average is not None or trainer.config.linear_probe:
-        raise InputError(
-            "the moving average and the linear probe do not work with FSDP", hint="leave --ema or --linear-probe out"
+            "FSDP is not supported: every process holds the whole model",
+            hint="launch it without --use_fsdp; for a large batch use --accumulate or more processes",
         )
 
 
@@ -244,20 +238,12 @@ def _is_finished(trainer: Any, plan: Plan, start: Any) -> bool:
     return True
 
 
-def keep_best(trainer: Any, module: Any) -> tuple[int, Any]:
-    """Give the trainer the weights that are kept: the best or the last, averaged if asked for.
-
-    Returns their step and the module that has them: `module`, or a whole copy where FSDP has cut it into shards.
-    """
+def keep_best(trainer: Any, module: Any) -> int:
+    """Give the trainer's `module` the weights to keep, the best or the last, averaged if asked for; their step."""
     torch = require("torch", extra="build")
     state, processes = trainer.state, trainer.processes
     step = int(state.best_global_step or state.global_step)
     folder = trainer.work.checkpoint(step)
-    if trainer.is_fsdp_enabled:
-        module = type(module).from_pretrained(folder, local_files_only=True).to(trainer.args.device)
-        trainer.model = trainer.model_wrapped = module
-        trainer.is_fsdp_enabled = False
-        return step, module
     if processes.is_main:
         load_weights(module, folder)
         if trainer.average is not None:
@@ -268,7 +254,7 @@ def keep_best(trainer: Any, module: Any) -> tuple[int, Any]:
     if processes.count > 1:
         for value in module.state_dict().values():
             torch.distributed.broadcast(value, 0)
-    return step, module
+    return step
 
 
 def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]:

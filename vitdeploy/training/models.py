@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy import hub
-from vitdeploy.checkpoints import CheckpointFolder, load_processor, reading_weights
-from vitdeploy.errors import InputError, ModelError, require
+from vitdeploy.core.errors import DatasetError, InputError, ModelError, require
+from vitdeploy.data.labels import BY_NAME, LabelMatch, match_labels
+from vitdeploy.models.checkpoints import CheckpointFolder, load_processor, load_weights, reading_weights
+from vitdeploy.models.configs import configuration
 from vitdeploy.training.regularise import takes_drop_path_rate
 
 __all__ = ["Trainable", "load_trainable"]
@@ -33,10 +34,11 @@ def load_trainable(
     image_size: int | None,
     seed: int,
     drop_path: float = 0.0,
+    way: str = BY_NAME,
 ) -> Trainable:
-    """Load the weights; give them a new head unless theirs is trained for these very classes.
+    """Load the weights; give them a new head unless theirs is trained for these very classes, in whatever order.
 
-    `drop_path` is given to models that have stochastic depth of their own.
+    `drop_path` is given to models that have stochastic depth of their own; `way` to match labels: see `data.labels`.
 
     Raises:
         ModelError: damaged, incomplete, or no model that can be fine-tuned here (or at that image size).
@@ -46,18 +48,25 @@ def load_trainable(
     config = _config(folder, labels)
     if drop_path and takes_drop_path_rate(config):
         config.drop_path_rate = drop_path
-    module, report = _load(folder, config)
+    module, missing, other_shape = load_weights(folder, config, new_head=True)
     head = _head(module)
-    missing = {key for key in report["missing_keys"] if not key.startswith(_prefix(module))}
     if missing:
         notes.append(f"{folder.source} has no classification head: a new one for {len(labels)} classes is trained.")
-    elif _own_labels(folder) != labels:
+    match = None if missing or other_shape else _same_classes(_own_labels(folder), labels, way)
+    if not missing and match is None:
         notes.append(
             f"The head of {folder.source} was for {len(_own_labels(folder))} other classes: a new one for"
             f" {len(labels)} classes is trained."
         )
     if notes:
         _initialise(torch, head, config, seed)
+    elif match is not None and match.sentence:
+        notes.append(f"The head of {folder.source} is kept: {match.sentence}.")
+        _reorder(torch, head, match)
+    if folder.config.get("problem_type") not in (None, config.problem_type):
+        notes.append(
+            f"{folder.source} was a {folder.config['problem_type']} model: it is trained for one class an image."
+        )
     if folder.config.get("dtype", folder.config.get("torch_dtype")) in ("float16", "bfloat16"):
         notes.append(f"The weights of {folder.source} are stored in 16 bits: they are trained and saved in float32.")
     if image_size is not None and image_size != config.image_size:
@@ -71,48 +80,29 @@ def load_trainable(
 
 
 def _config(folder: CheckpointFolder, labels: tuple[str, ...]) -> Any:
-    transformers = require("transformers", extra="build")
-    with hub.quiet_libraries(), reading_weights(folder):
-        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+    if folder.config["model_type"] == "timm_wrapper":
+        raise ModelError(
+            f"{folder.name} is a model of timm, which can be exported and not fine-tuned here",
+            hint="fine-tune it with timm and export that, or fine-tune a vit, deit or dinov2 of transformers",
+        )
+    with reading_weights(folder):
+        config = configuration(folder)
+    config.problem_type = "single_label_classification"  # an inherited one would have it read otherwise
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.num_labels = len(labels)
-    if not isinstance(getattr(config, "image_size", None), int) or not isinstance(
-        getattr(config, "patch_size", None), int
-    ):
-        raise ModelError(
-            f"{folder.name} is a {config.model_type} model without one image size and one patch size",
-            hint="fine-tune a model of the ViT family: vit, deit, dinov2 ...",
-        )
+    for name in ("image_size", "patch_size"):
+        side = getattr(config, name, None)
+        if isinstance(side, (list, tuple)) and len(set(side)) == 1:
+            side = side[0]
+        if not isinstance(side, int):
+            raise ModelError(
+                f"fine-tuning is not supported for {folder.name}, a {config.model_type} model: its config.json has no"
+                f" {name} that is one number",
+                hint="fine-tune a model of the ViT family (vit, deit, dinov2 ...); export takes this one as it is",
+            )
+        setattr(config, name, side)
     return config
-
-
-def _load(folder: CheckpointFolder, config: Any) -> tuple[Any, dict[str, Any]]:
-    torch = require("torch", extra="build")
-    transformers = require("transformers", extra="build")
-    with hub.quiet_libraries(), reading_weights(folder):
-        module, report = transformers.AutoModelForImageClassification.from_pretrained(
-            folder.path,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # the head's; all others are refused below
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    prefix = _prefix(module)
-    wrong = sorted(str(key[0]) for key in report["mismatched_keys"] if str(key[0]).startswith(prefix))
-    if wrong:
-        raise ModelError(
-            f"the weights of {folder.name} have other shapes than its config.json says ({wrong[0]} for one)",
-            hint="restore the config.json that belongs to these weights",
-        )
-    lacking = sorted(key for key in report["missing_keys"] if key.startswith(prefix))
-    if lacking:
-        raise ModelError(
-            f"{folder.name} is incomplete: {len(lacking)} weights are missing, {lacking[0]} for one",
-            hint="download or copy the whole checkpoint again",
-        )
-    return module.float(), report
 
 
 def _prefix(module: Any) -> str:
@@ -131,6 +121,28 @@ def _head(module: Any) -> dict[str, Any]:
     }
 
 
+def _same_classes(own: tuple[str, ...], labels: tuple[str, ...], way: str) -> LabelMatch | None:
+    """How a head's classes are those of the dataset, None where they are others.
+
+    That numbers of a dataset could be places of the head's classes is not a reason to treat them as the same.
+    """
+    try:
+        match = match_labels(own, labels, way)
+    except DatasetError:
+        return None
+    return match if match.complete and match.kind != "id" else None
+
+
+def _reorder(torch: Any, head: dict[str, Any], match: LabelMatch) -> None:
+    """Put the rows of the head's last layers in the dataset's order of classes."""
+    order = torch.from_numpy(match.classes)
+    with torch.no_grad():
+        for layer in head.values():
+            if isinstance(layer, torch.nn.Linear) and layer.out_features == len(order):
+                for parameter in layer.parameters():
+                    parameter.copy_(parameter[order])
+
+
 def _initialise(torch: Any, head: dict[str, Any], config: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in head.values():
@@ -144,7 +156,7 @@ def _resize(torch: Any, module: Any, image_size: int) -> Any:
     config = type(module.config).from_dict(module.config.to_dict())
     if image_size % config.patch_size:
         raise InputError(
-            f"image size {image_size} is no multiple of the patch size {config.patch_size}",
+            f"image size {image_size} is not a multiple of the patch size {config.patch_size}",
             hint=f"try --image-size {max(1, round(image_size / config.patch_size)) * config.patch_size}",
         )
     old_side, new_side = config.image_size // config.patch_size, image_size // config.patch_size

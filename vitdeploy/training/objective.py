@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
 
 __all__ = ["CrossEntropy", "Objective"]
 

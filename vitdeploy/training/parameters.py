@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vitdeploy.errors import InputError, ModelError, require
+from vitdeploy.core.errors import InputError, ModelError, require
 
 __all__ = ["encoder_layers", "freeze", "parameter_counts", "parameter_groups"]
 
-_WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+_WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod)(?=\.)")
 _NOT_DECAYED = re.compile(r"(position_embeddings|relative_position_bias_table|_token|_tokens|lambda1)$")
 
 
@@ -90,7 +90,7 @@ def parameter_counts(module: Any) -> tuple[int, int]:
 
 def _layers_of(module: Any) -> tuple[str, int]:
     inner = module
-    while not hasattr(inner, "config"):  # DDP and FSDP hold the model as `module`
+    while not hasattr(inner, "config"):  # DDP holds the model as `module`
         inner = inner.module
     name, layers = encoder_layers(inner)
     return _WRAPPERS.sub(r"\1", name).replace("..", ".").lstrip("."), len(layers)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import progress
-from vitdeploy.datasets import ImageDataset
-from vitdeploy.errors import ModelError, require
-from vitdeploy.training.data import Batcher, Row
+from vitdeploy.core import progress
+from vitdeploy.core.errors import ModelError, require
+from vitdeploy.data import ImageDataset
+from vitdeploy.training.data import Batcher, Example
 from vitdeploy.training.processes import Processes
 
 __all__ = ["FeatureBatcher", "fold_probe", "make_probe"]
@@ -45,7 +45,7 @@ class FeatureBatcher:
         self._batch_size, self._device = batch_size, device
         self._features: dict[int, Any] = {}
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
         dataset = rows[0].dataset
         indices = np.array([row.index for row in rows])
         return {

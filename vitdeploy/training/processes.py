@@ -8,8 +8,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vitdeploy import progress
-from vitdeploy.errors import require
+from vitdeploy.core import progress
+from vitdeploy.core.errors import require
 
 __all__ = ["Processes", "is_main_process", "joined"]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.errors import ModelError, require
+from vitdeploy.core.errors import ModelError, require
 from vitdeploy.training.parameters import encoder_layers
 
 __all__ = ["MovingAverage", "add_stochastic_depth", "takes_drop_path_rate"]

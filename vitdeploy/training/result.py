@@ -58,6 +58,9 @@ class FinetuneResult:
     skipped: dict[str, list[str]] = field(default_factory=dict)
     resumed_from: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<FinetuneResult {self.output}: test accuracy {self.test_accuracy:.4f}, {self.steps} steps>"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "output": str(self.output),

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy import hub, progress
-from vitdeploy.checkpoints import CheckpointFolder, open_folder
-from vitdeploy.errors import require
-from vitdeploy.storage import check_output, staged_folder
+from vitdeploy.core import progress
+from vitdeploy.core.errors import require
+from vitdeploy.core.machine import quota_threads
+from vitdeploy.core.storage import check_apart, check_output, lists_all, staged_folder
+from vitdeploy.models import hub
+from vitdeploy.models.checkpoints import CheckpointFolder, open_folder
 from vitdeploy.training import parameters
 from vitdeploy.training.artifacts import SETTINGS_FILE, save_metrics, save_report
 from vitdeploy.training.augment import Augmenter, Mixer, RandAugmenter
@@ -49,24 +51,31 @@ class Prepared:
     model: Trainable
     splits: Splits
     plan: Plan
+    teacher_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.splits.notes, *self.model.notes)
+        return (*self.splits.notes, *self.model.notes, *self.teacher_notes)
 
 
-def prepare(config: FinetuneConfig, processes: Processes) -> Prepared:
-    """Everything that can be refused before a run starts.
+def prepare(config: FinetuneConfig, processes: Processes, *, decode: bool = True) -> Prepared:
+    """Everything that can be refused before a run starts; `decode`: also for an image that can't be decoded.
 
     Raises:
         OutputExistsError, DatasetError, ModelError, InputError.
     """
     config = config.resolved()
-    check_output(Path(config.output), overwrite=config.overwrite, ours=_is_ours, what=_WHAT)
-    folder = open_folder(config.model, revision=config.revision)
-    splits = load_splits(config)
+    check_output(Path(config.output), overwrite=config.overwrite, ours=is_ours, what=_WHAT)
+    check_apart(config.output, (config.model, config.dataset))
+    folder = open_folder(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    splits = load_splits(config, decode=decode)
     model = load_trainable(
-        folder, splits.train.labels, image_size=config.image_size, seed=config.seed, drop_path=config.drop_path
+        folder,
+        splits.train.labels,
+        image_size=config.image_size,
+        seed=config.seed,
+        drop_path=config.drop_path,
+        way=config.match_labels,
     )
     if config.drop_path and not takes_drop_path_rate(model.module.config):
         add_stochastic_depth(model.module, config.drop_path)
@@ -114,7 +123,8 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
     with joined() as processes:
         run = prepare(config, processes)
         loss = objective or load_distillation(run.config, run.model, run.splits.train.labels)
-        settings = {**run.config.fixed(), "processes": processes.count, "data": run.splits.digest()}
+        run = replace(run, teacher_notes=getattr(loss, "notes", ()))
+        settings = {**run.config.fixed(), "processes": processes.count, **run.splits.identity()}
         with workspace(
             Path(config.output), settings, processes, overwrite=config.overwrite, resume=config.resume
         ) as work:
@@ -145,7 +155,7 @@ def _train_and_test(
     watched = run.config.tensorboard and processes.is_main
     with watching(trainer, work.tensorboard if watched else None):
         metrics = {"train": train(trainer, run.plan)}
-        kept, module = keep_best(trainer, module)
+        kept = keep_best(trainer, module)
         metrics["validation"] = {} if splits.validation is None else evaluate(trainer, splits.validation, "validation")
         metrics["test"], logits = test(trainer, splits.test)
     if run.config.linear_probe:
@@ -184,15 +194,15 @@ def _publish(
     """Write the output folder, whole or not at all, then remove the run's own."""
     output = Path(run.config.output)
     result = replace(result, seconds=time.perf_counter() - started)
-    with staged_folder(output, overwrite=run.config.overwrite, ours=_is_ours, what=_WHAT) as staging:
+    with staged_folder(output, overwrite=run.config.overwrite, ours=is_ours, what=_WHAT) as staging:
         module.save_pretrained(staging)
         for weights in staging.glob("*.safetensors"):
             shutil.copymode(staging / "config.json", weights)  # they are written for the owner alone
         run.model.processor.save_pretrained(staging)
         save_metrics(trainer, staging, metrics)
-        save_report(staging, run.config, result, model_is_local=run.folder.is_local)
         if work.tensorboard.is_dir():
             shutil.copytree(work.tensorboard, staging / "tensorboard")
+        save_report(staging, run.config, result, model_is_local=run.folder.is_local)
     work.discard()
     return result
 
@@ -206,8 +216,9 @@ def _first_prediction(run: Prepared, logits: Any) -> SamplePrediction:
     return SamplePrediction(0, label, test_set.labels[best], float(scores[best] / scores.sum()))
 
 
-def _is_ours(folder: Path) -> bool:
-    return (folder / SETTINGS_FILE).is_file() and (folder / "config.json").is_file()
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is what `finetune` wrote, and holds nothing else."""
+    return lists_all(folder, SETTINGS_FILE, "files")
 
 
 def device() -> Any:
@@ -233,10 +244,10 @@ def own_randomness() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Give PyTorch `count` threads inside the block."""
+    """Give PyTorch `count` threads inside the block; None: its own choice, within a container's quota."""
     torch = require("torch", extra="build")
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count or quota_threads() or before)
     try:
         yield
     finally:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitdeploy import hub
-from vitdeploy.errors import InputError, require
-from vitdeploy.storage import staged_folder
+from vitdeploy.core.errors import InputError, require
+from vitdeploy.core.storage import holds_only, staged_folder
+from vitdeploy.models import hub
 from vitdeploy.training.config import FinetuneConfig
 
 __all__ = ["create_digits_vit", "create_vit", "digits_config"]
@@ -53,7 +53,8 @@ def create_vit(
     if image_size % patch_size or hidden_size % heads:
         raise InputError(
             f"image size {image_size} must be a multiple of patch size {patch_size},"
-            f" and hidden size {hidden_size} of {heads} heads"
+            f" and hidden size {hidden_size} of {heads} heads",
+            hint="choose sizes that divide without a remainder",
         )
     if resample not in _PIL_FILTERS:
         raise InputError(f"there is no filter {resample!r}", hint=f"choose one of {', '.join(_PIL_FILTERS)}")
@@ -81,7 +82,8 @@ def create_vit(
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "preprocessor_config.json", "model.safetensors"))
+    names = {"config.json", "preprocessor_config.json", "model.safetensors"}
+    return holds_only(folder, names.__contains__) and all((folder / name).is_file() for name in names)
 
 
 def _processor(image_size: int, resample: int) -> dict[str, Any]:

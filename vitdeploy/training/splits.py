@@ -6,21 +6,26 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitdeploy.datasets import (
+from vitdeploy.core.errors import DatasetError
+from vitdeploy.data import (
     ImageDataset,
+    check_images,
     find_bad_images,
     load_dataset,
     stratified_sample,
     stratified_split,
     without_images,
 )
-from vitdeploy.errors import DatasetError
 from vitdeploy.training.config import FinetuneConfig
 
-__all__ = ["Splits", "load_splits"]
+__all__ = ["Splits", "check_different", "load_splits"]
 
 _MOST_VALIDATION_IMAGES = 1000
-_USES = ("learning", "choosing: best weights, early stopping", "one look, after everything was decided")
+_USES = {
+    "train": "learning",
+    "validation": "choosing: best weights, early stopping",
+    "test": "one look, after everything was decided",
+}
 
 
 @dataclass(frozen=True)
@@ -35,51 +40,76 @@ class Splits:
 
     def describe(self) -> dict[str, Any]:
         """What a result says of its data, for JSON; `used_for` says what each split had a say in."""
-        splits = zip((self.train, self.validation, self.test), _USES, strict=True)
-        return {split.split: {**split.describe(), "used_for": use} for split, use in splits if split is not None}
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            role: {**split.describe(), "used_for": _USES[role]} for role, split in splits.items() if split is not None
+        }
 
-    def digest(self) -> str:
-        """SHA-256 of which images are in which split with which class; their content is not read."""
-        digest = hashlib.sha256("\n".join(self.train.labels).encode())
-        for split in (self.train, self.validation, self.test):
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What a run learns from and chooses by: how many images, and the SHA-256 of which they are with which class.
+
+        Their content is not read, and the test images, which decide nothing, are not among them.
+        """
+        found = {}
+        for role, split in (("training images", self.train), ("validation images", self.validation)):
+            digest = hashlib.sha256("\n".join(self.train.labels).encode())
             if split is not None:
-                digest.update(split.indices.tobytes() + split.label_ids.tobytes())
-        return digest.hexdigest()
+                for index, label in zip(split.indices.tolist(), split.label_ids.tolist(), strict=True):
+                    digest.update(f"{split.source.where(index)}\0{label}\n".encode("utf-8", "surrogateescape"))
+            found[role] = {"count": 0 if split is None else len(split), "sha256": digest.hexdigest()}
+        return found
 
 
-def load_splits(config: FinetuneConfig) -> Splits:
-    """Open the dataset of a run.
+def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
+    """Open the dataset of a run; not `decode`: without a look at every image that will be tested on.
 
     Raises:
         DatasetError: it can't be read, its splits do not fit together, or a class has no images in one of them.
     """
-    whole, test = (
-        load_dataset(
+    asked = {"train": "train", "test": config.test_split, "validation": config.validation_split}
+    loaded = {
+        role: load_dataset(
             config.dataset, split, image_column=config.image_column, label_column=config.label_column, seed=config.seed
         )
-        for split in ("train", "test")
-    )
-    _check_classes(whole, test)
+        for role, split in asked.items()
+        if split is not None
+    }
+    for split in loaded.values():
+        split.require_single_label("fine-tuning")
+    check_different(loaded)
+    _check_classes(loaded)
+    for role, limit in (("train", config.limit_train), ("test", config.limit_test)):
+        if limit is not None:
+            loaded[role] = stratified_sample(loaded[role], limit, seed=config.seed)
     skipped: dict[str, list[str]] = {}
-    if config.limit_train is not None:
-        whole = stratified_sample(whole, config.limit_train, seed=config.seed)
-    if config.limit_test is not None:
-        test = stratified_sample(test, config.limit_test, seed=config.seed)
     if config.skip_bad:
-        whole, skipped["train"] = _good(whole)
-        test, skipped["test"] = _good(test)
-        _check_classes(whole, test)
+        for role in loaded:
+            loaded[role], skipped[role] = _good(loaded[role])
+        _check_classes(loaded)
+    elif decode:  # what was only found after training would be a pity
+        for role in ("test", "validation"):
+            if role in loaded:
+                check_images(loaded[role])
+    whole, test = loaded["train"], loaded["test"]
+    notes = [
+        f"{len(bad)} of the {split} images can't be decoded and are skipped." for split, bad in skipped.items() if bad
+    ]
+    if test.split == "validation":
+        notes.append(f"The final test is on {test}, so the validation split chooses nothing.")
+    if missing := _without_images(test):
+        notes.append(f"The limited test images have none of {', '.join(missing[:5])}.")
+    if "validation" in loaded:
+        notes.append(
+            f"The best weights are chosen by the {len(loaded['validation'])} images of {loaded['validation']}."
+        )
+        _check_learnable(whole)
+        return Splits(whole, loaded["validation"], test, tuple(notes), skipped)
     count = min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES) if config.validation is None else config.validation
     if count >= len(whole):
         raise DatasetError(
             f"{count} validation images leave none of the {len(whole)} of {whole} to train on",
             hint="use a smaller --validation or a larger --limit-train",
         )
-    notes = [
-        f"{len(bad)} of the {split} images can't be decoded and are skipped." for split, bad in skipped.items() if bad
-    ]
-    if missing := _without_images(test):
-        notes.append(f"The limited test images have none of {', '.join(missing[:5])}.")
     if count == 0:
         _check_learnable(whole)
         return Splits(whole, None, test, (*notes, "No validation images: the last weights are kept."), skipped)
@@ -92,21 +122,36 @@ def load_splits(config: FinetuneConfig) -> Splits:
     return Splits(train, replace(validation, split="validation"), test, tuple(notes), skipped)
 
 
-def _check_classes(train: ImageDataset, test: ImageDataset) -> None:
-    if train.labels != test.labels:
-        raise DatasetError(
-            f"train and test of {train.name} have different classes", hint="give both splits the same class names"
-        )
+def check_different(splits: dict[str, ImageDataset]) -> None:
+    """Refuse one split in two roles ("train", "validation", "test").
+
+    Raises:
+        DatasetError: it is.
+    """
+    for role, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        if role in splits and other in splits and splits[role].split == splits[other].split:
+            raise DatasetError(
+                f"{splits[other]} would be used for {role} and for {other}: its accuracy would mean nothing",
+                hint="name different splits with --test-split and --validation-split",
+            )
+
+
+def _check_classes(splits: dict[str, ImageDataset]) -> None:
+    train = splits["train"]
+    for role, split in splits.items():
+        if split.labels != train.labels:
+            raise DatasetError(
+                f"train and {role} of {train.name} have different classes", hint="give both splits the same class names"
+            )
+        empty = _without_images(split) if role != "validation" else []
+        if empty and len(train.labels) > 1:
+            raise DatasetError(
+                f"{split} has no image of {', '.join(empty[:5])}", hint="add images of it, or remove the class"
+            )
     if len(train.labels) < 2:
         raise DatasetError(
             f"{train.name} has one class only ({train.labels[0]})", hint="use a dataset with two or more"
         )
-    for split in (train, test):
-        empty = _without_images(split)
-        if empty:
-            raise DatasetError(
-                f"{split} has no image of {', '.join(empty[:5])}", hint="add images of it, or remove the class"
-            )
 
 
 def _check_learnable(train: ImageDataset) -> None:
@@ -125,4 +170,4 @@ def _without_images(split: ImageDataset) -> list[str]:
 
 def _good(split: ImageDataset) -> tuple[ImageDataset, list[str]]:
     bad = find_bad_images(split)
-    return without_images(split, [image.index for image in bad]), [f"{image.where}: {image.problem}" for image in bad]
+    return without_images(split, [image.index for image in bad]), [f"{image.where} {image.problem}" for image in bad]

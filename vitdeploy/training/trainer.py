@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.errors import InputError, require
+from vitdeploy.core.errors import InputError, require
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import EpochSampler
 from vitdeploy.training.objective import Objective
@@ -95,10 +95,7 @@ def trainer_class() -> Any:
                 self.work.keep_only({step, self.state.best_global_step or step})
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if self.is_fsdp_enabled:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-            else:
-                load_weights(self.model, Path(resume_from_checkpoint))
+            load_weights(self.model, Path(resume_from_checkpoint))
             if self.average is not None:
                 self.average.load(Path(resume_from_checkpoint))
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
 
 __all__ = ["watching"]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdeploy import progress
-from vitdeploy.errors import InputError, OutputExistsError
-from vitdeploy.storage import disk_errors, fsync_path, locked, read_json, write_atomically
+from vitdeploy.core import progress
+from vitdeploy.core.errors import InputError, OutputExistsError
+from vitdeploy.core.storage import disk_errors, fsync_path, locked, read_json, write_atomically
 from vitdeploy.training.processes import Processes
 
 __all__ = ["Workspace", "workspace"]
@@ -138,7 +138,7 @@ def _prepare(
         resumed_from = [*before["resumed_from"], _step(last)]
         progress.note(f"Going on from step {_step(last)}.")
     elif resume:
-        progress.note("There is no checkpoint to go on from: starting at the beginning.")
+        progress.note("No checkpoint to continue from: starting at the beginning.")
     write_atomically(
         path / _SETTINGS, json.dumps({"settings": settings, "resumed_from": resumed_from}, indent=2) + "\n"
     )
@@ -147,11 +147,20 @@ def _prepare(
 
 def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:
     for name in {**before, **now}:
-        if before.get(name) != now.get(name):
+        old, new = before.get(name), now.get(name)
+        if old == new or name not in now:  # what an earlier version compared besides
+            continue
+        if isinstance(new, dict):
+            count = old["count"] if isinstance(old, dict) else "other"
+            these = f"there are {new['count']} now" if count != new["count"] else "some are others now"
             raise InputError(
-                f"the interrupted run had {name} = {before.get(name)!r}, not {now.get(name)!r}",
-                hint="give --resume the settings it was started with, or start again with --overwrite",
+                f"the interrupted run had {count} {name}, and {these}",
+                hint="give --resume the dataset as it was, or start again with --overwrite",
             )
+        raise InputError(
+            f"the interrupted run had {name} = {old!r}, not {new!r}",
+            hint="give --resume the settings it was started with, or start again with --overwrite",
+        )
 
 
 def _checkpoints(path: Path) -> dict[int, Path]:

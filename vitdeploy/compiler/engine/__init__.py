@@ -8,17 +8,17 @@ An engine is code: build it, or take it from a bundle whose hashes match, and lo
 
 from __future__ import annotations
 
+from vitdeploy.backends.tensorrt.options import EngineOptions, Profile
 from vitdeploy.compiler.engine.builder import EngineInfo, build_engine, check_options
-from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions, Profile
-from vitdeploy.compiler.engine.target import choose_target, why_not
+from vitdeploy.compiler.engine.target import choose_target, for_gpus, why_not
 
 __all__ = [
-    "FLAVOURS",
     "EngineInfo",
     "EngineOptions",
     "Profile",
     "build_engine",
     "check_options",
     "choose_target",
+    "for_gpus",
     "why_not",
 ]

@@ -28,22 +28,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vitdeploy import __version__, machine, progress
+from vitdeploy import __version__
+from vitdeploy.backends.registry import find
+from vitdeploy.backends.tensorrt.options import EngineOptions
 from vitdeploy.compiler.engine.interrupt import run_interruptible
 from vitdeploy.compiler.engine.network import network_flags, parse, survey
-from vitdeploy.compiler.engine.options import FLAVOURS, EngineOptions
 from vitdeploy.compiler.engine.profiles import Shapes, check_profiles, check_shapes
 from vitdeploy.compiler.engine.target import why_not
 from vitdeploy.compiler.engine.watch import BuildLog, explain_error, listen, watch
-from vitdeploy.errors import EngineError, InputError, ModelError, require
-from vitdeploy.specs import TensorSpec
-from vitdeploy.storage import sha256, write_atomically
+from vitdeploy.core import machine, progress
+from vitdeploy.core.errors import EngineError, InputError, ModelError, require
+from vitdeploy.core.specs import TensorSpec
+from vitdeploy.core.storage import sha256, write_atomically
 
 __all__ = ["EngineInfo", "build_engine", "check_options"]
 
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0+")  # what an RTX engine runs on when no compute capability is named
 _NO_CACHE = re.compile("timing cache will not be used|failed to deserialize timing cache", re.IGNORECASE)
-_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 0)}
 
 
@@ -174,7 +175,8 @@ def build_engine(
 
 
 def _load(flavour: str) -> ModuleType:
-    trt = require(FLAVOURS[flavour], extra=_EXTRAS[flavour])
+    spec = find(flavour)
+    trt = require(spec.needs[0].module, extra=spec.extra)
     version, oldest = str(trt.__version__), _OLDEST[flavour]
     if machine.release(version) < oldest:
         raise EngineError(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from vitdeploy import progress
+from vitdeploy.core import progress
 
 __all__ = ["run_interruptible"]
 

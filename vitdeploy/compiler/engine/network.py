@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from vitdeploy.compiler.engine.watch import explain_parser_errors
-from vitdeploy.errors import ModelError
+from vitdeploy.core.errors import ModelError
 
 __all__ = ["Survey", "network_flags", "parse", "survey"]
 
@@ -21,7 +21,7 @@ class Survey:
     """What a network asks for.
 
     `layers` counts all layers, the Q/DQ among them, and layers by the type that they give. `products` counts the
-    matrix products and convolutions; `int8_products` names those on two INT8 factors, as the ONNX graph does.
+    matrix products and convolutions; `int8_products` names those on two INT8 or FP8 factors, as the ONNX graph does.
     """
 
     layers: dict[str, int]
@@ -32,6 +32,7 @@ class Survey:
     def precision(self) -> str:
         """The lowest precision that the graph asks for."""
         for name, precision in (
+            ("quantize_fp8", "fp8"),
             ("quantize", "int8"),
             ("dequantize", "int8"),
             ("float16", "fp16"),
@@ -66,6 +67,7 @@ def parse(trt: ModuleType, network: Any, logger: Any, path: Path) -> Any:
 def survey(trt: ModuleType, network: Any) -> Survey:
     """Count and name what a network asks for."""
     kinds = {trt.LayerType.QUANTIZE: "quantize", trt.LayerType.DEQUANTIZE: "dequantize"}
+    fp8 = getattr(trt.DataType, "FP8", None)
     types = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16", trt.DataType.BF16: "bfloat16"}
     counts: Counter[str] = Counter({"all": network.num_layers})
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -75,6 +77,8 @@ def survey(trt: ModuleType, network: Any) -> Survey:
         name = kinds.get(layer.type) or types.get(layer.get_output(0).dtype)
         if name is not None:
             counts[name] += 1
+        if fp8 is not None and layer.type == trt.LayerType.QUANTIZE and layer.get_output(0).dtype == fp8:
+            counts["quantize_fp8"] += 1
     products = [layer for layer in layers if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)]
     on_int8 = _Int8Factors(trt, layers)
     return Survey(dict(counts), len(products), tuple(layer.name for layer in products if on_int8.feeds(layer)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitdeploy.compiler.engine.options import EngineOptions, Profile
-from vitdeploy.errors import InputError
-from vitdeploy.specs import ShapeRange
+from vitdeploy.backends.tensorrt.options import EngineOptions, Profile
+from vitdeploy.core.errors import InputError
+from vitdeploy.core.specs import ShapeRange
 
 __all__ = ["Shapes", "check_profiles", "check_shapes"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from vitdeploy.progress import Step
-from vitdeploy.storage import disk_errors
+from vitdeploy.core.progress import Step
+from vitdeploy.core.storage import disk_errors
+from vitdeploy.core.text import visible
 
 __all__ = ["BuildLog", "explain_error", "explain_parser_errors", "listen", "watch"]
 
@@ -73,7 +74,7 @@ class BuildLog:
         elif severity == "WARNING":
             self.warnings.append(message)
         with contextlib.suppress(OSError, ValueError):
-            self._file.write(f"[{severity}] {message}\n")
+            self._file.write(f"[{severity}] {visible(message)}\n")
 
     def notes(self) -> list[str]:
         """The warnings that matter, in plain words, each once."""
@@ -219,7 +220,7 @@ def explain_parser_errors(parser: Any) -> tuple[str, str | None]:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     for error in errors:
         if "DESERIALIZE" in str(error.code()):
-            return "it is no whole ONNX file: damaged or cut off", "copy or export it again"
+            return "it is not a complete ONNX file: damaged or cut off", "copy or export it again"
     shown = [_parser_error(error) for error in errors[:3]]
     if len(errors) > 3:
         shown.append(f"and {len(errors) - 3} more")

@@ -8,8 +8,8 @@ axis whose length stays has no pass. Pillow makes the pass along the width first
 the one along the height where that shrinks by more than twice as many pixels.
 
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, clip8) and Geometry.c
-(ImagingScaleAffine) for nearest, which is no convolution: output i takes input floor(n/m/2 + n/m + ... + n/m), summed
-one by one in double precision.
+(ImagingScaleAffine) for nearest, which is not a convolution: output i takes input floor(n/m/2 + n/m + ... + n/m),
+summed one by one in double precision.
 """
 
 from __future__ import annotations

@@ -2,23 +2,25 @@
 
 The steps are those of the reference. The crop is done first, by computing only the outputs that it keeps. Everything is
 float32, in FP16 and INT8 models too. The same arithmetic comes in three layouts, which differ in what moves the pixels:
-`interleaved`, for every target, `planar`, faster, for CPUs, and `batched`, of fewer kernels, for engines.
+`interleaved`, for every target, `planar`, faster, for CPUs, and `batched`, of fewer kernels, for engines. Only that for
+CPUs has control flow.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitdeploy.compiler.preprocessing import batched, interleaved, planar
-from vitdeploy.compiler.preprocessing.bands import CONTINUOUS, computed_bands, constant_band
 from vitdeploy.compiler.preprocessing.filters import vertical_first
 from vitdeploy.compiler.preprocessing.reference import output_size
+from vitdeploy.compiler.preprocessing.resize_matrices import CONTINUOUS, computed_matrices, constant_matrix
 from vitdeploy.compiler.preprocessing.tape import Tape
-from vitdeploy.errors import ModelError, require
-from vitdeploy.specs import PreprocessSpec, ResizeSpec
+from vitdeploy.core.errors import ModelError, require
+from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -88,11 +90,19 @@ def _static(
     starts = [(resized[axis] - kept[axis]) // 2 for axis in (0, 1)]
     resample = "nearest" if spec.resize is None else spec.resize.resample
     rows, columns = (
-        constant_band(tape, resample, size[axis], resized[axis], starts[axis], kept[axis]) for axis in (0, 1)
+        constant_matrix(tape, resample, size[axis], resized[axis], starts[axis], kept[axis]) for axis in (0, 1)
     )
     rows_first = vertical_first(size, resized)
-    pixels = layout.prepare(tape, image)
-    return layout.two_passes(tape, pixels, rows, columns, rows_first=rows_first, clip=resample in _NEGATIVE), kept
+    if layout is planar:
+        return planar.two_passes(tape, image, rows, columns, rows_first=rows_first), kept
+    clip = resample in _NEGATIVE
+    if layout is batched:
+        matrices = (rows, columns) if rows_first else (columns, rows)
+        made = batched.two_passes(tape, interleaved.laid(tape, image, not rows_first), *matrices, clip=clip)
+        return interleaved.turned_back(tape, made, kept, rows_first), kept
+    pixels = interleaved.laid(tape, image, False)
+    made = interleaved.two_passes(tape, pixels, rows, columns, rows_first=rows_first, clip=clip)
+    return interleaved.turned_back(tape, made, kept, False), kept
 
 
 def _dynamic(tape: Tape, layout: ModuleType, image: ir.Value, spec: PreprocessSpec) -> tuple[ir.Value, tuple[int, int]]:
@@ -102,21 +112,36 @@ def _dynamic(tape: Tape, layout: ModuleType, image: ir.Value, spec: PreprocessSp
     resized = _resized(tape, spec.resize, size)
     resample = "bilinear" if spec.resize is None else spec.resize.resample
     start = tape.ints(0, 0) if spec.crop is None else _crop_start(tape, resized, spec.crop)
-    rows, columns = computed_bands(tape, resample, size, resized, start, kept, may_pad=_may_pad(spec))
-    pixels = layout.prepare(tape, image)
-
-    def resize(branch: Tape, rows_first: bool) -> ir.Value:
-        made: ir.Value = layout.two_passes(
-            branch, pixels, rows, columns, rows_first=rows_first, clip=resample in _NEGATIVE
-        )
-        return made
-
+    may_pad, clip = _may_pad(spec), resample in _NEGATIVE
+    if layout is planar or spec.resize is None:
+        rows, columns = computed_matrices(tape, resample, size, resized, start, kept, may_pad=may_pad)
     if spec.resize is None:
-        return resize(tape, False), kept
+        if layout is planar:
+            return planar.two_passes(tape, image, rows, columns, rows_first=False), kept
+        made = interleaved.two_passes(tape, interleaved.laid(tape, image, False), rows, columns, clip=clip)
+        return interleaved.turned_back(tape, made, kept, False), kept
+    rows_first = _rows_first(tape, size, resized)
+    if layout is planar:
+        orders = (
+            partial(planar.two_passes, image=image, rows=rows, columns=columns, rows_first=first)
+            for first in (True, False)
+        )
+        return tape.choose(tape.Squeeze(rows_first, tape.ints(0)), *orders), kept
+    # the axis of the first pass leads in `batched` and trails in `interleaved`
+    turn = tape.Not(rows_first) if layout is batched else rows_first
+    order = tape.Where(turn, tape.ints(1, 0), tape.ints(0, 1))  # the leading axis and the trailing one
+    size, resized, start = (tape.Gather(value, order, axis=0) for value in (size, resized, start))
+    # equally many outputs of both axes, so that nothing behind depends on the order
+    counts, may_pad = (max(kept), max(kept)), may_pad or kept[0] != kept[1]
+    matrices = computed_matrices(tape, resample, size, resized, start, counts, may_pad=may_pad)
+    made = layout.two_passes(tape, interleaved.laid(tape, image, turn), *matrices, clip=clip)
+    return interleaved.turned_back(tape, made, kept, rows_first), kept
+
+
+def _rows_first(tape: Tape, size: ir.Value, resized: ir.Value) -> ir.Value:
+    """Whether Pillow resizes along the height first, bool (1,); see `filters.vertical_first`."""
     height, width = tape.split(tape.Sub(size, resized), 2, 0)  # by how much each shrinks
-    tall = tape.Greater(height, tape.Max(tape.Mul(width, tape.ints(2)), tape.ints(0)))
-    tall = tape.Squeeze(tall, tape.ints(0))
-    return tape.choose(tall, lambda branch: resize(branch, True), lambda branch: resize(branch, False)), kept
+    return tape.Greater(height, tape.Max(tape.Mul(width, tape.ints(2)), tape.ints(0)))
 
 
 def _kept(spec: PreprocessSpec) -> tuple[int, int]:

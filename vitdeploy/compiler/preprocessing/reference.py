@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
 from vitdeploy.compiler.preprocessing.filters import PRECISION_BITS, coefficients, vertical_first
-from vitdeploy.errors import InputError
-from vitdeploy.specs import PreprocessSpec, ResizeSpec
+from vitdeploy.core import machine
+from vitdeploy.core.errors import InputError
+from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
 
-__all__ = ["center_crop", "output_size", "reference", "resize"]
+__all__ = ["center_crop", "follows_pillow", "output_size", "reference", "resize"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -30,7 +32,7 @@ def reference(spec: PreprocessSpec, pixels: Pixels) -> npt.NDArray[np.float32]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InputError(
             f"pixels must be uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}",
-            hint="vitdeploy.images.decode makes such arrays",
+            hint="vitdeploy.data.images.decode makes such arrays",
         )
     if spec.resize is not None:
         size = output_size(spec.resize, (pixels.shape[0], pixels.shape[1]))
@@ -44,6 +46,16 @@ def reference(spec: PreprocessSpec, pixels: Pixels) -> npt.NDArray[np.float32]:
         mean, std = np.array([spec.mean, spec.std], np.float32)
         values = ((values - mean) / std).astype(np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))  # (height, width, 3) -> (3, height, width)
+
+
+def follows_pillow(spec: PreprocessSpec, size: tuple[int, int]) -> bool:
+    """Whether the Pillow that is installed resizes an image of (height, width) `size` as `reference` and the graph do.
+
+    Before 13.0, which needs Python 3.11, it took the width first in every image, also where the height comes first now.
+    """
+    if spec.resize is None or machine.release(PIL.__version__) >= (13,):
+        return True
+    return not vertical_first(size, output_size(spec.resize, size))
 
 
 def output_size(spec: ResizeSpec, size: tuple[int, int]) -> tuple[int, int]:

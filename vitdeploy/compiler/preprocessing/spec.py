@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitdeploy.errors import ModelError
-from vitdeploy.specs import PreprocessSpec, ResizeSpec
+from vitdeploy.core.errors import ModelError
+from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
 
 __all__ = ["spec_from_processor"]
 
@@ -33,6 +33,7 @@ _STEPS = (
 _KNOWN = {
     "BeitImageProcessor": {"preprocess", "_preprocess_image_like_inputs", "_preprocess"},
     "ConvNextImageProcessor": {"resize", "_preprocess"},
+    "DINOv3ViTImageProcessor": {"_preprocess"},  # rescales before it resizes, which only spares a rounding
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.errors import require
+from vitdeploy.core.errors import require
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -1,7 +1,0 @@
-"""The report as one page that needs nothing else: no network, no script, its pictures inside."""
-
-from __future__ import annotations
-
-from vitdeploy.bench.page.frame import render_html
-
-__all__ = ["render_html"]

@@ -1,0 +1,273 @@
+"""ONNX files: what is hashed is what is loaded, and weights outside the file are hashed with it.
+
+A backend is handed the opened file that was hashed, by a path of /proc that leads to it whatever its name leads to by
+now: bytes would be held twice over while it reads them. Should something write to the file meanwhile, or there be no
+such paths, it is handed the file's bytes, read once.
+
+An ONNX file may name other files that hold its tensors (`TensorProto.external_data`), by any path. They are found here
+without the package onnx, which a device need not have, by walking the protobuf wire format
+(https://protobuf.dev/programming-guides/encoding/) along the fields of onnx.proto that lead to tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TypeVar
+
+from vitdeploy.bundle.records import inside
+from vitdeploy.core.errors import BundleError, ModelError
+from vitdeploy.core.storage import hashing_buffer, open_regular
+
+__all__ = ["GraphFile", "external_files", "load_graph", "named_files", "read_graph", "read_hashed", "split_weights"]
+
+_T = TypeVar("_T")
+_LARGE = 1 << 14  # bytes of a tensor that is worth leaving where it is
+
+_KEY = b"location"  # without it no tensor can lie outside
+_GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9  # fields of a model, its graph and a tensor
+_PATHS = {  # message: {field: message}
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},
+}
+_DEEPEST = 100
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """What a backend loads of an ONNX file: `source`, a path that leads to the opened file or its bytes, and the
+    content of the files that it names, by the names it has for them."""
+
+    source: str | bytes
+    weights: dict[str, bytes]
+
+
+def load_graph(path: Path, hashes: Mapping[str, str] | None, load: Callable[[GraphFile], _T]) -> _T:
+    """What `load` makes of an ONNX file; see `read_graph` for arguments and errors.
+
+    `load` is called a second time, with bytes, if the file was written to while the first call read it.
+    """
+    with _opened(path) as file:
+        place, before = f"/proc/self/fd/{file.fileno()}", _stamp(file)
+        if os.path.exists(place):
+            digest, names = _scanned(file)
+            _check_hash(path, path.name, hashes, lambda: digest)
+            if not names:
+                try:
+                    made = load(GraphFile(place, {}))
+                except Exception:
+                    if _stamp(file) == before:
+                        raise
+                else:
+                    if _stamp(file) == before:
+                        return made
+        return load(_read_graph(file, path, hashes))
+
+
+def read_graph(path: Path, hashes: Mapping[str, str] | None = None) -> GraphFile:
+    """The bytes of an ONNX file and of its weights, read once.
+
+    Args:
+        path: the file.
+        hashes: {name: SHA-256} of this file and of those beside it that it may name, as the manifest has them; None for
+            a file outside a bundle, which may name whatever lies in its folder or below.
+
+    Raises:
+        ModelError: a file can't be read, or names one that leaves its folder.
+        BundleError: the content is not what the manifest describes, or it names a file that the manifest has not.
+    """
+    with _opened(path) as file:
+        return _read_graph(file, path, hashes)
+
+
+def _read_graph(file: BufferedReader, path: Path, hashes: Mapping[str, str] | None) -> GraphFile:
+    graph = _content(file, path, path.name, hashes)
+    try:
+        names = external_files(graph)
+        for name in names:
+            inside(name)
+    except ValueError as error:
+        raise ModelError(f"{path} can't be loaded: {error}", hint="the file may be damaged; export it again") from error
+    return GraphFile(graph, {name: read_hashed(path.parent / name, name, hashes) for name in sorted(names)})
+
+
+def read_hashed(path: Path, name: str, hashes: Mapping[str, str] | None) -> bytes:
+    """The file `path`, which `hashes` has by `name`; see `read_graph`."""
+    if hashes is not None and name not in hashes:
+        raise BundleError(
+            f"the graph in {path.parent} keeps weights in {name}, which its manifest has not",
+            hint="export the model again; a file without a hash is not loaded",
+        )
+    with _opened(path) as file:
+        return _content(file, path, name, hashes)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ModelError(f"can't read {path}: {error.strerror}", hint="check the path") from error
+    with file:
+        yield file
+
+
+def _content(file: BufferedReader, path: Path, name: str, hashes: Mapping[str, str] | None) -> bytes:
+    file.seek(0)
+    try:
+        content = file.read()
+    except OSError as error:
+        raise ModelError(f"can't read {path}: {error.strerror}", hint="check its disk") from error
+    _check_hash(path, name, hashes, lambda: hashlib.sha256(content).hexdigest())
+    return content
+
+
+def _check_hash(path: Path, name: str, hashes: Mapping[str, str] | None, digest: Callable[[], str]) -> None:
+    if hashes is not None and digest() != hashes[name]:
+        raise BundleError(
+            f"{path} is not the file that the manifest describes (its SHA-256 differs)",
+            hint="copy the whole folder again, or rebuild the file; do not load a file that was tampered with",
+        )
+
+
+def _stamp(file: BufferedReader) -> tuple[int, int, int]:
+    """What changes when a file is written to."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _scanned(file: BufferedReader) -> tuple[str, bool]:
+    """The SHA-256 of a file, and whether it may name others, read in pieces."""
+    digest, found, tail, size = hashlib.sha256(), False, b"", len(_KEY)
+    with hashing_buffer() as buffer, memoryview(buffer) as view:
+        while count := file.readinto(view):
+            digest.update(view[:count])
+            found = found or buffer.find(_KEY, 0, count) >= 0 or _KEY in tail + buffer[:size]
+            tail = buffer[max(0, count - size) : count]
+    return digest.hexdigest(), found
+
+
+def named_files(path: Path) -> frozenset[str]:
+    """`external_files` of a file, which is read whole only where it may name some.
+
+    Raises:
+        OSError, ValueError: it can't be read, or is not a protobuf message.
+    """
+    with open_regular(path) as file:
+        if not _scanned(file)[1]:
+            return frozenset()
+        file.seek(0)
+        return external_files(file.read())
+
+
+def split_weights(model: bytes) -> tuple[bytes, dict[str, memoryview]]:
+    """A serialised ModelProto without the raw data of its graph's large initializers, and that data by their names.
+
+    What is parsed copies every tensor; so the large ones can be read where they lie. Names that are there twice are for
+    the reader to refuse.
+
+    Raises:
+        ValueError: it is not a protobuf message, or a name is not text.
+    """
+    graphs = [field for field in _fields(model, 0, len(model)) if field[0] == _GRAPH]
+    if len(graphs) != 1:  # a message in parts, which are joined as it is parsed
+        return model, {}
+    (_, begin, first, end), large = graphs[0], dict[str, memoryview]()
+    parts, kept = [], first
+    for field, start, at, stop in _fields(model, first, end):
+        if field != _INITIALIZER or stop - at < _LARGE:
+            continue
+        inner = list(_fields(model, at, stop))
+        raw = [piece for piece in inner if piece[0] == _RAW_DATA]
+        names = [piece for piece in inner if piece[0] == _NAME]
+        if len(raw) == 1 and names:
+            _, cut, data, rest = raw[0]
+            large[model[names[-1][2] : names[-1][3]].decode()] = memoryview(model)[data:rest]
+            tensor = model[at:cut] + model[rest:stop]
+            parts += [model[kept:start], _framed(_INITIALIZER, tensor)]
+            kept = stop
+    graph = b"".join([*parts, model[kept:end]])
+    return model[:begin] + _framed(_GRAPH, graph) + model[end:], large
+
+
+def _framed(field: int, message: bytes) -> bytes:
+    """A message as a field of another: its tag, its length as a varint, and itself."""
+    length, size = bytearray(), len(message)
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([field << 3 | 2, *length, size]) + message
+
+
+def external_files(model: bytes) -> frozenset[str]:
+    """The names of the files in which a serialised ModelProto keeps tensors.
+
+    Raises:
+        ValueError: it is not a protobuf message, or a name is not text.
+    """
+    if model.find(_KEY) < 0:
+        return frozenset()
+    found = set[str]()
+    waiting = [("Model", 0, len(model), 0)]
+    while waiting:
+        kind, start, end, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+        entry: dict[int, bytes] = {}
+        for field, _, at, stop in _fields(model, start, end):
+            if kind == "Entry":
+                entry[field] = model[at:stop]
+            elif field in _PATHS[kind]:
+                waiting.append((_PATHS[kind][field], at, stop, depth + 1))
+        if entry.get(1) == _KEY:
+            found.add(entry.get(2, b"").decode())
+    return frozenset(found)
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field, where it begins, where its content does, where that ends) of each field with a length; others are passed
+    over."""
+    at = start
+    while at < end:
+        begin = at
+        tag, at = _number(data, at, end)
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, at = _number(data, at, end)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        elif wire == 2:
+            length, at = _number(data, at, end)
+            if length > end - at:
+                raise ValueError("it ends in the middle of a field")
+            yield field, begin, at, at + length
+            at += length
+        else:
+            raise ValueError(f"it has a field of the wire type {wire}")
+    if at != end:
+        raise ValueError("it ends in the middle of a field")
+
+
+def _number(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """A varint at `at`, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            break
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("it ends in the middle of a number")

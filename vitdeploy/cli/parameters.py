@@ -1,0 +1,98 @@
+"""Kinds of options that several commands have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from vitdeploy.backends import registry
+from vitdeploy.core.precisions import precisions
+
+__all__ = ["BackendOption", "GroupedCommand", "backend_option", "defaults_of", "precision_option"]
+
+_Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
+
+
+class _BackendChoice(click.Choice[str]):
+    """ "auto" or a backend, of those that are registered when the option is shown or read."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("auto", *registry.names(bundles=True))
+
+    @choices.setter
+    def choices(self, value: Any) -> None:
+        pass
+
+
+class BackendOption(click.Option):
+    """An option whose help names the backends, where it says {names}."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        found = super().get_help_record(ctx)
+        return found and (found[0], found[1].replace("{names}", ", ".join(registry.names(bundles=True))))
+
+
+def defaults_of(settings: type) -> Callable[[_Command], _Command]:
+    """Options named like fields of a settings object take their defaults from it; stands above them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+
+    def decorate(function: _Command) -> _Command:
+        for parameter in getattr(function, "__click_params__", ()):
+            default = defaults.get(parameter.name)
+            if isinstance(parameter, click.Option) and default not in (None, dataclasses.MISSING):
+                parameter.default = default
+                parameter.show_default = not isinstance(default, bool) and default != ()
+        return function
+
+    return decorate
+
+
+def backend_option(help: str) -> Callable[[_Command], _Command]:
+    """`--backend NAME`, "auto" if it is not given; {names} in the help stands for those that there are."""
+    return click.option(
+        "--backend",
+        cls=BackendOption,
+        type=_BackendChoice(),
+        metavar="NAME",
+        default="auto",
+        show_default=True,
+        help=help,
+    )
+
+
+def precision_option(help: str) -> Callable[[_Command], _Command]:
+    """`--precision`, "auto" if it is not given."""
+    choices = click.Choice(("auto", *precisions()))
+    return click.option("--precision", type=choices, default="auto", show_default=True, help=help)
+
+
+class GroupedCommand(click.Command):
+    """A command with so many options that `--help` shows them in groups.
+
+    `groups` has the options' names of each group, by its title; the others come first, `--help` last.
+    """
+
+    def __init__(self, *arguments: Any, groups: dict[str, tuple[str, ...]], **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section a group."""
+        records = {
+            option.name: option.get_help_record(ctx)
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option)
+        }
+        grouped = [name for names in self.groups.values() for name in names]
+        rest = tuple(name or "" for name in records if name not in grouped)
+        for title, names in {"Options": rest, **self.groups}.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])

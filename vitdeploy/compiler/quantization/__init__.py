@@ -1,0 +1,1 @@
+"""Images -> calibration -> Q/DQ, and what it costs in accuracy."""

@@ -1,0 +1,1 @@
+"""A bundle in NVIDIA Triton: `repository` writes what a server starts from, `model` runs inside it."""

@@ -1,0 +1,286 @@
+"""`triton`: a bundle -> a model repository that NVIDIA Triton starts as it is.
+
+    OUTPUT/
+      NAME/          python backend: encoded images in, labels out, each image of any size
+        config.pbtxt
+        1/model.py   a few lines: the code is `vitdeploy.deploy.triton.model`
+        1/bundle/    the bundle, compared with its hashes when the model is loaded
+      NAME_pixels/   the engine or the ONNX form alone: raw uint8 pixels in, logits out
+        config.pbtxt
+        1/model.plan or model.onnx
+
+The configurations are made with the protobuf messages of `tritonclient`, so no field of theirs can be misspelt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vitdeploy.backends.tensorrt.command import rebuild_command
+from vitdeploy.bundle import Artifact, Bundle
+from vitdeploy.bundle.records import MANIFEST
+from vitdeploy.core.errors import BundleError, InputError, require
+from vitdeploy.core.precisions import engine_order, load_order
+from vitdeploy.core.storage import holds_only, sha256, staged_folder
+from vitdeploy.core.text import quoted
+from vitdeploy.models.tasks import CLASSIFICATION, TASKS
+from vitdeploy.runtime.remote import open_bundle
+
+__all__ = ["DEVICES", "ROUTES", "TritonRepository", "triton"]
+
+DEVICES = ("cpu", "gpu")
+ROUTES = ("load", "pixels")
+_CODE = """\
+# Written by vitdeploy, which has to be installed in the Python that Triton's python backend runs.
+import os
+import sys
+
+# Some builds of that backend ignore PYTHONPATH.
+sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+
+from vitdeploy.deploy.triton.model import TritonPythonModel  # noqa: E402, F401
+"""
+_MARK = _CODE.partition(",")[0]  # of any version
+_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
+_OURS = re.compile(r"[^/]+/(config\.pbtxt|1/(model\.(py|onnx|plan)|__pycache__/.+|bundle/.+|[^/]+\.data))")
+_QUEUE_MICROSECONDS = 2000  # longest that an image waits for others to share a batch; `load` has the same
+
+
+@dataclass(frozen=True)
+class TritonRepository:
+    """What was written: the folder, the two models' names, and the artifact that `NAME_pixels` serves."""
+
+    path: Path
+    name: str
+    pixels: str
+    artifact: Artifact
+    files: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "models": [self.name, self.pixels],
+            "artifact": self.artifact.to_json(),
+            "files": list(self.files),
+        }
+
+
+def triton(
+    bundle: Bundle | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    max_batch: int = 32,
+    instances: int = 1,
+    precision: str = "auto",
+    device: str = "cpu",
+    via: str = "load",
+    top_k: int = 5,
+    overwrite: bool = False,
+) -> TritonRepository:
+    """Write a model repository for NVIDIA Triton.
+
+    Args:
+        bundle: an open bundle, its folder, or `owner/name` of one on the Hub.
+        output: the repository's folder.
+        name: of the model; None: the bundle's folder name.
+        max_batch: most images of one call.
+        instances: of each model, side by side.
+        precision: of the form that runs; "auto": what `load` takes there, and for `NAME_pixels` the smallest form that
+            the device is for.
+        device: "cpu" or "gpu".
+        via: "load": NAME runs the bundle in its own process; "pixels": it decodes, and asks NAME_pixels.
+        top_k: how many of the best classes an answer has.
+        overwrite: replace a repository that this wrote.
+
+    Raises:
+        BundleError: the bundle is damaged, or has no form for that.
+        InputError: a name or number that can't be.
+        OutputExistsError: `output` exists and may not be replaced.
+        DependencyError: `tritonclient` is not installed.
+    """
+    opened = open_bundle(bundle)
+    name = _checked(name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name), max_batch, instances, top_k)
+    for what, value, known in (("device", device, DEVICES), ("via", via, ROUTES)):
+        if value not in known:
+            raise InputError(f"{what} is {value!r}", hint=f"one of {', '.join(known)}")
+    TASKS[opened.manifest.task].require(CLASSIFICATION, str(opened.path), "deploy triton")
+    opened.verify()
+    artifact = _artifact(opened, precision, device)
+    (least, best, most), *sizes = _shape(opened, artifact)
+    served = 0 if least == most else min(max_batch, most or max_batch)
+    batch = (least, min(best, served), served) if served else (least, best, most)
+    top_k = min(top_k, len(opened.manifest.labels))
+    pixels = f"{name}_pixels"
+    facts = {
+        "manifest_sha256": sha256(opened.path / MANIFEST),
+        "precision": precision,
+        "device": device,
+        "via": via,
+        "pixels_model": pixels,
+        "pixels_file": artifact.path,
+        "pixels_shape": json.dumps([batch, *sizes]),
+        "top_k": str(top_k),
+    }
+    configs = {
+        name: _front(name, max_batch, instances, device, top_k, facts),
+        pixels: _pixels(pixels, opened, artifact, [batch, *sizes], served, instances, device),
+    }
+    target = Path(output)
+    with staged_folder(target, overwrite=overwrite, ours=_is_ours, what="repository of ours") as staging:
+        for model, config in configs.items():
+            (staging / model / "1").mkdir(parents=True)
+            (staging / model / "config.pbtxt").write_text(config, encoding="utf-8")
+        (staging / name / "1" / "model.py").write_text(_CODE, encoding="utf-8")
+        for path in opened.files():
+            place = staging / name / "1" / "bundle" / path.relative_to(opened.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        for source, file_name in _served_files(opened, artifact):
+            shutil.copyfile(source, staging / pixels / "1" / file_name)
+        files = tuple(sorted(_below(staging)))
+    return TritonRepository(target, name, pixels, artifact, files)
+
+
+def _checked(name: str, max_batch: int, instances: int, top_k: int) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
+    for what, value in (("max_batch", max_batch), ("instances", instances), ("top_k", top_k)):
+        if value < 1:
+            raise InputError(f"{what} is {value}", hint="give a whole number of at least 1")
+    return name
+
+
+def _artifact(bundle: Bundle, precision: str, device: str) -> Artifact:
+    """The file that NAME_pixels serves: an engine, or a graph made for ONNX Runtime on that device."""
+    found = list(_candidates(bundle, device))
+    if precision != "auto":
+        found = [artifact for artifact in found if artifact.precision == precision]
+    if not found:
+        wanted = "form" if precision == "auto" else f"{precision} form"
+        raise BundleError(
+            f"{bundle.path} has no {wanted} that Triton can run on a {device.upper()}",
+            hint=f"vitdeploy build-engine {quoted(bundle.path)} --fp16 --int8 adds forms and TensorRT engines",
+        )
+    return found[0]
+
+
+def _candidates(bundle: Bundle, device: str) -> Iterator[Artifact]:
+    """Best first: an engine of TensorRT's, then graphs. A TensorRT-RTX engine is not for Triton's backend."""
+    if device == "gpu":
+        for precision in engine_order():
+            yield from bundle.select(kind="engine", precision=precision, target="tensorrt")
+        for precision in load_order("cuda"):
+            yield from bundle.select(kind="onnx", precision=precision)
+        return
+    yield from bundle.select(kind="onnx", precision="int8", target="cpu")
+    for precision in ("fp32", "fp16"):
+        yield from bundle.select(kind="onnx", precision=precision)
+
+
+def _shape(bundle: Bundle, artifact: Artifact) -> list[tuple[int, int, int]]:
+    """(least, best, most) of each dimension of the images: (batch, height, width, 3)."""
+    spec = bundle.manifest.inputs[0]
+    if artifact.kind == "engine":
+        profiles = artifact.built_with.get("profiles") or ()
+        ranges = [profile[spec.name] for profile in profiles if spec.name in profile]
+        if not ranges:
+            raise BundleError(
+                f"{artifact.path} does not say which shapes it takes",
+                hint=f"build it again: {rebuild_command(artifact, bundle.path, str(artifact.target))}",
+            )
+        low, best = ranges[0]["min"], ranges[0]["opt"]
+        return [
+            (min(r["min"][axis] for r in ranges), best[axis], max(r["max"][axis] for r in ranges))
+            for axis in range(len(low))
+        ]
+    size = bundle.manifest.model.get("image_size") or (224, 224)
+    natural = (1, *size, 3)
+    return [(dim, dim, dim) if isinstance(dim, int) else (1, natural[axis], 0) for axis, dim in enumerate(spec.shape)]
+
+
+def _front(name: str, max_batch: int, instances: int, device: str, top_k: int, facts: dict[str, str]) -> str:
+    messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
+    config = messages.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
+    config.input.add(name="IMAGE", data_type=messages.TYPE_STRING, dims=[1])
+    for output, kind in (("LABEL", "TYPE_STRING"), ("SCORE", "TYPE_FP32"), ("INDEX", "TYPE_INT32")):
+        config.output.add(name=output, data_type=getattr(messages, kind), dims=[top_k])
+    _schedule(messages, config, instances, device)
+    for key, value in facts.items():
+        config.parameters[key].string_value = value
+    return _text(config)
+
+
+def _pixels(
+    name: str,
+    bundle: Bundle,
+    artifact: Artifact,
+    shape: list[tuple[int, int, int]],
+    most: int,
+    instances: int,
+    device: str,
+) -> str:
+    """`shape` as of `_shape`; `most` is the largest batch, 0 where the file takes batches of one fixed size only."""
+    messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
+    engine = artifact.kind == "engine"
+    config = messages.ModelConfig(name=name, max_batch_size=most)
+    if engine:
+        config.platform, config.backend = "tensorrt_plan", "tensorrt"
+    else:
+        config.platform, config.backend = "onnxruntime_onnx", "onnxruntime"
+    dims = [low if low == high else -1 for low, _, high in shape]
+    image, skip = bundle.manifest.inputs[0], 1 if most else 0
+    config.input.add(name=image.name, data_type=getattr(messages, _TYPES[image.dtype]), dims=dims[skip:])
+    for output in bundle.manifest.outputs:
+        sizes = [-1 if isinstance(dim, str) else dim for dim in output.shape]
+        sizes[0] = dims[0]
+        config.output.add(name=output.name, data_type=getattr(messages, _TYPES[output.dtype]), dims=sizes[skip:])
+    _schedule(messages, config, instances, device, dynamic=most > 1)
+    for count in sorted({shape[0][0], most}) if most else [0]:
+        warm = config.model_warmup.add(name=f"batch_{count or dims[0]}", batch_size=count)
+        value = warm.inputs[image.name]
+        value.data_type, value.zero_data = getattr(messages, _TYPES[image.dtype]), True
+        value.dims.extend([best for _, best, _ in shape][skip:])
+    return _text(config)
+
+
+def _schedule(messages: Any, config: Any, instances: int, device: str, *, dynamic: bool = True) -> None:
+    kind = messages.ModelInstanceGroup.KIND_GPU if device == "gpu" else messages.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(count=instances, kind=kind)
+    if dynamic:
+        config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_MICROSECONDS
+
+
+def _text(config: Any) -> str:
+    text_format = require("google.protobuf.text_format", extra="triton")
+    return str(text_format.MessageToString(config))
+
+
+def _served_files(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[Path, str]]:
+    """Of a bundle that was verified: (file, its name beside the configuration)."""
+    yield bundle.place(artifact), "model.plan" if artifact.kind == "engine" else "model.onnx"
+    if artifact.kind == "onnx":
+        folder = PurePosixPath(artifact.path).parent
+        for weights in bundle.select(kind="weights"):
+            if PurePosixPath(weights.path).parent == folder:
+                yield bundle.place(weights), PurePosixPath(weights.path).name
+
+
+def _below(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it was written by this: every model of it is one of ours, and there is nothing else."""
+    if not holds_only(folder, lambda name: _OURS.fullmatch(name) is not None):
+        return False
+    fronts = [path for path in folder.glob("*/1/model.py") if path.read_text("utf-8", "replace").startswith(_MARK)]
+    names = {path.parents[1].name for path in fronts}
+    return bool(names) and {path.name for path in folder.iterdir()} == names | {f"{name}_pixels" for name in names}

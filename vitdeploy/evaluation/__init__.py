@@ -1,0 +1,1 @@
+"""What forms answer, compared: paired accuracy, its statistics, and what changed."""

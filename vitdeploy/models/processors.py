@@ -1,0 +1,152 @@
+"""A checkpoint's image processor: transformers' own, with settings that leave no doubt put in the form it takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.core import progress
+from vitdeploy.core.errors import ModelError, VitdeployError, require
+from vitdeploy.core.storage import read_json, refuse_pointer
+from vitdeploy.models import hub
+from vitdeploy.models.configs import code_refused, configuration, custom_code
+from vitdeploy.models.folders import PROCESSORS, CheckpointFolder
+
+__all__ = ["first_line", "load_processor"]
+
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def load_processor(folder: CheckpointFolder) -> Any:
+    """The checkpoint's image processor.
+
+    Raises:
+        ModelError: its file is missing or damaged, or needs code that is not trusted.
+    """
+    transformers = require("transformers", extra="build")
+    if folder.config.get("model_type") == "timm_wrapper":
+        return _timm_processor(folder, transformers)
+    places = (folder.path, *folder.others)
+    file = next((file for place in places for name in PROCESSORS if _holds_images(file := place / name)), None)
+    if file is None:
+        raise ModelError(
+            f"{folder.name} has no {PROCESSORS[0]}, so it is not known how its images are prepared",
+            hint="copy the one of the model it was made from into the folder",
+        )
+    if file.parent not in (folder.path, folder.adapter):
+        progress.note(f"Note: the image processor of {folder.name} is taken from {file.parent.name}/{file.name}.")
+    try:
+        refuse_pointer(file, ModelError)
+        settings = read_json(file)
+        settings = settings.get("image_processor", settings)
+        _check_shapes(settings, file)
+        with hub.quiet_libraries():
+            made = _made(folder, file, settings, transformers)
+    except VitdeployError:
+        raise
+    except Exception as error:  # ImportError, and whatever a processor's own code raises for its settings
+        if "trust_remote_code" in str(error):
+            raise code_refused(f"the image processor of {folder.name}", custom_code(settings)) from error
+        raise ModelError(
+            f"the image processor of {folder.name} can't be loaded: {first_line(error)}",
+            hint=f"restore {file.name} from the model it was made from",
+        ) from error
+    return _mended(made, file)
+
+
+def _holds_images(file: Path) -> bool:
+    """Whether the file is there and, for one of images and text, has a part for images; a damaged one counts."""
+    if not file.is_file() or file.name == PROCESSORS[0]:
+        return file.is_file()
+    try:
+        return "image_processor" in read_json(file)
+    except (OSError, ValueError, TypeError):
+        return True
+
+
+def _made(folder: CheckpointFolder, file: Path, settings: dict[str, Any], transformers: Any) -> Any:
+    kind = str(settings.get("image_processor_type", ""))
+    if kind.removesuffix("Fast") == "DINOv3ViTImageProcessor" and importlib.util.find_spec("torchvision") is None:
+        progress.note(f"Note: {kind} needs torchvision: ViTImageProcessor does the same steps, at most a level apart.")
+        return transformers.ViTImageProcessor.from_dict(
+            {key: value for key, value in settings.items() if key != "image_processor_type"}
+        )
+    more = {} if kind else {"config": configuration(folder)}
+    return transformers.AutoImageProcessor.from_pretrained(
+        file.parent, local_files_only=True, trust_remote_code=folder.trusted, **more
+    )
+
+
+def _check_shapes(settings: Any, file: Path) -> None:
+    """Refuse sizes within sizes and the like, which transformers takes and stumbles over later."""
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file} holds no settings", hint="restore it from the model it was made from")
+    for key, example in (("size", '{"height": 224, "width": 224}'), ("crop_size", '{"height": 224, "width": 224}')):
+        value = settings.get(key)
+        edges = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not all(edge is None or (isinstance(edge, (int, float)) and not isinstance(edge, bool)) for edge in edges):
+            raise ModelError(
+                f"{file.name} has the {key} {value!r}, whose edges are not numbers of pixels",
+                hint=f'write it plainly, as in "{key}": {example} or {{"shortest_edge": 224}}',
+            )
+
+
+def _mended(processor: Any, file: Path) -> Any:
+    """A name instead of a filter's number, and one value for all three channels."""
+    resample = getattr(processor, "resample", None)
+    if isinstance(resample, str):
+        processor.resample = _RESAMPLE.get(resample.rpartition(".")[2].lower(), resample)
+    for key in ("image_mean", "image_std"):
+        value = getattr(processor, key, None)
+        if isinstance(value, (int, float)):
+            setattr(processor, key, [float(value)] * 3)
+        elif isinstance(value, (list, tuple)) and len(value) == 1:
+            progress.note(f"Note: {key} in {file.name} has one value, which is used for all three channels.")
+            setattr(processor, key, [float(value[0])] * 3)
+    return processor
+
+
+def _timm_processor(folder: CheckpointFolder, transformers: Any) -> Any:
+    """The processor that does what timm's evaluation transform does; a timm model has its settings in config.json.
+
+    timm resizes the shorter edge to the input's size / crop_pct and cuts the centre, or, with crop_mode "squash",
+    resizes to that size without keeping the aspect ratio (timm.data.transforms_factory.transforms_imagenet_eval).
+    """
+    settings = folder.config.get("pretrained_cfg") or {}
+    try:
+        _, height, width = settings["input_size"]
+        share, mode = float(settings.get("crop_pct") or 0.875), settings.get("crop_mode") or "center"
+        resample = {"bilinear": 2, "bicubic": 3}[settings["interpolation"]]
+        mean, std = list(settings["mean"]), list(settings["std"])
+        if mode not in ("center", "squash") or (mode == "center" and height != width):
+            raise ValueError(f"crop_mode {mode!r} for {height}x{width}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the preprocessing of {folder.name} is not one that can be put in a graph: {error}",
+            hint="use a timm model with crop_mode center or squash, and bilinear or bicubic interpolation",
+        ) from error
+    edges = (math.floor(height / share), math.floor(width / share))
+    size = {"shortest_edge": edges[0]} if mode == "center" else {"height": edges[0], "width": edges[1]}
+    with hub.quiet_libraries():
+        return getattr(
+            transformers, "BitImageProcessorPil", transformers.BitImageProcessor
+        )(  # timm resizes with Pillow
+            size=size,
+            resample=resample,
+            do_center_crop=True,
+            crop_size={"height": height, "width": width},
+            image_mean=mean,
+            image_std=std,
+            do_convert_rgb=False,
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:197]}..."

@@ -1,0 +1,278 @@
+"""What a model answers, and all that follows from it: the one table that every part asks.
+
+    kind            classification: class scores an image        embedding: a vector an image
+    softmax         p_i = exp(z_i - max z) / sum_j exp(z_j - max z)
+    sigmoid         p_i = 1 / (1 + exp(-z_i))
+    cosine          a . b / (|a| |b|), how alike two embeddings are
+
+Logits are read as transformers' own pipelines read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitdeploy.core.errors import InputError, ModelError
+from vitdeploy.core.specs import TaskName
+from vitdeploy.core.text import quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = [
+    "CLASSES",
+    "CLASSIFICATION",
+    "EMBEDDING",
+    "EXPORTS",
+    "SINGLE_LABEL",
+    "TASKS",
+    "TEMPLATE",
+    "Kind",
+    "Task",
+    "TaskRequest",
+    "cosines",
+    "kind_of",
+    "sigmoid",
+    "softmax",
+    "task_of",
+    "unit",
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a graph's answer is.
+
+    Args:
+        name: for the manifest's reader and for options.
+        output: the graph's output that holds it, (batch, n).
+        numbers: what its n numbers are called, for people.
+        command, method: what asks for it, on the command line and of an open bundle.
+        hint: how {model} is asked, as the next step of an error.
+        range: what its differences are measured by, for people.
+        noun, hub_tag: what such a model is called, by people and on the Hugging Face Hub.
+        same: for each image, whether two answers (images, n) say the same.
+        same_title: what `same` means, as the head of a column.
+    """
+
+    name: Literal["classification", "embedding"]
+    output: Literal["logits", "embedding"]
+    numbers: str
+    command: str
+    method: str
+    hint: str
+    range: str
+    noun: str
+    hub_tag: str
+    same: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.bool_]]
+    same_title: str
+
+
+def _same_class(answers: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether the best class is the reference's."""
+    found: npt.NDArray[np.bool_] = answers.argmax(axis=1) == reference.argmax(axis=1)
+    return found
+
+
+def _same_neighbour(answers: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether the nearest of the reference's vectors is that of the same image."""
+    import numpy as np
+
+    found: npt.NDArray[np.bool_] = (unit(answers) @ unit(reference).T).argmax(axis=1) == np.arange(len(answers))
+    return found
+
+
+CLASSIFICATION = Kind(
+    name="classification",
+    output="logits",
+    numbers="classes",
+    command="predict",
+    method="predict",
+    hint="vitdeploy predict {model} IMAGE says its classes; in Python .predict(images)",
+    range="the logits' range",
+    noun="image classifier",
+    hub_tag="image-classification",
+    same=_same_class,
+    same_title="same class",
+)
+EMBEDDING = Kind(
+    name="embedding",
+    output="embedding",
+    numbers="dimensions",
+    command="embed",
+    method="embed",
+    hint="vitdeploy embed {model} IMAGE --output vectors.parquet writes its vectors; in Python .embed(images)",
+    range="the embeddings' range",
+    noun="image embedding",
+    hub_tag="image-feature-extraction",
+    same=_same_neighbour,
+    same_title="same image",
+)
+
+
+def kind_of(output: str) -> Kind:
+    """By the graph's output that holds the answer; a classifier's may have any name."""
+    return EMBEDDING if output == EMBEDDING.output else CLASSIFICATION
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an answer (batch, n) stands for, and what makes scores of 0..1 of logits (None: they have none).
+
+    `one_class`: exactly one class of an image is right, so that top-1 is its measure.
+    """
+
+    name: TaskName
+    title: str
+    activation: Literal["softmax", "sigmoid"] | None
+    kind: Kind = CLASSIFICATION
+    one_class: bool = False
+
+    def scores(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+        """Scores (..., classes) of logits (..., classes); None where there are none, as of a regression."""
+        if self.activation is None:
+            return None
+        return softmax(logits) if self.activation == "softmax" else sigmoid(logits)
+
+    def require_single_label(self, model: str, what: str, hint: str) -> None:
+        """Refuse what only makes sense for one class an image.
+
+        Args:
+            model: its name; `what`: what is not supported, for the message; `hint`: what to do instead.
+
+        Raises:
+            ModelError: the model answers with something else.
+        """
+        if not self.one_class:
+            raise ModelError(f"{what} is not supported for {model}, which gives {self.title}", hint=hint)
+
+    def require(self, kind: Kind, model: str, what: str = "") -> None:
+        """Refuse to be asked for another kind of answer; the hint names what asks for this one.
+
+        Args:
+            kind: what is asked for.
+            model: the model's name.
+            what: what asks; "": `kind.command`.
+
+        Raises:
+            InputError: the model's answers are of another kind.
+        """
+        if self.kind is not kind:
+            raise InputError(
+                f"{what or kind.command} is not for {model}, which gives {self.title}",
+                hint=self.kind.hint.format(model=quoted(model)),
+            )
+
+
+SINGLE_LABEL = Task("single_label", "one class an image", "softmax", one_class=True)
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        SINGLE_LABEL,
+        Task("single_label_sigmoid", "one class an image, each with a score of its own", "sigmoid", one_class=True),
+        Task("multi_label", "several labels an image", "sigmoid"),
+        Task("binary", "one score an image: of the class, or against it", "sigmoid"),
+        Task("regression", "numbers, not classes (a regression)", None),
+        Task("embedding", "an embedding, one vector an image", None, EMBEDDING),
+    )
+}
+EXPORTS = ("classification", "embedding", "zero-shot")
+"""What `export --task` makes of a checkpoint: its own classes, its embedding, or a classifier of named words."""
+TEMPLATE = "This is a photo of {}."
+"""What transformers' own pipeline makes a sentence of a word by."""
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """What is asked of a checkpoint.
+
+    Args:
+        name: one of `EXPORTS`; None: what the checkpoint says of itself.
+        normalize: whether vectors of an embedding have length 1; None: as the model itself compares them.
+        labels: of zero-shot: the words that it chooses among, one class each.
+        templates: of zero-shot: sentences around a word, which stands for {}; several are averaged. None: `TEMPLATE`.
+
+    Raises:
+        InputError: a task that is not known, or what does not belong to it.
+    """
+
+    name: str | None = None
+    normalize: bool | None = None
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in (None, *EXPORTS):
+            raise InputError(f"there is no task {self.name!r}", hint=f"one of {', '.join(EXPORTS)}")
+        if self.normalize is not None and self.name not in (None, "embedding"):
+            raise InputError(f"{self.name} has no vectors to normalise", hint="leave --normalize out")
+        if self.name == "zero-shot" and not self.labels:
+            raise InputError("zero-shot needs words to choose among", hint="--labels FILE, one word or phrase a line")
+        if self.name != "zero-shot" and (self.labels or self.templates):
+            raise InputError("words are for zero-shot alone", hint="add --task zero-shot")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise InputError(f"the word {twice[0]!r} is named twice", hint="name each once")
+        wrong = [template for template in self.templates if template.count("{}") != 1]
+        if wrong:
+            raise InputError(
+                f"the template {wrong[0]!r} has no single place for a word", hint='as in "a photo of a {}."'
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "labels": list(self.labels), "templates": list(self.templates)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskRequest:
+        """What `to_json` gave."""
+        return cls(**{**data, "labels": tuple(data["labels"]), "templates": tuple(data["templates"])})
+
+
+CLASSES = TaskRequest("classification")
+
+
+def task_of(config: Any) -> Task:
+    """The task of a classifier's configuration: `problem_type` decides, and where it is open the number of logits."""
+    problem = getattr(config, "problem_type", None)
+    if problem == "regression":
+        return TASKS["regression"]
+    if config.num_labels == 1:
+        return TASKS["binary"]
+    return TASKS["multi_label"] if problem == "multi_label_classification" else SINGLE_LABEL
+
+
+def softmax(logits: npt.NDArray[Any], dtype: npt.DTypeLike = "float64") -> npt.NDArray[Any]:
+    """Probabilities along the last axis, computed in `dtype`."""
+    import numpy as np
+
+    powers = np.exp(logits.astype(dtype) - logits.max(axis=-1, keepdims=True))
+    probabilities: npt.NDArray[Any] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Probabilities of logits, each by itself."""
+    import numpy as np
+
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))  # does not overflow
+
+
+def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Vectors (..., n) at length 1; zero stays zero."""
+    import numpy as np
+
+    wide = vectors.astype(np.float64)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-30), dtype=np.float32)
+
+
+def cosines(vectors: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The cosine of each pair of rows, (images,) of (images, n); 0 beside a vector of zeros."""
+    import numpy as np
+
+    one, other = vectors.astype(np.float64), reference.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
+    found: npt.NDArray[np.float64] = (one * other).sum(axis=-1) / np.maximum(lengths, 1e-30)
+    return found

@@ -1,0 +1,1 @@
+"""What a benchmark found, as data, and its renderers."""
