@@ -5,76 +5,107 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
-import numpy as np
 import pytest
 
-from vitdeploy.machine import kernels_obstacle
+from tests.tools.tiny import (
+    copy_frozen_bundle,
+    copy_frozen_bundle_with_selftest,
+    write_bundle,
+    write_checkpoint,
+    write_images,
+)
 
 # A shell starts background jobs with Ctrl-C ignored; tests that send it need Python's own way.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CPU_BACKENDS = [
-    "onnxruntime",
-    "openvino",
-    pytest.param("native", marks=pytest.mark.skipif(bool(kernels_obstacle()), reason=str(kernels_obstacle()))),
-]
-"""What runs INT8 on a CPU."""
-LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without `-m gpu` the tests are about a machine without a GPU, also where there is one."""
+    if "gpu" not in str(config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0, image_size: int = 32, resample: int = 3, layers: int = 3) -> Path:
-    """A tiny ViT classifier with random weights and a ViT image processor, in Hugging Face's layout."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+if find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
 
-    torch.manual_seed(seed)
-    config = ViTConfig(
-        hidden_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=96,
-        image_size=image_size,
-        patch_size=8,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: index for index, label in enumerate(LABELS)},
+    # how long a draw takes says something about the machine
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
+
+LONGEST = ("test_demo.py", "test_resume.py", "test_finetune.py", "test_tune.py", "test_regularisation.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: with workers side by side, nobody is left to do one of them alone at the end.
+
+    Without OpenVINO, as beside onnxruntime-gpu, what runs it is skipped.
+    """
+    if find_spec("openvino") is None:
+        for item in items:
+            if runs_openvino(item):
+                item.add_marker(pytest.mark.skip(reason="OpenVINO is not installed: pip install openvino"))
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_rests() -> Iterator[None]:
+    """A benchmark rests before each call that it keeps, so that the threads of other runtimes sleep: tests of what it
+    does, not of how fast something is, need not wait for that."""
+    from vitdeploy.bench.latency import LatencyRun, WallClock
+
+    rest = LatencyRun._rest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatencyRun, "_rest", lambda run, *call: isinstance(run._clock, WallClock) or rest(run, *call))
+        yield
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks find the machine quiet, whatever runs beside the tests: for what they conclude from their times."""
+    from vitdeploy.bench.latency import Track
+    from vitdeploy.bench.machine import BusyMeter
+
+    monkeypatch.setattr(BusyMeter, "other_share", lambda meter: 0.0)
+    monkeypatch.setattr(Track, "unsteady", lambda track: None)
+
+
+def runs_openvino(item: Any) -> bool:
+    """Whether a test uses what runs OpenVINO, is given the backend, or names it and has a bundle to run with it."""
+    code = getattr(getattr(item, "obj", None), "__code__", None)
+    names, words = of_code(code) if code is not None else ((), ())
+    params = map(str, item.callspec.params.values()) if hasattr(item, "callspec") else ()
+    has_bundle = not {"tiny_bundle", "small"}.isdisjoint(getattr(item, "fixturenames", ()))
+    return (
+        any("openvino" in name.lower() for name in names)
+        or any(param.startswith("openvino") for param in params)
+        or (has_bundle and any("openvino" in word for word in words))
     )
-    module = ViTForImageClassification(config)
-    with torch.no_grad():  # weights of 0.02 make logits that differ in the third digit only: nothing to compare
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    module.save_pretrained(folder)
-    ViTImageProcessor(
-        size={"height": image_size, "width": image_size},
-        resample=resample,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(folder)
-    return folder
+
+
+def of_code(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names and the words in a function and those inside it."""
+    inner = [of_code(value) for value in code.co_consts if isinstance(value, CodeType)]
+    flat = [word for value in code.co_consts for word in (value if isinstance(value, tuple) else (value,))]
+    words = [word for word in flat if isinstance(word, str)]
+    return (
+        (*code.co_names, *(name for names, _ in inner for name in names)),
+        (*words, *(word for _, found in inner for word in found)),
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a seeded tiny ViT: hidden 48, 3 layers, 4 heads, image 32, patch 8, 10 classes. Read-only."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
-
-
-def write_images(root: Path) -> Path:
-    """Class folders of 40 small PNG files of two sizes: noise over a gradient that depends on the class."""
-    from PIL import Image
-
-    generator = np.random.default_rng(3)
-    for index, label in enumerate(LABELS):
-        (root / label).mkdir(parents=True)
-        for number in range(4):
-            height, width = (24, 40) if number % 2 else (36, 30)
-            ramp = np.linspace(0, 25 * index, width)[np.newaxis, :, np.newaxis] + np.zeros((height, 1, 3))
-            pixels = np.clip(ramp + generator.integers(0, 120, (height, width, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / label / f"{number}.png")
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -83,27 +114,21 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def write_bundle(path: Path, checkpoint: Path, images: Path, precisions: tuple[str, ...] = ("fp16", "int8")) -> Path:
-    """The bundle of a tiny checkpoint with those forms, INT8 calibrated on 24 of the images."""
-    from vitdeploy.compiler.build import build
-    from vitdeploy.compiler.export import export
-    from vitdeploy.compiler.recipe import Recipe
-
-    export(checkpoint, path)
-    build(path, precisions, target="onnx", recipe=Recipe(dataset=str(images), count=24))
-    return path
-
-
 @pytest.fixture(scope="session")
 def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of `tiny_checkpoint` with FP32, FP16 and both INT8 graphs. Read-only: copy it to change it.
 
-    A device without PyTorch takes one that `python -m tests.gpu.make_bundle` wrote elsewhere: VITDEPLOY_TINY_BUNDLE.
+    Without PyTorch it is the one that an earlier version wrote; on a GPU without PyTorch one that
+    `python -m tests.gpu.make_bundle` wrote elsewhere: VITDEPLOY_TINY_BUNDLE.
     """
     made = os.environ.get("VITDEPLOY_TINY_BUNDLE")
     if made:
         return Path(made)
     path = tmp_path_factory.mktemp("bundles") / "tiny"
+    if find_spec("onnx_ir") is None:  # nor is there what builds forms
+        return copy_frozen_bundle(path)
+    if find_spec("torch") is None:
+        return copy_frozen_bundle_with_selftest(path)
     return write_bundle(path, request.getfixturevalue("tiny_checkpoint"), request.getfixturevalue("tiny_images"))
 
 
@@ -125,7 +150,7 @@ def test_data() -> Path:
 @pytest.fixture
 def cli() -> Callable[..., object]:
     """Run the command line in this process: `cli("inspect", path)` -> an Outcome, errors rendered as users see them."""
-    from tests.command_line import invoke
+    from tests.tools.command_line import invoke
 
     return invoke
 
@@ -133,6 +158,7 @@ def cli() -> Callable[..., object]:
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor that our own INT8 kernels are not for."""
-    from vitdeploy.runtime import selection
+    from vitdeploy.backends import registry
 
-    monkeypatch.setattr(selection, "kernels_obstacle", lambda: ("this processor is none for them", "take another"))
+    spec = replace(registry.find("native"), obstacle=lambda: ("this processor is none for them", "take another"))
+    monkeypatch.setitem(registry._specs, "native", spec)

@@ -7,30 +7,43 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 
-from vitdeploy.cli.app import COMMANDS, app
+from tests.tools.command_names import name_of, options_of
+from tests.tools.documents import blocks
+from vitdeploy.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name on a page: its headings, as GitHub and the site spell them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in re.findall(r"^#+ (.+)$", text, flags=re.M))
+    return {re.sub(r"\s", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), target
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Each `vitdeploy ...` line of a page's code, indented or fenced."""
-    found, fenced = [], False
-    for line in page.read_text().replace("\\\n", " ").splitlines():
-        fenced ^= line.lstrip().startswith("```")
-        match = re.match(r"(?:\$ )?(vitdeploy [a-z].*)", line.strip())
-        if match and (fenced or line.startswith("    ")):
-            found.append(shlex.split(match[1], comments=True)[1:])
+    """Each `vitdeploy ...` line of a page's shell blocks."""
+    found = []
+    for block in blocks(page):
+        if block.is_program and block.language != "python":
+            for line in block.script.replace("\\\n", " ").splitlines():
+                if line.strip().startswith("vitdeploy "):
+                    found.append(shlex.split(line, comments=True)[1:])
     return found
 
 
@@ -38,17 +51,15 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_and_options_exist(page: Path) -> None:
     for name, *arguments in commands(page):
         assert name in COMMANDS, name
-        command = app.get_command(click.Context(app), name)
-        assert command is not None
-        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        whole = name_of((name, *arguments))
         for argument in arguments:
-            if argument.startswith("-") and argument not in ("--help", "-"):
-                assert argument.partition("=")[0] in options, f"{name} {argument}"
+            if argument.startswith("-") and argument not in ("--help", "-", "--"):
+                assert argument.partition("=")[0] in options_of(whole), f"{whole} {argument}"
 
 
-def test_the_readme_names_every_command() -> None:
-    named = {name for name, *_ in commands(ROOT / "README.md")}
-    assert set(COMMANDS) <= named | {"demo", "analyze"}  # the demo is `make demo` there, analyze in docs/int8.md
+def test_every_command_is_shown_in_the_readme_or_on_a_page() -> None:
+    named = {name for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) for name, *_ in commands(page)}
+    assert set(COMMANDS) <= named | {"demo"}  # the demo is `make demo` there
 
 
 def test_library_calls_exist() -> None:

@@ -3,106 +3,58 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import vitdeploy
+from tests.tools import architecture
+from tests.tools.imports import MODULES, imported_parts, imports, parse, part_of
 
-ROOT = Path(vitdeploy.__file__).parent
-GROUND = {
-    *(
-        "errors",
-        "interrupts",
-        "progress",
-        "storage",
-        "specs",
-        "bundle",
-        "images",
-        "datasets",
-        "checkpoints",
-        "hub",
-        "machine",
-    ),
-    "__init__",  # the version number
+TESTS = Path(__file__).parent
+FLOORS = {  # part: what it may import besides itself and the version number; docs/architecture.md draws it
+    "core": set[str](),
+    "bundle": {"core"},
+    "models": {"core"},
+    "data": {"core", "bundle", "models"},
+    "backends": {"core", "bundle", "models"},
 }
-ALLOWED = {  # wing: what it may import besides itself
-    "ground": GROUND,
-    "runtime": GROUND,
-    "training": GROUND,
-    "compiler": GROUND | {"runtime"},
-    "bench": GROUND | {"runtime"},
-    "bulk": GROUND | {"runtime"},
-    "graphs": GROUND,
-    "engines": GROUND | {"runtime"},
-    "inspection": GROUND | {"engines", "graphs"},
-    "qat": GROUND | {"runtime", "training", "compiler"},
-    "doctor": GROUND,
-    "explain": GROUND,
-    "demo": GROUND | {"runtime", "training", "compiler", "bench"},
-    "cli": GROUND
-    | {"runtime", "training", "compiler", "bench", "bulk", "demo", "doctor"}
-    | {"engines", "explain", "graphs", "inspection", "qat"},
-    "__main__": {"cli"},
-    "__init__": GROUND | {"runtime"},
+FLOORS["runtime"] = {*FLOORS, "data"}
+FLOORS["evaluation"] = {"core", "bundle", "models", "data", "backends"}
+_LOWER = {*FLOORS}
+FLOORS |= {"report": _LOWER, "compiler": _LOWER, "training": _LOWER}
+FLOORS |= {
+    "bench": _LOWER | {"report"},
+    "qat": _LOWER | {"compiler", "training"},
+    "explain": _LOWER,
+    "bulk": _LOWER,
+    "deploy": _LOWER | {"report", "compiler", "bulk"},  # a site's graph is rewritten for WebGPU
+    "inspection": _LOWER | {"report"},
+    "doctor": _LOWER,
 }
+FLOORS["demo"] = {*FLOORS}
+FLOORS["cli"] = {*FLOORS}
+FLOORS |= {"__main__": {"cli"}, "__init__": {*FLOORS}}
 HEAVY = {
     *("torch", "torchvision", "transformers", "accelerate", "safetensors", "datasets", "huggingface_hub", "pyarrow"),
-    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"),
-    *("sklearn", "scipy", "pandas", "matplotlib", "kornia", "tensorboard"),
+    *("onnx", "onnx_ir", "ml_dtypes", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"),
+    *("sklearn", "scipy", "pandas", "matplotlib", "kornia", "tensorboard", "triton_python_backend_utils"),
 }
 LIGHT = ("click", "numpy", "PIL", "rich")  # what a plain `pip install vitdeploy` brings
-MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-
-
-def imports(tree: ast.AST, *, top_level: bool = False) -> Iterator[str]:
-    """Dotted names that a module imports; `top_level`: only what importing the module itself imports."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import"
-            yield node.module or ""
-            if node.module == "vitdeploy":
-                yield from (f"vitdeploy.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            if not top_level:
-                yield from imports(node, top_level=top_level)
-        elif not (top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
-            yield from imports(node, top_level=top_level)
-
-
-def parse(module: Path) -> ast.Module:
-    return ast.parse((ROOT / module).read_text(encoding="utf-8"))
-
-
-def wing(module: Path) -> str:
-    """Which part of the house a file belongs to."""
-    name = module.parts[0].removesuffix(".py")
-    return "ground" if name in GROUND - {"__init__"} else name
 
 
 def crossings(tree: ast.AST, home: str) -> set[str]:
     """Parts of vitdeploy that a file of that wing imports and may not."""
-    wrong = set()
-    for name in imports(tree):
-        parts = name.split(".")
-        if parts[0] != "vitdeploy" or len(parts) == 1:
-            continue
-        is_part = (ROOT / parts[1]).is_dir() or (ROOT / f"{parts[1]}.py").is_file()
-        part = parts[1] if is_part else "__init__"
-        if part != home and part not in ALLOWED[home]:
-            wrong.add(name)
-    return wrong
+    allowed = FLOORS[home] | {home, "__init__"}
+    return {name for name, part in imported_parts(tree).items() if part not in allowed}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_point_one_way(module: Path) -> None:
-    home = wing(module)
-    assert home in ALLOWED, f"{module}: say in ALLOWED where it stands"
+    home = part_of(module)
+    assert home in FLOORS, f"{module}: say in FLOORS where it stands"
     assert crossings(parse(module), home) == set()
 
 
@@ -112,9 +64,11 @@ def test_imports_point_one_way(module: Path) -> None:
         ("runtime", "from vitdeploy.compiler.build import build"),
         ("runtime", "def f():\n    from vitdeploy import bench"),
         ("compiler", "import vitdeploy.cli.app"),
-        ("ground", "from vitdeploy.runtime import load"),
-        ("ground", "if TYPE_CHECKING:\n    from vitdeploy.training import finetune"),
-        ("training", "from vitdeploy.bench.report import Row"),
+        ("core", "from vitdeploy.runtime import load"),
+        ("data", "if TYPE_CHECKING:\n    from vitdeploy.training import finetune"),
+        ("training", "from vitdeploy.report.records import Row"),
+        ("report", "from vitdeploy.bench.run import bench"),
+        ("backends", "from vitdeploy.runtime import load"),
     ],
 )
 def test_the_rule_bites(home: str, line: str) -> None:
@@ -126,10 +80,69 @@ def test_heavy_packages_are_imported_where_they_are_used(module: Path) -> None:
     assert {name.partition(".")[0] for name in imports(parse(module), top_level=True)} & HEAVY == set()
 
 
+def test_the_picture_of_the_parts_is_what_they_import() -> None:
+    assert architecture.drawn() == architecture.picture(), "if the change is meant: make goldens"
+
+
+def test_arrows_that_follow_from_others_are_not_drawn() -> None:
+    graph = {"a": set[str](), "b": {"a"}, "c": {"a", "b"}, "d": {"a"}}
+    assert architecture.arrows(graph) == [("a", "b"), ("a", "d"), ("b", "c")]
+
+
 def test_only_known_packages() -> None:
     known = {*sys.stdlib_module_names, *HEAVY, *LIGHT, "vitdeploy", "tomli"}
     found = {name.partition(".")[0] for module in MODULES for name in imports(parse(module))}
     assert found - known == set()
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that import each other, directly or through others."""
+    reached = {}
+    for start in graph:
+        waiting, seen = [start], set[str]()
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    return [others for start, seen in reached.items() if (others := {o for o in seen if start in reached[o]})]
+
+
+def test_no_modules_import_each_other() -> None:
+    """Neither in a function nor for type checkers. The package itself is left out: it imports when it is asked."""
+    names = {".".join(("vitdeploy", *m.with_suffix("").parts)).removesuffix(".__init__"): m for m in MODULES}
+    del names["vitdeploy"]
+    graph = {name: {*imports(parse(module), modules=names)} & {*names} - {name} for name, module in names.items()}
+    assert sum(map(len, graph.values())) > len(graph), "the imports were not found"
+    assert circles(graph) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}] * 3
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def borrowed(text: str) -> list[str]:
+    """Imports of test modules, conftests and benchmarks in a source, also in programs that it holds as strings."""
+    return re.findall(r"^\s*(?:from|import) ((?:tests(?!\.tools\b)|benchmarks)\b.*)$", text, flags=re.M)
+
+
+@pytest.mark.parametrize("module", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_imports_another_or_a_benchmark(module: Path) -> None:
+    assert borrowed(module.read_text(encoding="utf-8")) == [], "what tests share lives in tests/tools"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.conftest import A",
+        "    import tests.core.test_x",
+        "x\nfrom benchmarks.x import y",
+        "from tests import x",
+    ],
+)
+def test_the_rule_of_tests_bites(line: str) -> None:
+    assert borrowed(line) and not borrowed("from tests.tools.forms import Clock\nimport testsuite")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -159,13 +172,6 @@ def test_importing_the_package_needs_nothing_but_the_standard_library() -> None:
 
 def test_the_heavy_check_bites() -> None:
     assert "onnxruntime" in loaded_by("import onnxruntime")
-
-
-def test_public_names_are_there() -> None:
-    for name in vitdeploy.__all__:
-        assert getattr(vitdeploy, name) is not None
-    with pytest.raises(AttributeError, match="nothing"):
-        vitdeploy.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.forms_for_tests import Clock, KnownRunner, Pictures, form
-from vitdeploy.bench.judge import Judge, JudgeSettings
-from vitdeploy.bench.latency import LatencySettings, WallClock
+from tests.tools.forms import Clock, KnownRunner, Pictures, form
+from vitdeploy.bench.latency import WallClock
 from vitdeploy.bench.load import ClosedLoop, LoadRun, OpenLoop, arrivals, closed_loop, open_loop
-from vitdeploy.bench.statistics import percentiles
+from vitdeploy.bench.measurement import Benchmark
+from vitdeploy.evaluation.statistics import percentiles
+from vitdeploy.report.settings import BenchSettings
 
 
 def taking(clock: Clock, milliseconds: float, stall_at: int | None = None) -> Any:
@@ -66,7 +67,7 @@ def test_a_closed_loop_counts_what_was_finished_in_its_time() -> None:
 
 
 def test_callers_are_there_at_the_same_time() -> None:
-    together, numbers = threading.Barrier(3, timeout=30), []
+    together, numbers = threading.Barrier(3, timeout=60), []
 
     def call(number: int) -> None:
         if number < 3:
@@ -98,15 +99,31 @@ def test_a_form_that_fails_under_load_does_not_stop_the_others() -> None:
     assert run.closed["good"][0].finished == pytest.approx(300, abs=3) and run.open["good"][0].seconds == 3
 
 
+@pytest.mark.parametrize(("rate", "keeps_up"), [(105, False), (85, True)])
+def test_a_little_overload_is_seen_in_a_short_run(rate: float, keeps_up: bool) -> None:
+    found = 0
+    for seed in range(40):
+        clock, draw = Clock(), np.random.default_rng(seed)
+
+        def call(number: int, clock: Clock = clock, draw: np.random.Generator = draw) -> None:
+            clock.seconds += 0.010 * float(draw.lognormal(0, 0.05))
+
+        loop = OpenLoop(rate, 1)
+        for turn in range(3):
+            open_loop(call, rate, 1, 2.0, clock, loop, seed=3 * seed + turn)
+        found += loop.keeps_up is keeps_up
+    assert found >= 38
+
+
 def test_the_judge_puts_forms_under_load() -> None:
     clock, images = Clock(), Pictures(20, 4)
     forms = [
         form("fp32", "pytorch", KnownRunner(clock, 4, takes_ms=lambda: 20.0)),
         form("int8", "openvino", KnownRunner(clock, 4, takes_ms=lambda: 5.0)),
     ]
-    settings = JudgeSettings(latency=LatencySettings(rounds=3), callers=(1,), rates=(60.0,), load_seconds=6)
-    judge = Judge(forms, images, 4, settings, clock=clock)
-    judge.run()
-    slow, fast = judge.findings["fp32/pytorch"], judge.findings["int8/openvino"]
+    settings = BenchSettings(rounds=3, callers=(1,), rates=(60.0,), load_seconds=6)
+    benchmark = Benchmark(forms, images, 4, settings, clock=clock)
+    benchmark.run()
+    slow, fast = benchmark.measurements["fp32/pytorch"], benchmark.measurements["int8/openvino"]
     assert fast.closed[0].finished == pytest.approx(4 * slow.closed[0].finished, rel=0.02)
     assert fast.open[0].keeps_up and not slow.open[0].keeps_up

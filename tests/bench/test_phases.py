@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.bench.forms_for_tests import Clock, KnownRunner, form
+from tests.tools.forms import Clock, KnownRunner, form
 from vitdeploy.bench import bench
-from vitdeploy.bench.latency import LatencySettings
 from vitdeploy.bench.phases import PhasesRun, cut_preprocessing, time_decoding
-from vitdeploy.datasets import load_dataset
+from vitdeploy.data import load_dataset
+from vitdeploy.report.settings import BenchSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), dtype=np.uint8)
 
@@ -32,7 +32,7 @@ def test_the_share_of_the_preprocessing_is_found() -> None:
     batch = np.zeros((2, 4, 4, 3), np.uint8)
     for runner in runners.values():
         runner.open = 1
-    run = PhasesRun(forms, runners, batch, 0.5, LatencySettings(rounds=8), clock)
+    run = PhasesRun(forms, runners, batch, 0.5, BenchSettings(rounds=8), clock)
     run.run()
     assert set(run.found) == {"fp32/pytorch"}  # the other is one piece
     found = run.found["fp32/pytorch"]
@@ -46,7 +46,7 @@ def test_what_is_cut_out_is_the_preprocessing(
 ) -> None:
     import onnxruntime
 
-    from vitdeploy.runtime.pytorch import PyTorchRunner
+    from vitdeploy.backends.pytorch.runner import PyTorchRunner
 
     part = tmp_path / "part.onnx"
     assert cut_preprocessing(tiny_bundle / name, part)
@@ -60,7 +60,7 @@ def test_what_is_cut_out_is_the_preprocessing(
 
 
 def test_a_graph_without_preprocessing_is_not_cut(tiny_bundle: Path, tmp_path: Path) -> None:
-    from tests.bench.small_bundle import write_small_bundle
+    from tests.tools.small_bundle import write_small_bundle
 
     small = write_small_bundle(tmp_path / "small", engine=False)
     assert not cut_preprocessing(small / "model.onnx", tmp_path / "part.onnx")
@@ -82,5 +82,4 @@ def test_every_form_of_a_real_bundle_has_its_phases(
 
 
 def test_images_that_are_no_files_have_no_decoding() -> None:
-    clock = Clock()
-    assert time_decoding(lambda index: PIXELS[0], 5, clock) is None
+    assert time_decoding(load_dataset("digits", "test", limit=5), Clock()) is None

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.small_bundle import write_small_bundle
+from tests.tools.small_bundle import write_small_bundle
+from vitdeploy.backends.registry import RunnerSpec
 from vitdeploy.bench import probe as probe_module
 from vitdeploy.bench.memory import host_peak_bytes
 from vitdeploy.bench.probe import probe
-from vitdeploy.bench.runners import RunnerSpec
-from vitdeploy.errors import InputError, ModelError
+from vitdeploy.core.errors import InputError, ModelError
 
 SMALL, LARGE = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((64, 700, 700, 3), np.uint8)
 

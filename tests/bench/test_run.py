@@ -6,19 +6,25 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import fields
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.bench.small_bundle import write_small_bundle
-from vitdeploy.bench import BenchReport, bench, render_html, save
+from tests.tools.backends import needs_openvino
+from tests.tools.simulated_gpu import GPU, SimulatedCuda, SimulatedTensorRT, write_engine_bundle
+from tests.tools.small_bundle import write_small_bundle
+from vitdeploy.backends.tensorrt import runner
+from vitdeploy.bench import BenchReport, bench, forms, markdown, render_html, save
 from vitdeploy.bench import run as run_module
+from vitdeploy.bench.forms import baseline_forms, bundle_forms
 from vitdeploy.bundle import Bundle
-from vitdeploy.datasets import ImageDataset, load_dataset
-from vitdeploy.errors import BundleError, DatasetError, InputError
+from vitdeploy.core import machine
+from vitdeploy.core.errors import BundleError, DatasetError, ImageError, InputError
+from vitdeploy.data import ImageDataset, load_dataset
 
 QUICK: dict[str, Any] = {"rounds": 3, "threads": 1, "memory": False, "phases": False}
 
@@ -59,6 +65,46 @@ def test_an_engine_without_a_gpu_is_skipped_in_plain_words(report: BenchReport) 
     assert row.status == "skipped" and row.reason == "engine built for compute capability 8.0, 8.6; no NVIDIA GPU here"
 
 
+@pytest.mark.parametrize(
+    ("capability", "says"),
+    [("8.9", r"was built for compute capability 8\.0, 8\.6.*has 8\.9"), ("9.0", "TensorRT-RTX is for")],
+)
+def test_an_engine_that_does_not_fit_the_gpu_is_skipped_with_the_reason(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capability: str, says: str
+) -> None:
+    gpu = replace(GPU, compute_capability=capability)
+    monkeypatch.setattr(machine, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(forms, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(machine, "has_module", lambda name: True)
+    (engine,) = (form for form in bundle_forms(Bundle.open(small), 1) if form.backend == "tensorrt-rtx")
+    assert engine.reason is not None and re.search(says, engine.reason) and "build-engine" in engine.reason
+
+
+def test_an_engine_on_a_simulated_gpu_has_its_clock_and_its_cuda_graphs(
+    images: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = SimulatedCuda()
+    modules = {"tensorrt": SimulatedTensorRT(cuda), "cuda.bindings.runtime": cuda}
+    for module in (machine, forms, runner):
+        monkeypatch.setattr(module, "gpus", lambda: (GPU,))
+    monkeypatch.setattr(runner, "require", lambda module, extra: modules[module])
+    monkeypatch.setattr(machine, "has_module", lambda name: True)
+    path = write_engine_bundle(tmp_path / "bundle")
+    report = bench(path.parents[1], images, accuracy=False, gpu_warmup_seconds=0.05, rest_seconds=0, **QUICK)
+    (row,) = report.rows
+    assert row.status == "ok" and row.latency is not None and row.latency.device_ms is not None
+    assert row.latency.device_ms.count == 3 * 4 and row.latency.device_speedup is not None and row.tf32
+    assert row.cuda_graphs is not None and (row.cuda_graphs.by, row.cuda_graphs.why_not) == ("vitdeploy", None)
+    assert row.cuda_graphs.kept >= 1 and "CUDA graphs, fp16/tensorrt: captured by vitdeploy" in report.notes
+    assert not (cuda.device or cuda.host or cuda.streams or cuda.graphs)
+
+
+def test_tf32_is_skipped_on_a_cpu(tiny_checkpoint: Path) -> None:
+    plain, tf32 = baseline_forms(tiny_checkpoint, 1, variants=["tf32"], device="cpu")
+    assert plain.reason is None and (tf32.form, tf32.tf32) == ("fp32-tf32", True) and "NVIDIA" in str(tf32.reason)
+
+
+@needs_openvino
 def test_without_a_baseline_the_fp32_graph_is_the_reference_and_it_is_said(report: BenchReport) -> None:
     assert report.baseline["key"] == "fp32/onnxruntime"
     assert any("no baseline was named" in note for note in report.notes)
@@ -91,7 +137,7 @@ def test_answers_count_as_right_by_the_name_of_their_label(images: ImageDataset,
 
 def test_the_report_holds_its_circumstances_and_no_path(report: BenchReport, images: ImageDataset, small: Path) -> None:
     data = report.to_json()
-    assert data["schema_version"] == 2 and data["bundle"]["name"] == "small"
+    assert data["schema_version"] == 3 and data["bundle"]["name"] == "small"
     assert data["dataset"]["fingerprint"] == images.fingerprint and data["settings"]["threads"] == 1
     assert data["machine"]["cores"] >= 1 and data["versions"]["onnxruntime"]
     rows = {row["key"]: row for row in data["rows"]}
@@ -106,22 +152,30 @@ def test_json_gives_the_report_back(report: BenchReport) -> None:
     assert render_html(report).startswith("<!DOCTYPE html>")
 
 
+@needs_openvino
 def test_every_field_is_documented(report: BenchReport) -> None:
     text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
     described = set(re.findall(r"`(\w+)`", text))
     data = report.to_json()
-    names = set(data) | set(data["rows"][0]) | set(data["rows"][0]["latency_ms"]) | set(data["rows"][1]["accuracy"])
+    names = (
+        set(data)
+        | set(data["rows"][0])
+        | set(data["rows"][0]["latencies"][0])
+        | set(data["rows"][0]["latencies"][0]["steady_ms"])
+        | set(data["rows"][1]["accuracy"])
+    )
     assert names | set(data["settings"]) | set(data["machine"]) <= described
     assert "no_such_field" not in described
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 3}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])
+@pytest.mark.parametrize("change", [{"schema_version": 4}, {"schema_version": "1"}, {"rows": [{}]}, {"rows": 3}])
 def test_other_json_is_refused(report: BenchReport, change: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         BenchReport.from_json({**report.to_json(), **change})
     assert caught.value.hint
 
 
+@needs_openvino
 def test_a_form_that_cannot_be_loaded_fails_alone(tmp_path: Path, images: ImageDataset) -> None:
     bundle = write_small_bundle(tmp_path / "bundle", engine=False)
     (bundle / "model.fp16.onnx").write_bytes(b"truncated")
@@ -143,6 +197,7 @@ def test_wishes_choose_the_rows(small: Path, images: ImageDataset) -> None:
         bench(small, images, precisions=["bf16"], **options)
 
 
+@needs_openvino
 def test_the_graph_for_tensorrt_has_a_row_where_there_is_none_for_cpus(tmp_path: Path, images: ImageDataset) -> None:
     bundle = Bundle.open(write_small_bundle(tmp_path / "bundle", engine=False))
     with bundle.edit() as editor:
@@ -161,9 +216,9 @@ def test_a_limit_draws_as_many_of_each_class(small: Path, images: ImageDataset) 
 
 def test_bad_input_has_an_error_with_the_next_step(small: Path, images: ImageDataset, tmp_path: Path) -> None:
     other = write_small_bundle(tmp_path / "other", labels=("cat", "dog"))
-    with pytest.raises(DatasetError, match="10 classes, the model has 2"):
+    with pytest.raises(DatasetError, match="does not know 10 of the 10 classes"):
         bench(other, images)
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         bench(tmp_path, images)
     wrong: list[dict[str, Any]] = [
         *({"limit": 0}, {"threads": 0}, {"rounds": 0}, {"batch_sizes": ()}, {"batch_sizes": (1, 1)}),
@@ -177,6 +232,7 @@ def test_bad_input_has_an_error_with_the_next_step(small: Path, images: ImageDat
         bench(small, images.subset([]))
 
 
+@needs_openvino
 def test_pytorch_is_the_baseline_with_its_own_image_processor(
     small: Path, images: ImageDataset, tiny_checkpoint: Path
 ) -> None:
@@ -188,10 +244,11 @@ def test_pytorch_is_the_baseline_with_its_own_image_processor(
     assert row.size_bytes == weights.stat().st_size and row.artifact is not None
     assert row.artifact.path == "checkpoint/model.safetensors"
     assert row.artifact.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert all(other.latency is not None and other.latency.speedup is not None for other in report.rows)
+    assert all(row.latency is not None and (row.latency.speedup or row.latency.busy) for row in report.rows)
     assert report.rows[1].accuracy is not None and report.rows[1].accuracy.delta is not None
 
 
+@needs_openvino
 def test_real_forms_agree_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path, images: ImageDataset) -> None:
     report = bench(tiny_bundle, images, baseline=tiny_checkpoint, **QUICK)
     assert {row.status for row in report.rows} == {"ok"}
@@ -202,8 +259,8 @@ def test_real_forms_agree_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_bundle: Path, images: ImageDataset) -> None:
-    from vitdeploy.bench.accuracy import AccuracyRun
     from vitdeploy.bench.forms import bundle_forms
+    from vitdeploy.evaluation.accuracy import AccuracyRun
 
     form = next(form for form in bundle_forms(Bundle.open(tiny_bundle), 1) if form.key == "fp32/onnxruntime")
     order = np.random.default_rng(0).permutation(len(images))
@@ -212,8 +269,8 @@ def test_answers_do_not_depend_on_the_batch(tiny_bundle: Path, images: ImageData
         one.run()
         many.run()
     # The kernels of another batch size add in another order: float32 rounding, on logits of size one to ten.
-    assert np.allclose(one.verdicts["a"].logits[order], many.verdicts["a"].logits, atol=1e-4, rtol=0)
-    assert not np.allclose(one.verdicts["a"].logits, many.verdicts["a"].logits, atol=1e-4, rtol=0)
+    assert np.allclose(one.answers["a"].logits[order], many.answers["a"].logits, atol=1e-4, rtol=0)
+    assert not np.allclose(one.answers["a"].logits, many.answers["a"].logits, atol=1e-4, rtol=0)
 
 
 def test_the_report_is_kept_in_the_bundle_and_does_not_change_what_identifies_it(
@@ -255,10 +312,12 @@ def test_all_backends_get_the_same_threads(small: Path, images: ImageDataset, mo
     given = []
     original = run_module.bundle_forms
     monkeypatch.setattr(
-        run_module, "bundle_forms", lambda bundle, threads: given.append(threads) or original(bundle, threads)
+        run_module,
+        "bundle_forms",
+        lambda bundle, threads, **more: given.append(threads) or original(bundle, threads, **more),
     )
     report = bench(small, images, precisions=["fp32"], accuracy=False, **{**QUICK, "threads": 2})
-    assert given == [2] and report.settings["threads"] == 2
+    assert given == [2] and report.settings.threads == 2
 
 
 def test_the_pictures_of_explain_are_in_the_report(tmp_path: Path, images: ImageDataset) -> None:
@@ -278,3 +337,37 @@ def test_the_pictures_of_explain_are_in_the_report(tmp_path: Path, images: Image
     assert report.bundle == plain.bundle  # pictures do not make another model of it
     (bundle.path / "explain" / "patches.png").write_bytes(b"changed")
     assert bench(bundle.reopen(), images, **quick).explanation == ()
+
+
+def test_times_need_no_labels(small: Path, tmp_path: Path, cli: Any) -> None:
+    """Photos in a folder, as from a camera: what is measured on them needs no classes."""
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for number in range(10):
+        Image.fromarray(np.full((20, 24, 3), number, np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+    common = ("bench", small, "--dataset", tmp_path / "photos", "--precision", "fp32", "--backend", "onnxruntime")
+    quick = ("--rounds", 2, "--max-seconds", 1, "--no-memory", "--no-phases", "--threads", 1, "--no-save")
+    done = cli(*common, *quick, "--no-accuracy", "--split", "all", "--json", tmp_path / "r.json")
+    assert done.exit_code == 0, done.stderr
+    report = BenchReport.read(tmp_path / "r.json")
+    assert report.dataset["count"] == 10 and report.rows[0].latency is not None and report.rows[0].accuracy is None
+    done = cli(*common, *quick)
+    assert done.exit_code == 1 and "no class folders" in done.stderr
+
+
+def test_a_damaged_image_is_named(small: Path, tiny_images: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tiny_images, tmp_path / "photos"))
+    whole = (root / "one" / "0.png").read_bytes()
+    (root / "one" / "0.png").write_bytes(whole[: len(whole) // 2])
+    for options in ({"latency": False}, {"phases": True, "accuracy": False}):
+        with pytest.raises(ImageError, match=r"photos/all \(one/0.png\) is damaged"):
+            bench(small, load_dataset(root, "all"), precisions=["fp32"], **{**QUICK, **options})
+
+
+def test_a_part_of_data_without_splits_is_said_everywhere(small: Path, tiny_images: Path) -> None:
+    report = bench(small, load_dataset(tiny_images, "test"), latency=False, precisions=["fp32"], **QUICK)
+    assert report.dataset["carved_from"] == 40
+    assert any("has no splits: test is 8 of its 40 images" in note for note in report.notes)
+    for page in (markdown(report), render_html(report)):
+        assert "test, 8 of 40 images (it has no splits)" in page

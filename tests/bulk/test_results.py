@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.tools.files import recorded_writes
 from vitdeploy.bulk.formats import FORMATS, Layout, Row, to_row
 from vitdeploy.bulk.results import check_output, open_results, partial_folder
-from vitdeploy.errors import BundleError, ImageError, InputError, OutputExistsError, VitdeployError
-from vitdeploy.specs import Prediction, Score
+from vitdeploy.core.errors import BundleError, ImageError, InputError, OutputExistsError, VitdeployError
+from vitdeploy.core.specs import Prediction, Score
 
 SUFFIXES = [known.suffix for known in FORMATS]
 JOB = {"model": "a" * 64, "precision": "int8", "top_k": 2}
@@ -26,7 +27,7 @@ NAMES = ["a.png", 'b,"c".png', "d\ne\r.png", "ä.png", "f.png", "g.png", "h.png"
 
 def answer(name: str) -> Prediction | ImageError:
     if name == "f.png":
-        return ImageError("f.png is no image", hint="use another")
+        return ImageError("f.png is not an image", hint="use another")
     scores = (Score("cat, tabby", 1, 0.1 + 0.2), Score("dog", 0, 1 / 3))
     return Prediction("cat, tabby", 1, 0.1 + 0.2, scores)
 
@@ -64,7 +65,7 @@ EXPECTED = [
         "index": None if name == "f.png" else 1,
         "score": None if name == "f.png" else 0.1 + 0.2,
         "second": None if name == "f.png" else "dog",
-        "error": "f.png is no image" if name == "f.png" else None,
+        "error": "f.png is not an image" if name == "f.png" else None,
     }
     for name in NAMES
 ]
@@ -84,7 +85,7 @@ def write(output: Path, overwrite: bool = False, stop: int | None = None) -> int
                 results.flush()
         results.finish()
         assert (results.count, results.failed) == (7, 1)
-        assert results.failures == [("f.png", None, "f.png is no image")]
+        assert results.failures == [("f.png", None, "f.png is not an image")]
     return before
 
 
@@ -169,6 +170,20 @@ def test_killed_at_every_step(suffix: str, before: str | None, tmp_path: Path) -
         assert rows_of(output) == EXPECTED
         assert [path.name for path in folder.iterdir()] == [output.name]
     assert step > 30
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_results_are_on_the_disk_before_they_have_their_name(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before the parts go that they are made of: a power cut loses none of both."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    output = tmp_path / f"results{suffix}"
+    writes = recorded_writes(tmp_path, monkeypatch)
+    write(output)
+    assert not writes.too_early and "." not in writes.pending
+    assert not writes.pending_at[output.name], "the parts, and what says that they are joined, are there"
 
 
 def test_the_kill_is_real(tmp_path: Path) -> None:

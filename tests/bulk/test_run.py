@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vitdeploy import Classifier, load, progress
+from vitdeploy import Classifier, load
 from vitdeploy.bulk import predict_files
 from vitdeploy.bulk.sources import Done, find_images
-from vitdeploy.errors import BundleError, DatasetError, InputError, OutputExistsError
+from vitdeploy.core import progress
+from vitdeploy.core.errors import BundleError, DatasetError, InputError, OutputExistsError
+from vitdeploy.data.outside import outside_paths
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +78,29 @@ def test_a_table(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     images[9] = None
     (tmp_path / "data").mkdir()
     path = table(tmp_path / "data" / "train.parquet", images, thumbnail=[b"tiny"] * 40, label=list(range(40)))
-    result = predict_files(classifier, [tmp_path / "data"], tmp_path / "results.jsonl", batch=8)
+    with outside_paths(True):
+        result = predict_files(classifier, [tmp_path / "data"], tmp_path / "results.jsonl", batch=8)
     rows = read(tmp_path / "results.jsonl")
     assert [(row["image"], row["row"]) for row in rows] == [(str(path), index) for index in range(40)]
     assert [index for index, row in enumerate(rows) if row["error"]] == [3, 5, 9] == [f[1] for f in result.failures]
     assert rows[3]["error"] == rows[9]["error"] == "there is no image in the column 'image'"
-    assert rows[5]["error"].startswith("the image of 4 bytes")
+    assert rows[5]["error"].startswith("the image is not an image")
     for index in (0, 7, 39):
         alone = classifier.predict(photos / "one" / "1.png" if index == 7 else files[index])
         assert rows[index]["label"] == alone.label
+
+
+def test_a_column_of_paths_is_taken_where_it_is_asked_for(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    """Beside a column of bytes, which would be taken otherwise."""
+    files = sorted(photos.rglob("*/*.png"))[:3]
+    content = [path.read_bytes() for path in files]
+    names = [path.relative_to(tmp_path).as_posix() for path in files[::-1]]
+    path = table(tmp_path / "a.parquet", content, file_path=names)
+    for column in ("image", "file_path"):
+        predict_files(classifier, [path], tmp_path / f"{column}.jsonl", image_column=column)
+    by_bytes, by_path = read(tmp_path / "image.jsonl"), read(tmp_path / "file_path.jsonl")
+    assert not any(row["error"] for row in by_bytes + by_path)
+    assert [row["score"] for row in by_path] == [row["score"] for row in by_bytes][::-1]
 
 
 def test_a_table_of_plain_bytes_and_its_column(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
@@ -92,8 +110,8 @@ def test_a_table_of_plain_bytes_and_its_column(classifier: Classifier, photos: P
     with pytest.raises(DatasetError, match="several columns") as caught:
         predict_files(classifier, [path], tmp_path / "results.csv")
     assert "--image-column" in str(caught.value.hint)
-    for column in ("image", "nothing"):
-        with pytest.raises(DatasetError, match=column):
+    for column, problem in (("image", "holds no image files"), ("nothing", "is not there")):
+        with pytest.raises(DatasetError, match=f"{column}.*{problem}"):
             predict_files(classifier, [path], tmp_path / "results.csv", image_column=column)
     for column in ("left", "right"):
         predict_files(classifier, [path], tmp_path / f"{column}.jsonl", image_column=column)
@@ -191,6 +209,29 @@ def test_going_on(kind: str, classifier: Classifier, photos: Path, tmp_path: Pat
     assert result.failed == sum(row["error"] is not None for row in read(whole))
 
 
+ROWS = """
+import sys
+import pyarrow, pyarrow.parquet
+from vitdeploy.bulk.sources import Done, find_images
+
+pyarrow.parquet.write_table(pyarrow.table({"image": [bytes(16 << 20)] * 30}), sys.argv[1], compression="zstd")
+pool, most, count = pyarrow.default_memory_pool(), 0, 0
+for item in find_images([sys.argv[1]]).items(Done()):
+    most, count = max(most, pool.bytes_allocated()), count + 1
+print(count, most >> 20)
+"""
+
+
+def test_rows_are_read_by_bytes_not_by_count(tmp_path: Path) -> None:
+    """Thirty rows of 16 MB in a small file, of which a few are in memory at a time."""
+    pytest.importorskip("pyarrow.parquet")
+    command = [sys.executable, "-c", ROWS, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, mebibytes = map(int, done.stdout.split())
+    assert (tmp_path / "a.parquet").stat().st_size < 2**20
+    assert rows == 30 and mebibytes < 10 * 16
+
+
 def test_going_on_with_a_folder_that_changed(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     stop_after(20, classifier, [photos], output, chunk=10)
@@ -255,8 +296,24 @@ def test_errors(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
 
 
 def test_an_output_in_use(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
-    from vitdeploy.storage import locked
+    from vitdeploy.core.storage import locked
 
     (tmp_path / "results.csv.partial").mkdir()
     with locked(tmp_path / "results.csv.partial" / ".lock"), pytest.raises(BundleError, match="another command"):
         predict_files(classifier, [photos], tmp_path / "results.csv")
+
+
+def test_pipes_and_devices_are_rows_with_errors(classifier: Classifier, tiny_images: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(tiny_images / "one", tmp_path / "photos"))
+    os.mkfifo(photos / "pipe.png")
+    os.mkfifo(photos / "pipe.parquet")
+    (photos / "device.png").symlink_to("/dev/zero")
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    recorder = Stop(after=100)
+    with progress.use(recorder):
+        result = predict_files(classifier, [photos], tmp_path / "results.jsonl")
+    assert (result.images, result.failed) == (6, 2)  # each is a row with an error
+    assert any("left out are 1 .heic, 1 no regular file" in note for note in recorder.notes), recorder.notes
+    for path, words in ((photos / "pipe.parquet", "not a regular file"), ("https://example.com/a.png", "an address")):
+        with pytest.raises(DatasetError, match=words):
+            predict_files(classifier, [path], tmp_path / "others.jsonl")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import invoke
-from vitdeploy.bundle import Bundle
+from tests.tools.command_line import invoke
+from vitdeploy.backends.tensorrt.command import rebuild_command
+from vitdeploy.bundle import SCHEMA_VERSION, Bundle
 from vitdeploy.cli.app import run
-from vitdeploy.runtime.engine_command import rebuild_command
 
 
 @pytest.mark.parametrize("command", ["export", "build-engine", "demo"])
@@ -31,7 +31,7 @@ def test_export_writes_a_bundle_and_names_the_next_step(tiny_checkpoint: Path, t
 
 def test_export_prints_the_manifest_as_json_and_refuses_to_replace(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--json")
-    assert json.loads(done.stdout)["schema_version"] == 1
+    assert json.loads(done.stdout)["schema_version"] == SCHEMA_VERSION
     again = invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle")
     assert again.exit_code == 1 and "already exists" in again.stderr and "Hint:" in again.stderr
     assert invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--overwrite").exit_code == 0
@@ -64,7 +64,7 @@ def test_export_makes_the_size_and_the_outputs_that_are_asked_for(
     [
         (["./nowhere", "-o", "x"], 1, "there is no checkpoint at ./nowhere"),
         (["model"], 2, "--output"),
-        (["model", "-o", "x", "--input-size", "big"], 2, "is no size"),
+        (["model", "-o", "x", "--input-size", "big"], 2, "is not a size"),
         (["model", "-o", "x", "--input-size", "0x5"], 2, "has no pixels"),
     ],
 )
@@ -156,23 +156,24 @@ def test_profiles_are_repeated_or_separated_by_commas(tiny_bundle_copy: Path, ar
     ("arguments", "code", "message"),
     [
         (["--fp16", "--batch", "1,2", "--image-size", "8,16,32"], 2, "2 of --batch and 3 of --image-size"),
+        (["--fp16", "--batch", "1,2,4", "--image-size", "8,16"], 2, "3 of --batch and 2 of --image-size"),
         (["--fp16", "--batch", "1,"], 2, "is not N or N:N:N"),
         (["--fp16", "--batch", "2,2", "--target", "tensorrt-rtx"], 1, "profile 2 is the same as profile 1"),
-        ([], 2, "add --fp16, --bf16, --int8 or more"),
+        ([], 2, "add --fp16, --bf16, --int8, --fp8 or more"),
         (["--fp16", "--batch", "4:2:1"], 2, "minimum <= optimum"),
         (["--fp16", "--batch", "1:2"], 2, "is not N or N:N:N"),
         (["--fp16", "--image-size", "1x2x3"], 2, "is not NxN"),
         (["--fp16", "--compute-capability", "8.6,,8.9"], 2, "has an empty part"),
         (["--fp16", "--target", "toaster"], 2, "toaster"),
         (["--fp16", "--target", "tensorrt"], 1, "no tensorrt engine can be built here"),
-        (["--int8", "--calibration", "none.toml"], 1, "can't read the recipe"),
+        (["--int8", "--calibration", "none.toml"], 1, "can't read none.toml"),
         (["--int8", "--calibration-data", "./nowhere", "--target", "onnx"], 1, "nowhere"),
     ],
 )
 def test_build_engine_names_what_is_wrong(
     arguments: list[str], code: int, message: str, tiny_bundle_copy: Path
 ) -> None:
-    from vitdeploy import machine
+    from vitdeploy.core import machine
 
     if "tensorrt" in arguments and machine.gpus():
         pytest.skip("this machine has a GPU, so TensorRT engines may be possible")
@@ -217,9 +218,9 @@ def test_what_no_engine_can_be_is_refused_before_the_calibration(
 def test_a_folder_that_is_no_bundle_and_a_newer_bundle(tiny_bundle_copy: Path, tmp_path: Path) -> None:
     assert "there is no bundle" in invoke("build-engine", tmp_path / "none", "--fp16").stderr
     (tmp_path / "folder").mkdir()
-    assert "is no bundle" in invoke("build-engine", tmp_path / "folder", "--fp16").stderr
+    assert "is not a bundle" in invoke("build-engine", tmp_path / "folder", "--fp16").stderr
     file = tiny_bundle_copy / "manifest.json"
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    file.write_text(file.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'))
     done = invoke("build-engine", tiny_bundle_copy, "--fp16")
     assert done.exit_code == 1 and "newer vitdeploy" in done.stderr
     shutil.rmtree(tiny_bundle_copy)

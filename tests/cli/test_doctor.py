@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 
 import vitdeploy
-from vitdeploy import machine
+from vitdeploy.core import machine
 from vitdeploy.doctor import examine, unsuitable
 
 NAMES = (
     *("finetune", "export", "quantize", "onnxruntime", "openvino", "native"),
     *("build_tensorrt", "build_tensorrt_rtx", "run_tensorrt", "run_tensorrt_rtx"),
 )
-RANGES = ["onnxruntime>=1.22; extra == 'cpu'", "openvino>=2026.3; extra == 'cpu'", "tensorrt>=10.3; extra == 'gpu'"]
+RANGES = [
+    "onnxruntime>=1.22; extra == 'cpu'",
+    "openvino>=2026.3; extra == 'cpu'",
+    "tensorrt-cu12>=10.3; extra == 'gpu-cu12'",
+]
 
 
 def install(folder: Path, name: str, version: str, *, module: str | None = None, requires: list[str] = []) -> None:  # noqa: B006
@@ -121,6 +125,24 @@ def test_a_version_outside_the_range_is_not_good_enough(tmp_path: Path) -> None:
     assert found["onnxruntime"]["available"]  # the lowest version that does
 
 
+@pytest.mark.parametrize(("installed", "fits"), [("10.16.1.11", True), ("11.4.0.106", False), (None, True)])
+def test_onnx_runtimes_tensorrt_needs_the_tensorrt_that_it_is_linked_to(
+    tmp_path: Path, installed: str | None, fits: bool
+) -> None:
+    """The provider's own file names it; a system's TensorRT says no version. Without onnxruntime-gpu nobody is told."""
+    site = tmp_path / "site"
+    install(site, "onnxruntime-gpu", "1.31.1", module="onnxruntime")
+    (site / "onnxruntime" / "capi").mkdir()
+    (site / "onnxruntime" / "capi" / "libonnxruntime_providers_tensorrt.so").write_bytes(b"\x7fELF\0libnvinfer.so.10\0")
+    if installed is not None:
+        install(site, "tensorrt-cu13", installed, module="tensorrt")
+    found = capabilities(bare(site, "doctor", "--json").stdout)["onnxruntime_tensorrt"]
+    assert found["available"] is fits
+    if not fits:
+        assert found["reason"] == f"ONNX Runtime 1.31.1 needs TensorRT 10, and {installed} is installed"
+        assert "'tensorrt-cu13>=10,<11'" in found["next_step"]
+
+
 def test_metadata_without_files_is_no_package(tmp_path: Path) -> None:
     install(tmp_path / "site", "openvino", "2026.1.0")
     found = capabilities(bare(tmp_path / "site", "doctor", "--json").stdout)
@@ -151,12 +173,13 @@ def test_one_onnxruntime_is_none_and_the_doctor_never_makes_it_two(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("capability", "available"), [("8.7", {"build_tensorrt", "run_tensorrt", "run_tensorrt_rtx"}), ("6.1", set())]
+    ("capability", "rtx"),
+    [("8.6", True), ("12.0", True), ("6.1", False), ("8.0", False), ("8.7", False), ("9.0", False)],
 )
 def test_with_a_gpu_the_packages_decide(
-    capability: str, available: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capability: str, rtx: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No GPU is here to ask, so this one is made up; TensorRT-RTX starts with Turing (7.5)."""
+    """No GPU is here to ask, so this one is made up; TensorRT-RTX is for those of NVIDIA's support matrix."""
     gpu = machine.Gpu("Made up", capability, 8 * 10**9, "580.65", "13.0", integrated=False)
     monkeypatch.setattr(machine, "gpus", lambda: (gpu,))
     install(tmp_path, "tensorrt", "11.4.0", module="tensorrt")
@@ -166,10 +189,25 @@ def test_with_a_gpu_the_packages_decide(
     monkeypatch.syspath_prepend(tmp_path)
     found = {item.key: item for item in examine().capabilities}
     assert found["build_tensorrt"].available and found["run_tensorrt"].available
-    if not available:
-        assert "Turing" in str(found["run_tensorrt_rtx"].reason)
+    if not rtx:
+        assert f"the Made up here has {capability}" in str(found["run_tensorrt_rtx"].reason)
     elif machine.has_module("tensorrt_rtx"):
         assert found["run_tensorrt_rtx"].available
+
+
+@pytest.mark.parametrize(("driver", "problem"), [("12.8", True), ("13.0", False)])
+def test_packages_for_a_cuda_that_the_driver_does_not_know_are_a_problem(
+    driver: str, problem: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = machine.Gpu("Made up", "8.6", 8 * 10**9, "570.1", driver, integrated=False)
+    monkeypatch.setattr(machine, "gpus", lambda: (gpu,))
+    install(tmp_path, "cuda-python", "13.4.4", module="cuda")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [each for each in examine().problems if "CUDA" in each.message]
+    assert bool(found) is problem
+    if problem:
+        assert found[0].message == "packages here are for CUDA 13, and the driver knows CUDA up to 12.8"
+        assert "580" in found[0].next_step and "gpu-cu12" in found[0].next_step
 
 
 @pytest.mark.parametrize(
@@ -191,15 +229,18 @@ def test_version_ranges(number: str, wanted: str, bad: bool) -> None:
 
 def test_ranges_are_those_of_the_package() -> None:
     """The doctor reads vitdeploy's own metadata: a range there that it could not read would never be checked."""
-    from vitdeploy.doctor import _ranges
+    from vitdeploy.core.installing import ranges
 
-    ranges = _ranges()
+    ranges = ranges()
     for requirement in metadata.requires("vitdeploy") or []:
         if requirement.startswith("vitdeploy["):  # the extra dev names others of its own package, without a range
             continue
-        found = re.match(r"([\w.-]+?)\s*([<>=!][^;]*)", requirement)
+        found = re.match(r"([\w.-]+?)(?:\[[^\]]*\])?\s*([<>=!][^;]*)", requirement)
         assert found is not None, requirement
-        assert ranges[found[1].lower()] == found[2].strip()
+        if found[1] in ("onnxruntime-gpu", "cuda-python"):  # of each CUDA there is another range
+            assert ranges[found[1]] in (">=1.22", ">=12.6")
+        else:
+            assert ranges[found[1].lower()] == found[2].strip()
 
 
 def test_the_doctor_imports_nothing_heavy() -> None:

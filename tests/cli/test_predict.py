@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command_line import invoke
-from tests.conftest import LABELS
-from vitdeploy import load
+from tests.tools.command_line import invoke
+from tests.tools.tiny import LABELS
+from vitdeploy import BundleError, load
 
 
 @pytest.fixture
@@ -115,7 +115,57 @@ def test_usage(arguments: list[str]) -> None:
     assert invoke("predict", *arguments).exit_code == 2
 
 
+def test_bundle_and_image_in_the_other_order(tiny_bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    done = invoke("predict", photos[0], tiny_bundle)
+    assert done.exit_code == 1 and "is a bundle, not an image" in done.stderr and "the bundle first" in done.stderr
+    done = invoke("predict", tiny_bundle, tmp_path)
+    assert done.exit_code == 1 and f"{tmp_path} is a folder" in done.stderr and "--output" in done.stderr
+
+
 def test_help_has_an_example() -> None:
     outcome = invoke("predict", "--help")
     assert outcome.exit_code == 0
     assert "vitdeploy predict bundles/vit cat.png" in outcome.stdout
+
+
+def test_a_checkpoint_is_run_by_pytorch(tiny_checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:
+    """A first look right after training: what PyTorch gives, a bad image named, and the way on to a bundle."""
+    from vitdeploy.backends.pytorch.runner import PyTorchRunner
+    from vitdeploy.data.images import decode
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"oops")
+    outcome = invoke("predict", tiny_checkpoint, photos[0], bad, photos[1], "--json", "--threads", 1, "-k", 3)
+    assert outcome.exit_code == 1 and str(bad) in outcome.stderr
+    data = json.loads(outcome.stdout)
+    assert (data["backend"], data["precision"]) == ("pytorch", "fp32")
+    with PyTorchRunner(tiny_checkpoint, threads=1) as runner:
+        for path, found in zip(photos, data["predictions"], strict=True):
+            logits = runner.infer({"image": decode(path)[np.newaxis]})["logits"][0].astype(np.float64)
+            scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            assert found["image"] == str(path) and found["label"] == LABELS[int(logits.argmax())]
+            assert [row["score"] for row in found["top_k"]] == pytest.approx(np.sort(scores)[::-1][:3], rel=1e-5)
+    table = invoke("predict", tiny_checkpoint, photos[0], "--threads", 1)
+    assert table.exit_code == 0 and "fp32 on pytorch" in table.stdout
+
+
+def test_what_only_bundles_do_says_how_to_export(tiny_checkpoint: Path, photos: list[Path], tmp_path: Path) -> None:
+    for option in (("--backend", "onnxruntime"), ("--precision", "int8"), ("--output", tmp_path / "rows.csv")):
+        outcome = invoke("predict", tiny_checkpoint, photos[0], *option)
+        assert outcome.exit_code == 1 and f"{option[0]} is for bundles" in outcome.stderr
+        assert f"vitdeploy export {tiny_checkpoint} --output bundles/{tiny_checkpoint.name}" in outcome.stderr
+    with pytest.raises(BundleError, match="not a bundle") as refused:
+        load(tiny_checkpoint)
+    assert refused.value.hint is not None and f"vitdeploy export {tiny_checkpoint}" in refused.value.hint
+    for nothing in (tmp_path, tmp_path / "absent"):  # neither a bundle nor a checkpoint
+        outcome = invoke("predict", nothing, photos[0])
+        assert outcome.exit_code == 1 and "bundle" in outcome.stderr and "Hint" in outcome.stderr
+
+
+def test_patterns_and_addresses(tiny_bundle: Path, tmp_path: Path) -> None:
+    for options in ((), ("--output", tmp_path / "rows.csv")):
+        outcome = invoke("predict", tiny_bundle, str(tmp_path / "*.jpg"), *options)
+        assert outcome.exit_code == 1 and "without quotes" in outcome.stderr
+    outcome = invoke("predict", tiny_bundle, "https://example.com/cat.jpg?size=2", "--threads", 1)
+    assert outcome.exit_code == 1
+    assert "curl -fLO 'https://example.com/cat.jpg?size=2'" in outcome.stderr

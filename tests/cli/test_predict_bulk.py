@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.command_line import invoke
+from tests.tools.command_line import invoke
 from vitdeploy.bulk.results import partial_folder
 
 COPIES = 100  # of 40 images
@@ -151,3 +151,23 @@ def test_options_of_output_alone(option: tuple[object, ...]) -> None:
     outcome = invoke("predict", "bundle", "cat.png", *option)
     assert outcome.exit_code == 2
     assert str(option[0]) in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "link.parquet", "folder"])
+def test_what_is_read_is_never_replaced(name: str, tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    content = next(tiny_images.rglob("*.png")).read_bytes()
+    data = tmp_path / "data.parquet"
+    parquet.write_table(arrow.table({"image": arrow.array([content] * 2, arrow.binary())}), data)
+    before = data.read_bytes()
+    (tmp_path / "link.parquet").symlink_to("data.parquet")
+    read = tmp_path if name == "folder" else data
+    output = data if name == "folder" else tmp_path / name
+    outcome = invoke("predict", tiny_bundle, read, "--output", output, "--overwrite", "--threads", 1)
+    assert outcome.exit_code == 1 and "the input" in outcome.stderr, outcome.stderr
+    assert data.read_bytes() == before and (tmp_path / "link.parquet").is_symlink()
+    for _ in range(2):  # results beside the images are no images
+        done = invoke(
+            "predict", tiny_bundle, tmp_path, "--output", tmp_path / "r.parquet", "--overwrite", "--threads", 1
+        )
+        assert done.exit_code == 0, done.stderr

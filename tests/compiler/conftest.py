@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.compiler.engine_tools import Recorder
-from vitdeploy import progress
+from tests.tools.engines import Recorder
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions
+from vitdeploy.core import progress
 
 
 @pytest.fixture

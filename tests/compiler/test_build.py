@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.command_line import invoke
+from tests.tools.command_line import invoke
+from tests.tools.files import snapshot
+from vitdeploy.backends.tensorrt.options import EngineOptions, Profile
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler import build as builder
-from vitdeploy.compiler import structure
-from vitdeploy.compiler.build import build
+from vitdeploy.compiler.build import _request, build
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.errors import BundleError, DatasetError, InputError, ModelError
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.name != ".lock" and path.is_file()
-    }
+from vitdeploy.compiler.lint import attention
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.core.errors import BundleError, DatasetError, InputError, ModelError
+from vitdeploy.core.specs import ShapeRange
 
 
 @pytest.fixture
@@ -107,7 +101,7 @@ def test_another_recipe_calibrates_again(tiny_bundle_copy: Path, tiny_images: Pa
 
 def test_int8_needs_images_or_a_calibration(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(plain)
-    monkeypatch.setattr("vitdeploy.compiler.build.plan_for", None)  # no model runs before it is said
+    monkeypatch.setattr("vitdeploy.compiler.forms.plan_for", None)  # no model runs before it is said
     with pytest.raises(InputError, match="needs calibration images") as caught:
         build(plain, ["int8"], target="onnx")
     assert "--calibration-data" in str(caught.value.hint)
@@ -167,7 +161,7 @@ def test_a_stopped_build_leaves_the_bundle(
     def fail(*_: object) -> None:
         raise stop  # type: ignore[misc]
 
-    monkeypatch.setattr(builder, "check_half", fail)
+    monkeypatch.setattr("vitdeploy.compiler.forms.check_half", fail)
     with pytest.raises((KeyboardInterrupt, Exception)):
         build(tiny_bundle_copy, ["fp16", "int8"], target="onnx", force=True, recipe=Recipe(str(tiny_images), count=8))
     assert snapshot(tiny_bundle_copy) == before
@@ -177,8 +171,8 @@ def test_a_form_that_loses_too_much_is_refused(tiny_bundle_copy: Path, monkeypat
     """Let the plan for FP16 keep nothing, and scale what is written to the residual stream: FP16 overflows."""
     import onnx_ir as ir
 
-    from vitdeploy.compiler import half_forms
-    from vitdeploy.compiler.graph.values import constant, new_initializer
+    from vitdeploy.compiler.float16 import plan
+    from vitdeploy.compiler.passes.values import constant, new_initializer
 
     model = ir.load(tiny_bundle_copy / "model.onnx")
     for node in model.graph:
@@ -191,8 +185,8 @@ def test_a_form_that_loses_too_much_is_refused(tiny_bundle_copy: Path, monkeypat
         ir.save(model, editor.path_for("model.onnx"))
         editor.add("model.onnx", kind="onnx", precision="fp32")
     before = snapshot(tiny_bundle_copy)
-    real = half_forms.plan_half
-    monkeypatch.setattr(half_forms, "plan_half", lambda *arguments: replace(real(*arguments), kept=()))
+    real = plan.plan_half
+    monkeypatch.setattr(plan, "plan_half", lambda *arguments: replace(real(*arguments), kept=()))
     with pytest.raises(ModelError, match=r"no finite logits|FP16 loses too much"):
         build(tiny_bundle_copy, ["fp16"], target="onnx")
     assert snapshot(tiny_bundle_copy) == before
@@ -206,11 +200,11 @@ def test_int8_that_would_be_slower_than_fp16_fails_the_build(
     """The fused INT8 attention takes so many tokens; let it be one less than the model has."""
     recipe = Recipe(str(tiny_images), count=8, attention=True)
     before = snapshot(tiny_bundle_copy)
-    monkeypatch.setattr(structure, "LONGEST", 16)
+    monkeypatch.setattr(attention, "LONGEST", 16)
     with pytest.raises(ModelError, match="no fused INT8 attention for 17 tokens"):
         build(tiny_bundle_copy, ["int8"], target="onnx", recipe=recipe)
     assert snapshot(tiny_bundle_copy) == before
-    monkeypatch.setattr(structure, "LONGEST", 17)
+    monkeypatch.setattr(attention, "LONGEST", 17)
     assert build(tiny_bundle_copy, ["int8"], target="onnx", recipe=recipe).built
 
 
@@ -223,6 +217,29 @@ def test_an_engine_is_built_once(plain: Path) -> None:
     assert engine.built_with["tensorrt"]["flavour"] == "tensorrt-rtx"
     again = build(plain, ["fp16"], target="tensorrt-rtx")
     assert not again.built and engine in again.kept
+    small = EngineOptions("tensorrt-rtx", (Profile(ShapeRange(1, 1, 2), ShapeRange(8, 32, 32), ShapeRange(8, 32, 32)),))
+    other = build(plain, ["fp16"], target="tensorrt-rtx", engine_options=small)
+    assert [artifact.kind for artifact in other.built] == ["engine"]
+
+
+def test_an_engine_that_is_wished_otherwise_is_another() -> None:
+    """Every option that an engine can have."""
+    others: dict[str, Any] = {
+        "profiles": (Profile(ShapeRange(1, 1, 2)),),
+        "workspace_mib": 64,
+        "optimization_level": 1,
+        "max_aux_streams": 0,
+        "timing_cache": Path("cache"),
+        "hardware_compatible": True,
+        "version_compatible": True,
+        "strip_weights": True,
+    }
+    plain, rtx = EngineOptions("tensorrt"), EngineOptions("tensorrt-rtx")
+    wishes = [plain, rtx, *(replace(plain, **{name: value}) for name, value in others.items())]
+    wishes.append(replace(rtx, compute_capabilities=("8.6",)))
+    requests = [_request(wish) for wish in wishes]
+    assert all(one != other for place, one in enumerate(requests) for other in requests[:place])
+    assert {*others, "flavour", "compute_capabilities"} == {field.name for field in fields(EngineOptions)}
 
 
 def test_an_engine_of_an_earlier_graph_is_not_called_up_to_date(plain: Path, tiny_images: Path) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
-from tests.conftest import LABELS
+from tests.tools.tiny import LABELS
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
+from vitdeploy.backends.openvino.runner import OpenVinoRunner
+from vitdeploy.backends.pytorch.runner import PyTorchRunner
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler import export as exporter
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.parity import compare, compare_levels
-from vitdeploy.errors import BundleError, ModelError, OutputExistsError, VitdeployError
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from vitdeploy.runtime.openvino import OpenVinoRunner
-from vitdeploy.runtime.pytorch import PyTorchRunner
+from vitdeploy.compiler.frontend.parity import compare, compare_levels
+from vitdeploy.core.errors import BundleError, ModelError, OutputExistsError, VitdeployError
+from vitdeploy.core.machine import release
 
 
 def pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
@@ -96,7 +99,7 @@ def test_a_model_too_large_for_one_file_goes_through_all_forms(
 ) -> None:
     """As over 2 GiB, with the limit moved down: weights beside every graph, in the manifest, and the same logits."""
     from vitdeploy.compiler.build import build
-    from vitdeploy.compiler.graph import save
+    from vitdeploy.compiler.passes import save
 
     monkeypatch.setattr(save, "_LIMIT", 20_000)
     bundle = build(export(tiny_checkpoint, tmp_path / "bundle"), ["fp16", "bf16"], target="onnx").bundle
@@ -122,7 +125,7 @@ def test_a_model_too_large_for_one_file_goes_through_all_forms(
 def test_int8_finds_its_layers_in_merged_projections(tiny_checkpoint: Path, tiny_images: Path, tmp_path: Path) -> None:
     """One group fewer tensors, the same products in INT8, and logits near those of FP32."""
     from vitdeploy.compiler.build import build
-    from vitdeploy.compiler.recipe import Recipe
+    from vitdeploy.compiler.quantization.recipe import Recipe
 
     bundle = export(tiny_checkpoint, tmp_path / "bundle", merge_qkv=True)
     built = build(bundle, ["int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=16)).bundle
@@ -138,7 +141,7 @@ def test_a_graph_that_differs_stops_the_export(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Break a pass on purpose: the check against PyTorch must find it, and nothing may be written."""
-    from vitdeploy.compiler.graph.values import constant, new_initializer
+    from vitdeploy.compiler.passes.values import constant, new_initializer
 
     real = exporter.clean
 
@@ -200,3 +203,21 @@ def test_the_comparison_is_relative_to_the_range_and_catches_what_is_not_finite(
     zero = np.zeros((3, 2, 2))
     assert compare_levels("x", [zero + 0.5], [zero], level).passed
     assert not compare_levels("x", [zero + 0.6], [zero], level).passed
+
+
+def test_an_older_pillow_makes_the_same_graph(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 13.0 it took the width first in tall images too: these are compared with the reference there."""
+    resize = Image.Image.resize
+
+    def width_first(self: Any, size: tuple[int, int], *settings: Any, **named: Any) -> Any:
+        return resize(resize(self, (size[0], self.height), *settings, **named), size, *settings, **named)
+
+    expected = export(tiny_checkpoint, tmp_path / "13").path / "model.onnx"
+    monkeypatch.setattr(Image.Image, "resize", width_first)
+    if release(PIL.__version__) >= (13,):
+        with pytest.raises(ModelError, match="preprocessing against the image processor"):
+            export(tiny_checkpoint, tmp_path / "refused")
+    monkeypatch.setattr(PIL, "__version__", "12.3.0")
+    assert (export(tiny_checkpoint, tmp_path / "12").path / "model.onnx").read_bytes() == expected.read_bytes()

@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.examples.running import run
+from tests.tools.running import run
 from vitdeploy import load
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.examples.running import EXAMPLES, run
+from tests.tools.running import EXAMPLES, run
 from vitdeploy import load
 
 cv2: Any = pytest.importorskip(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LABELS
-from tests.examples.running import code_lines, run
+from tests.tools.running import code_lines, run
+from tests.tools.tiny import LABELS
 from vitdeploy import load
 
 

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.examples.running import EXAMPLES
+from tests.tools.running import EXAMPLES
 from vitdeploy import load
+
+LIBRARIES = (
+    "libjpeg, libpng and nlohmann's JSON are not installed: apt install libjpeg-dev libpng-dev nlohmann-json3-dev"
+)
+JPEG = 1e-3  # how far a score may be off where two versions of the decoder differ by a level
+HEADERS = "this openvino package brings no headers"
+# The wheels of TensorRT and TensorRT-RTX bring libraries and no headers; a Jetson has them, and NVIDIA's archives do.
+TENSORRT = "no NvInfer.h and cuda_runtime_api.h: name their folders in VITDEPLOY_TENSORRT_INCLUDE (with colons)"
+
+
+def compiled(source: str, *options: object) -> subprocess.CompletedProcess[str]:
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", *options, "-"]
+    return subprocess.run(list(map(str, command)), input=source, capture_output=True, text=True, check=False)
+
+
+def have(*headers: str, options: tuple[object, ...] = ()) -> bool:
+    return compiled("".join(f"#include <{header}>\n" for header in headers), *options).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +42,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openvino = pytest.importorskip("openvino")
     config = Path(openvino.__path__[0]) / "cmake"
     if not (config / "OpenVINOConfig.cmake").is_file():
-        pytest.skip("this openvino package brings no headers")
-    if shutil.which("cmake") is None or not any(map(shutil.which, ("g++", "clang++"))):
-        pytest.skip("needs cmake and a C++ compiler")
+        pytest.skip(HEADERS)
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    if not have("cstdio", "jpeglib.h", "png.h", "nlohmann/json.hpp"):
+        pytest.skip(LIBRARIES)
     build = tmp_path_factory.mktemp("cpp")
+    flags = ("-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror", "-DCMAKE_BUILD_TYPE=Debug")
     for command in (
-        [
-            "cmake",
-            "-S",
-            EXAMPLES / "cpp",
-            "-B",
-            build,
-            f"-DOpenVINO_DIR={config}",
-            "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror",
-        ],
+        ["cmake", "-S", EXAMPLES / "cpp", "-B", build, f"-DOpenVINO_DIR={config}", *flags],
         ["cmake", "--build", build],
     ):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -44,30 +62,97 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("precision", "file"), [("fp32", "model.onnx"), ("int8", "model.int8-cpu.onnx")])
-@pytest.mark.parametrize("size", [(32, 32), (60, 81)])
-def test_the_numbers_of_python(
-    precision: str, file: str, size: tuple[int, int], program: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.ppm")
-    done = run(program, tiny_bundle / file, tmp_path / "image.ppm", 1)
+def files(folder: Path) -> Iterator[tuple[Path, float]]:
+    """Images of each kind, and by how much a score may differ."""
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 81, 4), dtype=np.uint8)
+    colour = Image.fromarray(pixels[..., :3])
+    named = {
+        "colour.png": colour,
+        "grey.png": colour.convert("L"),
+        "palette.png": colour.convert("P"),
+        "bits.png": colour.convert("1"),
+        "deep.png": Image.fromarray((pixels[..., 0].astype(np.uint16) << 8) + 200),
+        "transparent.png": Image.fromarray(pixels, "RGBA"),
+    }
+    for name, image in named.items():
+        image.save(folder / name)
+        yield folder / name, 1e-3 if name == "transparent.png" else 2e-6
+    ramps = np.linspace(0, 1, 60)[:, None, None] ** 2 * [255, 20, 90] + np.linspace(0, 1, 81)[None, :, None] * [
+        0,
+        200,
+        90,
+    ]
+    smooth = Image.fromarray(ramps.clip(0, 255).astype(np.uint8))
+    for name, image in (("colour.jpg", smooth), ("grey.jpeg", smooth.convert("L"))):
+        image.save(folder / name, quality=90)
+        yield folder / name, JPEG
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = folder / f"turned-{orientation}.jpg"
+        smooth.save(path, quality=95, exif=exif)
+        yield path, JPEG
+
+
+def answers(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
     assert done.returncode == 0, done.stderr
-    found = [line.split("\t") for line in done.stdout.splitlines()]
-    with load(tiny_bundle, "openvino", precision, threads=1) as classifier:
-        expected = classifier.predict(pixels, 5).top_k
-    assert [int(index) for index, _ in found] == [score.index for score in expected]
-    np.testing.assert_allclose([float(s) for _, s in found], [score.score for score in expected], atol=2e-6)
+    return {label: float(score) for label, score in (line.split("\t") for line in done.stdout.splitlines())}
+
+
+def test_the_numbers_of_python(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Labels and scores, of the form for CPUs where the bundle is named, and of the file that is named."""
+    turned: list[dict[str, float]] = []
+    with load(tiny_bundle, "openvino", "int8", threads=1) as classifier:
+        for path, tolerance in files(tmp_path):
+            found = answers(run(program, tiny_bundle, path, 1))
+            expected = {score.label: score.score for score in classifier.predict(path, len(classifier.labels)).top_k}
+            assert len(found) == 5
+            for label, score in found.items():
+                assert score == pytest.approx(expected[label], abs=tolerance), path.name
+            if "turned" in path.name:
+                turned.append({label: score or 0.0 for label, score in expected.items()})
+    apart = [max(abs(one[label] - other[label]) for label in one) for one, other in combinations(turned, 2)]
+    assert len(apart) == 28 and min(apart) > 3 * JPEG  # a picture that is turned otherwise gives other scores
+    with load(tiny_bundle, "openvino", "fp32", threads=1) as classifier:
+        expected = {score.label: score.score for score in classifier.predict(tmp_path / "colour.png", 5).top_k}
+    assert answers(run(program, tiny_bundle / "model.onnx", tmp_path / "colour.png")) == pytest.approx(
+        expected, abs=2e-6
+    )
 
 
 def test_errors(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     assert run(program).returncode == 2
-    bad = tmp_path / "bad.ppm"
-    for content in (b"oops", b"P6 10 10 255\n123", b"P6 99999999 99999999 255\n", b"P6 -1 5 255\n", b"P5 1 1 255\n0"):
-        bad.write_bytes(content)
-        done = run(program, tiny_bundle / "model.onnx", bad)
-        assert done.returncode == 1, content
-        assert "Error:" in done.stderr and "bad.ppm" in done.stderr
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "good.ppm")
-    done = run(program, tmp_path / "none.onnx", tmp_path / "good.ppm")
-    assert done.returncode == 1 and "none.onnx" in done.stderr
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "good.png")
+    Image.fromarray(np.zeros((64, 64, 4), np.uint8), "CMYK").save(tmp_path / "cmyk.jpg")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    bad = [tmp_path / "none.png", tmp_path / "cmyk.jpg"]
+    for suffix in ("png", "jpg"):
+        noise.save(tmp_path / f"whole.{suffix}")
+        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        for name, part in (("cut", content[: len(content) // 2]), ("head", content[:20]), ("text", b"oops")):
+            bad.append(tmp_path / f"{name}.{suffix}")
+            bad[-1].write_bytes(part)
+    for path in bad:
+        done = run(program, tiny_bundle, path)
+        assert done.returncode == 1 and f"Error: {path}: " in done.stderr, path
+        assert done.stdout == ""
+    (tmp_path / "empty").mkdir()
+    stranger = shutil.copy(tiny_bundle / "model.onnx", tmp_path / "empty")
+    for bundle in (tmp_path / "nothing", tmp_path / "empty", stranger):
+        done = run(program, bundle, tmp_path / "good.png")
+        assert done.returncode == 1 and "no bundle" in done.stderr
+
+
+def test_the_loader_of_engines_compiles() -> None:
+    """Against the headers of TensorRT 10, 11 or TensorRT-RTX, which are alike in what it uses."""
+    named = os.environ.get("VITDEPLOY_TENSORRT_INCLUDE", "")
+    options = tuple(option for folder in filter(None, named.split(":")) for option in ("-isystem", folder))
+    if not have("cstdio", "jpeglib.h", "png.h", "nlohmann/json.hpp"):
+        pytest.skip(LIBRARIES)
+    if not have("NvInfer.h", "cuda_runtime_api.h", options=(*options, "-Wno-deprecated-declarations")):
+        pytest.skip(TENSORRT)
+    source = (EXAMPLES / "cpp" / "classify_tensorrt.cpp").read_text()
+    done = compiled(source, *options, "-Wno-deprecated-declarations", "-I", EXAMPLES / "cpp")
+    assert done.returncode == 0, done.stderr
+    broken = compiled(source.replace("enqueueV3", "enqueueV4"), *options, "-I", EXAMPLES / "cpp")
+    assert broken.returncode != 0

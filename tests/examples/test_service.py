@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -21,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.examples.browser import Browser, find_chromium
-from tests.examples.running import ENVIRONMENT, EXAMPLES
+from tests.tools.browser import Browser, find_chromium
+from tests.tools.running import ENVIRONMENT, EXAMPLES
 from vitdeploy import load
 
 for package in ("fastapi", "uvicorn", "prometheus_client"):
@@ -40,7 +41,7 @@ class Service:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, headers or {}, encode_chunked=isinstance(body, Iterator))
             answer = connection.getresponse()
@@ -136,10 +137,10 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        (b"oops", 422, "no image that can be read"),
+        (b"oops", 422, "not an image that can be read"),
         (png()[:1000], 422, "damaged or truncated"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, "no image that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "no image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, "not an image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "SVG drawing"),
         (bomb(), 422, "too large"),
         (b"", 400, "empty"),
         (b"x" * (MAX_BYTES + 1), 413, f"larger than {MAX_BYTES} bytes"),
@@ -256,13 +257,13 @@ def test_dropping_an_image_on_the_page(service: Service, browser: Browser, tmp_p
         "[...document.querySelectorAll('#scores li')].map(line => [...line.children].map(c => c.innerText))"
     )
     assert lines == [[score["label"], f"{100 * score['score']:.1f} %"] for score in expected["top_k"]]
-    assert re.fullmatch(r"[\d.]+ ms on the server, \d+ ms with upload", shown(browser, "#latency"))
+    assert re.fullmatch(r"[\d.]+ ms on the server: decoding, waiting and the model", shown(browser, "#latency"))
     browser.wait("document.querySelector('#preview').naturalWidth === 60")
     wrong = tmp_path / "notes.txt"
     wrong.write_text("no image")
     browser.drop("#drop", wrong)
     browser.wait(visible("#error"))
-    assert "no image that can be read" in shown(browser, "#error")
+    assert "not an image that can be read" in shown(browser, "#error")
     assert not browser.evaluate(visible("#answer"))
     large = tmp_path / "large.png"
     large.write_bytes(b"x" * (MAX_BYTES + 1))
@@ -286,3 +287,69 @@ def test_the_page_on_a_phone(service: Service, browser: Browser, tmp_path: Path)
     assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out
     box = "document.querySelector({!r}).getBoundingClientRect()"
     assert browser.evaluate(f"{box.format('#result')}.top >= {box.format('#drop')}.bottom")  # one below the other
+
+
+def infer(
+    service: Service, name: str, head: dict[str, Any], raw: bytes | None = None
+) -> tuple[int, dict[str, Any], bytes]:
+    """Status, JSON and binary data of an answer of the Open Inference Protocol."""
+    text = json.dumps(head).encode()
+    headers = {} if raw is None else {"Inference-Header-Content-Length": str(len(text))}
+    status, found, answer = service.ask("POST", f"/v2/models/{name}/infer", text + (raw or b""), headers)
+    size = int(found.get("inference-header-content-length", len(answer)))
+    return status, json.loads(answer[:size]), answer[size:]
+
+
+def test_it_speaks_the_open_inference_protocol(service: Service, tiny_bundle: Path) -> None:
+    name, images = tiny_bundle.name, [png((40, 30)), png((32, 32))]
+    with load(tiny_bundle, "onnxruntime", "fp32", threads=1) as classifier:
+        expected = [answer.top_k for answer in classifier.predict(images, 5)]
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{name}", f"/v2/models/{name}/ready"):
+        assert service.ask("GET", path)[0] == 200, path
+    packed = b"".join(len(image).to_bytes(4, "little") + image for image in images)
+    tensor = {"name": "IMAGE", "datatype": "BYTES", "shape": [2, 1]}
+    binary = {**tensor, "parameters": {"binary_data_size": len(packed)}}
+    status, answer, _ = infer(service, name, {"id": "7", "inputs": [binary]}, packed)
+    assert status == 200 and answer["id"] == "7"
+    label, score, index = answer["outputs"]
+    assert label["shape"] == [2, 5] and label["data"] == [s.label for top in expected for s in top]
+    assert index["data"] == [s.index for top in expected for s in top]
+    np.testing.assert_allclose(score["data"], [s.score for top in expected for s in top], rtol=1e-6)
+    inline = {**tensor, "data": [base64.b64encode(image).decode() for image in images]}
+    asked = {"inputs": [inline], "outputs": [{"name": "INDEX", "parameters": {"binary_data": True}}]}
+    status, answer, raw = infer(service, name, asked)
+    assert status == 200 and [output["name"] for output in answer["outputs"]] == ["INDEX"]
+    assert np.frombuffer(raw, "<i4").tolist() == index["data"]
+
+
+IMAGE = {"name": "IMAGE", "datatype": "BYTES", "shape": [1, 1]}
+HI = base64.b64encode(b"hi").decode()
+MISREAD: list[tuple[Any, bytes | None, int]] = [
+    ([], None, 400),
+    ({"inputs": []}, None, 400),
+    ({"inputs": [{**IMAGE, "data": ["?"]}]}, None, 400),
+    ({"inputs": [{**IMAGE, "datatype": "FP32", "data": [1.0]}]}, None, 400),
+    ({"inputs": [{**IMAGE, "shape": [2, 1], "data": [HI]}]}, None, 400),
+    ({"inputs": [{**IMAGE, "data": [HI]}], "outputs": [1]}, None, 400),
+    ({"inputs": [{**IMAGE, "parameters": {"binary_data_size": 9}}]}, b"\xff\xff\xff\xffabcde", 400),
+    ({"inputs": [{**IMAGE, "data": [HI]}]}, None, 422),  # it is one, of what is no image
+]
+
+
+@pytest.mark.parametrize(("head", "raw", "status"), MISREAD)
+def test_requests_of_the_protocol_that_say_something_else_are_refused(
+    head: Any, raw: bytes | None, status: int, service: Service, tiny_bundle: Path
+) -> None:
+    found, answer, _ = infer(service, tiny_bundle.name, head, raw)
+    assert found == status and answer["error"]
+
+
+def test_the_client_of_triton_gets_the_same_answers(service: Service, tiny_bundle: Path) -> None:
+    client_module = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is not installed")
+    image = png((40, 30))
+    with client_module.InferenceServerClient(f"127.0.0.1:{service.port}") as client:
+        assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(tiny_bundle.name)
+        tensor = client_module.InferInput("IMAGE", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[image]], object))
+        answer = client.infer(tiny_bundle.name, [tensor])
+    assert answer.as_numpy("LABEL")[0, 0].decode() == service.predict(image)[1]["label"]

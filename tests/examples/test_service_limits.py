@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.examples.running import EXAMPLES
+from tests.tools.running import load_service
 from vitdeploy import load
 
 for package in ("fastapi", "uvicorn", "prometheus_client"):
@@ -22,14 +21,7 @@ for package in ("fastapi", "uvicorn", "prometheus_client"):
 
 @pytest.fixture(scope="module")
 def service() -> Any:
-    import sys
-
-    spec = importlib.util.spec_from_file_location("service_app", EXAMPLES / "service" / "app.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # FastAPI looks annotations up there
-    spec.loader.exec_module(module)
-    return module
+    return load_service()
 
 
 def png() -> bytes:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdeploy.checkpoints import Checkpoint, load_checkpoint
-from vitdeploy.errors import InputError, ModelError
+from vitdeploy.core.errors import InputError, ModelError
 from vitdeploy.explain import Inside, look_inside
 from vitdeploy.explain.module import look_inside_checkpoint
+from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (40, 28, 3), dtype=np.uint8)
 

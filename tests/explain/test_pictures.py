@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import InputError, OutputExistsError
+from vitdeploy.core.errors import InputError, OutputExistsError
 from vitdeploy.explain import explain
 from vitdeploy.explain.canvas import colours, overlay
 
@@ -100,7 +100,7 @@ def test_nothing_is_overwritten_unasked(tiny_bundle: Path, picture: Path, tmp_pa
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="no folder of vitdeploy explain"):
+    with pytest.raises(OutputExistsError, match="not a folder of vitdeploy explain"):
         explain(tiny_bundle, picture, other, overwrite=True)
     assert (other / "notes.txt").read_text() == "mine"
 
@@ -111,7 +111,7 @@ def test_pictures_in_the_bundle(tiny_bundle_copy: Path, tiny_checkpoint: Path, p
     bundle.verify()
     assert [artifact.path for artifact in bundle.select(kind="explanation")] == list(result.in_bundle)
     assert (tiny_bundle_copy / "explain" / "patches.png").read_bytes() == result.pictures[-1].read_bytes()
-    with pytest.raises(InputError, match="is no bundle"):
+    with pytest.raises(InputError, match="is not a bundle"):
         explain(tiny_checkpoint, picture, tmp_path / "again", add_to_bundle=True)
     assert not (tmp_path / "again").exists()
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.conftest import write_bundle, write_checkpoint, write_images
+from tests.tools.tiny import write_bundle, write_checkpoint, write_images
 
 
 def main(path: Path) -> None:

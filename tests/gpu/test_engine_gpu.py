@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vitdeploy import machine
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
+from vitdeploy.backends.tensorrt.runner import TensorRTRunner, _cuda_runtime
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
-from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, why_not
-from vitdeploy.engines import read_engine_file
-from vitdeploy.errors import BundleError, EngineError, InputError, ModelError
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from vitdeploy.runtime.tensorrt import TensorRTRunner
-from vitdeploy.specs import ShapeRange
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
+from vitdeploy.core import machine
+from vitdeploy.core.errors import BundleError, EngineError, InputError, ModelError
+from vitdeploy.core.specs import ShapeRange
+from vitdeploy.inspection.engine import read_engine_file
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,21 +41,16 @@ REFERENCES = {**FORMS, "bf16": FORMS["fp32"]}
 SIZES = ((1, 32, 32), (3, 32, 32), (2, 48, 100), (1, 17, 250), (8, 64, 64))  # (batch, height, width)
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    obstacle = why_not(request.param)
-    if obstacle is not None:
-        pytest.skip(f"{obstacle[0]}; {obstacle[1]}")
-    if not machine.has_module("cuda.bindings") and not machine.has_module("cuda.cudart"):
-        pytest.skip("cuda-python is not installed; pip install cuda-python")
-    return str(request.param)
+@pytest.fixture(scope="module")
+def flavour(runtime_flavour: str) -> str:
+    return runtime_flavour
 
 
 @pytest.fixture(scope="module")
-def options(tiny_bundle: Path, flavour: str) -> EngineOptions:
+def options(tiny_bundle: Path, flavour: str, built_fast: Callable[..., EngineOptions]) -> EngineOptions:
     side = ShapeRange(1, 32, 256)
-    sizes = EngineOptions(profiles=(Profile(height=side, width=side),))
-    return sizes.for_manifest(Bundle.open(tiny_bundle).manifest, flavour)
+    sizes = built_fast(flavour, profiles=(Profile(height=side, width=side),))
+    return sizes.for_manifest(Bundle.open(tiny_bundle).manifest)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +105,8 @@ def test_a_shape_that_comes_again_runs_as_a_cuda_graph(engines: dict[str, Path],
         expected = [plain.infer({"image": pixels(*size)})["logits"] for size in order]
     with TensorRTRunner(engines["fp16"], flavour=flavour, trusted=True) as runner:
         found = [runner.infer({"image": pixels(*size)})["logits"] for size in order[:8]]
-        assert runner._lanes is not None
-        (lane,) = runner._lanes._free
-        assert lane.graph_count == (0 if flavour == "tensorrt-rtx" else 2)
+        by, kept = ("TensorRT", 0) if flavour == "tensorrt-rtx" else ("vitdeploy", 2)
+        assert runner.cuda_graphs == {"by": by, "kept": kept, "why_not": None}
         found += [runner.infer({"image": pixels(*size)})["logits"] for size in order[8:]]
         other = np.random.default_rng(99).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
         assert runner.device_ms is not None and runner.device_ms > 0
@@ -124,13 +119,36 @@ def test_a_shape_that_comes_again_runs_as_a_cuda_graph(engines: dict[str, Path],
         assert np.abs(again - expected[1]).max() > 1e-3 * span  # a graph reads the image of this call
 
 
-def test_several_profiles(forms: Path, flavour: str, tmp_path: Path) -> None:
+def test_the_callers_device_and_what_is_compiled_stay(
+    engines: dict[str, Path], flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last GPU runs it, whatever the caller's own is; TensorRT-RTX's kernels are kept for the next start."""
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path))
+    cuda = _cuda_runtime("gpu")
+    cuda.cudaSetDevice(0)
+    expected = None
+    for _ in range(2):
+        last = len(machine.gpus()) - 1
+        with TensorRTRunner(engines["fp16"], flavour=flavour, device=last, trusted=True) as runner:
+            found = runner.infer({"image": pixels(2, 32, 32)})["logits"]
+        assert int(cuda.cudaGetDevice()[1]) == 0
+        expected = found if expected is None else expected
+        assert np.abs(found - expected).max() <= 1e-3 * float(np.ptp(expected))
+        kept = {file.name: file.read_bytes() for file in (tmp_path / "tensorrt-rtx").glob("*")}
+        assert len(kept) == (flavour == "tensorrt-rtx")
+    for name, content in kept.items():  # of a second start's new shape there is more
+        with TensorRTRunner(engines["fp16"], flavour=flavour, device=last, trusted=True) as runner:
+            runner.infer({"image": pixels(3, 48, 40)})
+        assert (tmp_path / "tensorrt-rtx" / name).stat().st_size >= len(content)
+
+
+def test_several_profiles(forms: Path, flavour: str, built_fast: Callable[..., EngineOptions], tmp_path: Path) -> None:
     def size(*values: int) -> ShapeRange:
         return ShapeRange(*(values * 3 if len(values) == 1 else values))
 
     profiles = (Profile(size(1), size(48), size(64)), Profile(size(1, 4, 8), size(8, 32, 64), size(8, 32, 64)))
     path = tmp_path / "two.engine"
-    info = build_engine(forms / FORMS["fp16"], path, EngineOptions(flavour=flavour, profiles=profiles))
+    info = build_engine(forms / FORMS["fp16"], path, built_fast(flavour, profiles=profiles))
     assert len(info.profiles) == 2
     with (
         OnnxRuntimeRunner(forms / FORMS["fp16"]) as reference,
@@ -266,7 +284,7 @@ def test_ctrl_c_ends_a_build_on_the_gpu(tiny_bundle: Path, flavour: str, tmp_pat
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         from contextlib import nullcontext
         from pathlib import Path
-        from vitdeploy import progress
+        from vitdeploy.core import progress
         from vitdeploy.bundle import Bundle
         from vitdeploy.compiler.engine import EngineOptions, build_engine
 

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from vitdeploy import load
+from vitdeploy.backends.tensorrt.runner import TensorRTRunner, _cuda_runtime
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler.build import build
-from vitdeploy.compiler.engine import EngineOptions, Profile
-from vitdeploy.errors import EngineError, ImageError, InputError, RunnerClosedError
-from vitdeploy.machine import gpus
-from vitdeploy.runtime.tensorrt import TensorRTRunner, _cuda_runtime
-from vitdeploy.specs import ShapeRange
+from vitdeploy.core.errors import EngineError, ImageError, InputError, RunnerClosedError
+from vitdeploy.core.machine import gpus
+from vitdeploy.core.specs import ShapeRange
 
 pytestmark = pytest.mark.gpu
 
@@ -26,13 +24,9 @@ TOLERANCES = {"fp16": 0.03, "int8": 0.06}
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path, runtime_flavour: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny bundle with FP16 and INT8 engines for images of 16 to 128 pixels and batches up to 4."""
-    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
-    side = ShapeRange(16, 32, 128)
-    options = EngineOptions(flavour=runtime_flavour, profiles=(Profile(ShapeRange(1, 1, 4), side, side),))
-    build(path, ["fp16", "int8"], target=runtime_flavour, engine_options=options)
-    return path
+def bundle(engine_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `engine_bundle` for these tests."""
+    return Path(shutil.copytree(engine_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
 
 
 def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -95,7 +89,7 @@ def test_threads(bundle: Path, runtime_flavour: str) -> None:
         serial = [runner.infer({"image": batch})["logits"] for batch in batches]
         with ThreadPoolExecutor(4) as pool:
             parallel = list(pool.map(lambda batch: runner.infer({"image": batch})["logits"], batches))
-    for one, other in zip(serial, parallel, strict=True):  # the same kernels, in contexts of two lanes
+    for one, other in zip(serial, parallel, strict=True):  # the same kernels, in contexts of two executions
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * float(np.ptp(np.concatenate(serial))))
 
 

@@ -1,8 +1,7 @@
-"""Fine-tuning on a GPU: mixed precision by device, worker processes, torch.compile, FSDP through accelerate."""
+"""Fine-tuning on a GPU: mixed precision by device, worker processes, torch.compile, no FSDP."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -61,14 +60,11 @@ def test_compiled(scratch: Path, tmp_path: Path) -> None:
     assert finetune(settings(scratch, tmp_path / "out", compile=True)).test_accuracy > 0.6
 
 
-def test_fsdp_through_accelerate(scratch: Path, tmp_path: Path) -> None:
+def test_fsdp_is_refused(scratch: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--use_fsdp"]
-    command += ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
     command += ["-m", "vitdeploy", "finetune", str(scratch), "--dataset", "digits", "--output", str(tmp_path / "out")]
-    command += ["--epochs", "8", "--learning-rate", "3e-3", "--precision", "fp32"]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": root}, check=False
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_accuracy"] > 0.6
+    assert done.returncode != 0 and "FSDP is not supported" in done.stderr, done.stderr[-4000:]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from vitdeploy.bundle import Bundle
-from vitdeploy.checkpoints import Checkpoint, load_checkpoint
-from vitdeploy.compiler.arithmetic import fake_quantize
 from vitdeploy.compiler.build import build
-from vitdeploy.compiler.calibration import Calibration
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.errors import ModelError
+from vitdeploy.compiler.quantization.arithmetic import fake_quantize
+from vitdeploy.compiler.quantization.calibration import Calibration
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.core.errors import ModelError
+from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 from vitdeploy.qat.fake import FakeQuantized, Quantizer, fake_quantized
-from vitdeploy.qat.placement import plan_placement
 from vitdeploy.qat.rebuild import compare_logits
+from vitdeploy.qat.rounding import plan_rounding
 from vitdeploy.qat.run import _calibration
 
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8) for seed in range(12)]
@@ -72,7 +72,7 @@ def built_from(bundle: Bundle, calibration: Calibration) -> Bundle:
 
 def rounded(checkpoint: Checkpoint, bundle: Bundle) -> Any:
     graph, calibration = _calibration(bundle)
-    return fake_quantized(checkpoint.module, plan_placement(graph, calibration, checkpoint.module))
+    return fake_quantized(checkpoint.module, plan_rounding(graph, calibration, checkpoint.module))
 
 
 def logits(checkpoint: Checkpoint) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_the_module_is_left_as_it_was(tiny_bundle: Path, tiny_checkpoint: Path) 
 
 
 def test_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    from tests.conftest import write_checkpoint
+    from tests.tools.tiny import write_checkpoint
 
     other = load_checkpoint(write_checkpoint(tmp_path / "other", seed=1))
     with pytest.raises(ModelError, match="are not those in the bundle"), rounded(other, Bundle.open(tiny_bundle)):

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tools.files import snapshot
 from vitdeploy.bundle import Bundle
-from vitdeploy.checkpoints import load_checkpoint
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.errors import BundleError, InputError, ModelError, OutputExistsError
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.core.errors import BundleError, DatasetError, InputError, ModelError, OutputExistsError
+from vitdeploy.core.storage import locked
+from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.qat import QatConfig, QatResult, rebuild, run, tune
-from vitdeploy.storage import locked
 from vitdeploy.training import FinetuneConfig, create_vit, finetune
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -34,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     finetune(FinetuneConfig(root / "new", "digits", root / "made", **settings))
     export(root / "made", root / "bundle", outputs=("logits", "scores"))
     bad = Recipe(dataset="digits", count=16, method="percentile", percentile=70, smoothing=False, attention=True)
-    build(root / "bundle", ["fp16", "int8"], target="onnx", recipe=replace(bad, bias_correction=False))
+    build(root / "bundle", ["fp16", "int8"], target="onnx", recipe=replace(bad, bias_correction=False), force=True)
     return root / "made", root / "bundle"
 
 
@@ -45,14 +46,6 @@ def config(trained: tuple[Path, Path], folder: Path, **changes: Any) -> QatConfi
     usual: dict[str, Any] = {"max_steps": 40, "learning_rate": 3e-4, "scale_learning_rate": 0.05, "threads": 1}
     usual.update(limit_train=700, validation=100)
     return QatConfig(trained[0], bundle, "digits", folder / "out", **{**usual, **changes})
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.name != ".lock" and path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -152,20 +145,27 @@ def test_a_bundle_that_changed_meanwhile_is_left_alone(
 
 
 def test_refusals_come_before_the_tune(trained: tuple[Path, Path], tmp_path: Path, tiny_checkpoint: Path) -> None:
-    export(trained[0], tmp_path / "plain")
     for changes, kind, words in (
         ({"merge_qkv": True}, ModelError, "qkv_proj"),
         ({"image_size": (48, 48)}, InputError, "is for 48x48 pixels, the checkpoint for 32x32"),
     ):
         export(trained[0], tmp_path / "other", overwrite=True, **changes)
+        with pytest.raises(InputError, match="has no INT8 form"):
+            tune(replace(config(trained, tmp_path), bundle=tmp_path / "other"))
         build(tmp_path / "other", ["int8"], target="onnx", recipe=Recipe(dataset="digits", count=4))
         with pytest.raises(kind, match=words):
             tune(replace(config(trained, tmp_path), bundle=tmp_path / "other"))
-    with pytest.raises(InputError, match="has no INT8 form"):
-        tune(replace(config(trained, tmp_path), bundle=tmp_path / "plain"))
     with pytest.raises(OutputExistsError):
-        tune(replace(config(trained, tmp_path), output=tmp_path / "plain"))
-    for wrong in ({"learning_rate": 0.0}, {"distill_weight": 2.0}, {"warmup_ratio": 1.0}, {"validation": 0}):
+        tune(replace(config(trained, tmp_path), output=tmp_path / "other"))
+    with pytest.raises(DatasetError, match="digits/train would be used for train and for test"):
+        tune(config(trained, tmp_path, test_split="train"))
+    for wrong in (
+        {"learning_rate": 0.0},
+        {"test_split": "all"},
+        {"distill_weight": 2.0},
+        {"warmup_ratio": 1.0},
+        {"validation": 0},
+    ):
         with pytest.raises(InputError):
             config(trained, tmp_path, **wrong)
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import LABELS
+from tests.tools.backends import needs_openvino
+from tests.tools.measured import keep_report
+from tests.tools.tiny import LABELS
 from vitdeploy import load
 from vitdeploy.bundle import Bundle
-from vitdeploy.errors import (
+from vitdeploy.core.errors import (
     BundleError,
     DependencyError,
     EngineError,
@@ -30,11 +32,12 @@ from vitdeploy.errors import (
     RunnerClosedError,
     VitdeployError,
 )
-from vitdeploy.machine import gpus
+from vitdeploy.core.machine import gpus
+from vitdeploy.core.specs import Prediction
+from vitdeploy.evaluation.statistics import softmax
 from vitdeploy.runtime import scoring
 from vitdeploy.runtime.classifier import Classifier
-from vitdeploy.runtime.predictions import Namer, softmax
-from vitdeploy.specs import Prediction
+from vitdeploy.runtime.predictions import Namer
 
 pytestmark = pytest.mark.usefixtures("no_kernels")  # the same order of forms on every machine
 FLOAT32 = 2e-5  # sums in another order, see test_contract
@@ -133,7 +136,7 @@ def test_scores_that_are_not_finite_are_refused(classes: int, wrong: float, plac
     assert namer.finite(logits) is logits
     logits[place] = wrong
     for refuses in (namer.finite, lambda scores: namer.prediction(scores, 1)):
-        with pytest.raises(ModelError, match="this form gives class scores that are not finite"):
+        with pytest.raises(ModelError, match="this form gives numbers that are not finite"):
             refuses(logits)
 
 
@@ -150,7 +153,8 @@ def test_top_k_is_made_when_it_is_read_and_nobody_can_tell() -> None:
         assert made == whole
     assert repr(fresh()) == repr(whole)
     assert hash(fresh()) == hash(whole)
-    assert fresh().to_json() == whole.to_json() == dataclasses.asdict(fresh()) | {"top_k": whole.to_json()["top_k"]}
+    fields = dataclasses.asdict(fresh()) | {"top_k": whole.to_json()["top_k"]}
+    assert {"value": None} | fresh().to_json() == {"value": None} | whole.to_json() == fields
     assert dataclasses.replace(fresh(), score=0.5).top_k == whole.top_k
     one = fresh()
     assert one.top_k is one.top_k
@@ -303,8 +307,8 @@ def test_wishes_that_are_wrong(tiny_bundle: Path) -> None:
         ({"backend": "tensorflow"}, "openvino"),
         ({"precision": "int4"}, "fp16"),
         ({"device": "tpu"}, "cuda"),
-        ({"threads": 0}, "at least 1"),
-        ({"threads": True}, "at least 1"),
+        ({"threads": 0}, "from 1 to"),
+        ({"threads": True}, "from 1 to"),
     ):
         with pytest.raises(InputError) as caught:
             load(tiny_bundle, **wish)  # type: ignore[arg-type]
@@ -317,7 +321,7 @@ def test_wishes_that_are_wrong(tiny_bundle: Path) -> None:
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"):
         load(tmp_path / "none")
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path)
 
 
@@ -341,10 +345,10 @@ def test_a_backend_that_is_missing_is_passed_over(tiny_bundle: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyError, match="nothing here can run") as caught:
         load(tiny_bundle, device="cpu")
-    assert caught.value.hint == "pip install 'vitdeploy[cpu]'"
+    assert caught.value.hint is not None and "[cpu]" in caught.value.hint
     with pytest.raises(DependencyError) as caught:
         load(tiny_bundle, backend="openvino", precision="fp32")
-    assert caught.value.hint == "pip install 'vitdeploy[cpu]'"
+    assert caught.value.hint is not None and "[cpu]" in caught.value.hint
 
 
 def test_an_openvino_that_is_too_old_is_passed_over(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +360,7 @@ def test_an_openvino_that_is_too_old_is_passed_over(tiny_bundle: Path, monkeypat
         load(tiny_bundle, backend="openvino")
 
 
+@needs_openvino
 def test_a_graph_that_a_backend_can_not_load_is_passed_over(tiny_bundle_copy: Path) -> None:
     """A manifest may describe a file that no backend here can read: the next form has to do."""
     with Bundle.open(tiny_bundle_copy).edit() as editor:
@@ -375,6 +380,7 @@ def add_engine(path: Path, **built_with: Any) -> None:
         )
 
 
+@needs_openvino
 def test_an_engine_without_a_gpu(tiny_bundle_copy: Path) -> None:
     if gpus():
         pytest.skip("there is a GPU here")
@@ -392,24 +398,18 @@ def test_an_engine_without_a_gpu(tiny_bundle_copy: Path) -> None:
 
 def report(bundle: Path, row: dict[str, Any]) -> None:
     """Keep a benchmark report with one row, about the INT8 form, in the bundle."""
-    opened = Bundle.open(bundle)
-    artifact = opened.find(kind="onnx", precision="int8", target="cpu")
+    artifact = Bundle.open(bundle).find(kind="onnx", precision="int8", target="cpu")
     assert artifact is not None
-    row = {
+    measured = {
+        "key": "int8/openvino",
         "artifact": {"path": artifact.path, "sha256": artifact.sha256},
         "backend": "openvino",
         "status": "ok",
-        "reason": None,
-        "accuracy": None,
-        **row,
     }
-    with opened.edit() as editor:
-        editor.path_for("bench/report.json").write_text(
-            json.dumps({"settings": {"max_drop_points": 1.0}, "rows": [row]})
-        )
-        editor.add("bench/report.json", kind="bench")
+    keep_report(bundle, [{**measured, **row}])
 
 
+@needs_openvino
 def test_a_form_that_was_measured_to_lose_too_much_is_passed_over(tiny_bundle_copy: Path) -> None:
     report(tiny_bundle_copy, {"accuracy": {"delta": -0.031}})
     with load(tiny_bundle_copy, threads=1, device="cpu") as opened:
@@ -437,6 +437,7 @@ def test_reports_that_say_nothing_against_it(tiny_bundle_copy: Path, row: dict[s
         assert (opened.precision, opened.backend) == ("int8", "openvino")
 
 
+@needs_openvino
 def test_a_form_that_failed_in_the_benchmark_is_passed_over(tiny_bundle_copy: Path) -> None:
     report(tiny_bundle_copy, {"status": "failed", "reason": "its answers changed from call to call"})
     with load(tiny_bundle_copy, threads=1, device="cpu") as opened:

@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from vitdeploy import load
-from vitdeploy.errors import ImageError
-from vitdeploy.images import MAX_PIXELS
+from vitdeploy.backends.dlpack import view
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
+from vitdeploy.core.errors import ImageError
 from vitdeploy.runtime.classifier import Classifier
-from vitdeploy.runtime.dlpack import view
-from vitdeploy.runtime.inputs import pixels_of, separated
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.runtime.inputs import Several
 
 torch = pytest.importorskip("torch")
 
@@ -59,12 +58,51 @@ def test_tensors_give_what_arrays_give(classifier: Classifier) -> None:
     assert answers[1] == answers[2] != answers[0] == expected
 
 
-def test_a_tensor_in_memory_is_not_copied() -> None:
+def test_a_tensor_in_memory_is_not_copied(classifier: Classifier) -> None:
     tensor = torch.from_numpy(image())
-    assert pixels_of(tensor, MAX_PIXELS).ctypes.data == tensor.data_ptr()
+    one = classifier._request(tensor)
+    assert isinstance(one, np.ndarray) and one.ctypes.data == tensor.data_ptr()
     batch = torch.zeros((2, 4, 5, 3), dtype=torch.uint8)
-    parts, several = separated(batch)
-    assert several and parts.ctypes.data == batch.data_ptr()
+    several = classifier._request(batch)
+    assert isinstance(several, Several) and several.images.ctypes.data == batch.data_ptr()
+
+
+def test_pixels_that_are_ready_are_the_request_itself(classifier: Classifier) -> None:
+    pixels = image()
+    assert classifier._request(pixels) is pixels
+    turned = pixels[:, ::-1]
+    assert classifier._request(turned) is not turned
+
+
+@pytest.mark.parametrize("way", ["predict", "predict_async", "micro-batched", "stream", "logits"])
+def test_every_way_in_makes_one_request_of_an_image(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    batch = 4 if way == "micro-batched" else 1
+    with load(tiny_bundle, backend="onnxruntime", precision="fp32", threads=1, max_batch=batch) as classifier:
+        inputs, asked = classifier._scorer.inputs, []
+        request = inputs.request
+
+        def counted(images: Any) -> Any:
+            asked.append(images)
+            return request(images)
+
+        monkeypatch.setattr(inputs, "request", counted)
+        monkeypatch.setattr(classifier, "_request", counted)
+        pixels = image()
+        if way == "stream":
+            list(classifier.stream([pixels]))
+        elif way == "predict_async":
+            asyncio.run(classifier.predict_async(pixels))
+        else:
+            getattr(classifier, "logits" if way == "logits" else "predict")(pixels)
+        assert len(asked) == 1 and asked[0] is pixels
+
+
+def test_errors_are_returned_for_one_image_and_raised_for_a_batch_that_is_none(classifier: Classifier) -> None:
+    assert isinstance(classifier.predict(torch.zeros((32, 32, 3)), errors="return"), ImageError)
+    with pytest.raises(ImageError):
+        classifier.predict(torch.zeros((2, 32, 32, 3), requires_grad=True), errors="return")
 
 
 def test_a_tensor_that_is_not_contiguous_is_the_same_image(classifier: Classifier) -> None:
@@ -82,10 +120,10 @@ def test_a_tensor_that_is_not_contiguous_is_the_same_image(classifier: Classifie
         pytest.param(torch.zeros((32, 32, 3)), "float32", id="float"),
         pytest.param(torch.zeros((32, 32, 3), dtype=torch.bfloat16), "bfloat16", id="a type numpy has not"),
         pytest.param(torch.zeros((32, 32, 3), requires_grad=True), "grad", id="with a gradient"),
-        pytest.param(torch.zeros((32, 32, 7), dtype=torch.uint8), "no image", id="seven channels"),
+        pytest.param(torch.zeros((32, 32, 7), dtype=torch.uint8), "not an image", id="seven channels"),
         pytest.param(torch.zeros((0, 32, 3), dtype=torch.uint8), "no pixels", id="empty"),
-        pytest.param(torch.zeros((32,), dtype=torch.uint8), "no image", id="one dimension"),
-        pytest.param(torch.zeros((1, 1, 8, 8, 3), dtype=torch.uint8), "no image", id="five dimensions"),
+        pytest.param(torch.zeros((32,), dtype=torch.uint8), "not an image", id="one dimension"),
+        pytest.param(torch.zeros((1, 1, 8, 8, 3), dtype=torch.uint8), "not an image", id="five dimensions"),
         pytest.param(OnlyDLPack(image(), device=2), "can't be read", id="on a gpu that gives nothing back"),
     ],
 )
@@ -137,9 +175,9 @@ def test_a_view_is_the_tensor_itself() -> None:
     ("wrong", "words"),
     [
         pytest.param(torch.zeros((4, 5, 3)), "float32", id="float"),
-        pytest.param(torch.zeros((3, 4, 5), dtype=torch.uint8), "no image", id="channels first"),
-        pytest.param(torch.zeros((4, 5), dtype=torch.uint8), "no image", id="grey"),
-        pytest.param(torch.zeros((0, 4, 5, 3), dtype=torch.uint8), "no image", id="empty"),
+        pytest.param(torch.zeros((3, 4, 5), dtype=torch.uint8), "not an image", id="channels first"),
+        pytest.param(torch.zeros((4, 5), dtype=torch.uint8), "not an image", id="grey"),
+        pytest.param(torch.zeros((0, 4, 5, 3), dtype=torch.uint8), "not an image", id="empty"),
         pytest.param(np.zeros((3, 4, 5), np.uint8).transpose(1, 2, 0), "contiguous", id="not contiguous"),
     ],
 )
@@ -172,3 +210,9 @@ def test_inputs_where_they_lie(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatc
         assert asyncio.run(classifier.predict_async(several[3])) == one
         with pytest.raises(ImageError, match="uint8"):
             classifier.predict(several.float())
+
+
+def test_only_a_provider_that_waits_for_an_input_takes_it_on_the_gpu() -> None:
+    """ONNX Runtime's TensorRT provider synchronises no stream before it reads: what it is given is copied."""
+    found = {name: OnnxRuntimeRunner("x.onnx", device="cuda:1", provider=name) for name in ("cuda", "tensorrt")}
+    assert {name: runner.device_memory for name, runner in found.items()} == {"cuda": (2, 1), "tensorrt": None}

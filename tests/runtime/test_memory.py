@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CPU_BACKENDS
+from tests.tools.backends import CPU_BACKENDS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, which only Linux has")
 
@@ -16,7 +16,7 @@ NO_MEMORY = """
 import resource, sys
 import numpy as np
 from vitdeploy import load
-from vitdeploy.errors import OutOfMemoryError
+from vitdeploy.core.errors import OutOfMemoryError
 
 path, backend, max_batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
 precision = "int8" if backend == "native" else "fp32"
@@ -42,7 +42,7 @@ FLAT = """
 import sys
 import numpy as np
 from vitdeploy import load
-from vitdeploy.errors import ImageError
+from vitdeploy.core.errors import ImageError
 
 path, backend, calls, max_batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 draw = np.random.default_rng(0)

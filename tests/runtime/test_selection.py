@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bench.small_bundle import write_small_bundle
+from tests.tools.measured import keep_report
+from tests.tools.small_bundle import write_small_bundle
 from vitdeploy import load
+from vitdeploy.backends.registry import backends
 from vitdeploy.bench import bench, save
 from vitdeploy.bundle import Bundle
-from vitdeploy.datasets import load_dataset
-from vitdeploy.machine import identity, machine
-from vitdeploy.runtime import selection
+from vitdeploy.core.machine import identity, machine
+from vitdeploy.core.specs import Choice
+from vitdeploy.data import load_dataset
 from vitdeploy.runtime.selection import candidates
-from vitdeploy.specs import Choice
 
-pytestmark = pytest.mark.usefixtures("no_kernels")  # what they change: test_native.py
+pytestmark = pytest.mark.usefixtures("no_kernels")  # what they change: backends/native/test_runner.py
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8-cpu.onnx"}
 
 
 def row(bundle: Path, form: str, backend: str, p50: float | None, **changes: Any) -> dict[str, Any]:
     artifact = next(a for a in Bundle.open(bundle).manifest.artifacts if a.path == FILES[form])
     return {
+        "key": f"{form}/{backend}",
         "artifact": {"path": artifact.path, "sha256": artifact.sha256},
         "backend": backend,
         "status": "ok",
         "reason": None,
         "accuracy": {"delta": 0.0},
-        "batch_size": 1,
-        "latency_ms": None if p50 is None else {"p50": p50},
+        "latencies": [] if p50 is None else timed(p50),
         **changes,
     }
 
 
-def benchmarked(bundle: Path, rows: list[dict[str, Any]], where: dict[str, Any] | None = None) -> None:
-    """Keep a report in the bundle, of this machine unless said otherwise."""
-    report = {
-        "settings": {"max_drop_points": 1.0, "threads": 2},
-        "machine": machine() if where is None else where,
-        "rows": rows,
-    }
-    with Bundle.open(bundle).edit() as editor:
-        editor.path_for("bench/report.json").write_text(json.dumps(report))
-        editor.add("bench/report.json", kind="bench")
+def timed(p50: float, batch_size: int = 1) -> list[dict[str, Any]]:
+    return [{"batch_size": batch_size, "on_demand_ms": {"p50": p50}}]
 
 
 def taken(bundle: Path, **wishes: Any) -> tuple[str, str, str]:
@@ -67,7 +59,7 @@ def test_the_fastest_here_is_taken(tiny_bundle_copy: Path) -> None:
         row(tiny_bundle_copy, "fp16", "onnxruntime", 3.25),
         row(tiny_bundle_copy, "int8", "openvino", 4.0),
     ]
-    benchmarked(tiny_bundle_copy, rows)
+    keep_report(tiny_bundle_copy, rows)
     precision, backend, why = taken(tiny_bundle_copy)
     assert (precision, backend) == ("fp16", "onnxruntime")
     assert "3.25 ms" in why and "batch 1" in why and "2 threads" in why and "1 point of" in why
@@ -83,16 +75,27 @@ def test_the_fastest_that_keeps_its_accuracy_is_taken(tiny_bundle_copy: Path) ->
         row(tiny_bundle_copy, "fp32", "onnxruntime", 4.0),
         row(tiny_bundle_copy, "fp32", "openvino", 6.0),
     ]
-    benchmarked(tiny_bundle_copy, rows)
+    keep_report(tiny_bundle_copy, rows)
     assert taken(tiny_bundle_copy)[:2] == ("fp32", "onnxruntime")
+
+
+def test_fp32_is_never_passed_over_for_its_accuracy(tiny_bundle_copy: Path) -> None:
+    """Nothing keeps more than it; a loss against PyTorch is the model's own."""
+    rows = [
+        row(tiny_bundle_copy, "int8", "openvino", 1.0, accuracy={"delta": -0.02}),
+        row(tiny_bundle_copy, "fp32", "openvino", 2.0, accuracy={"delta": -0.02}),
+        row(tiny_bundle_copy, "fp16", "openvino", 4.0),
+    ]
+    keep_report(tiny_bundle_copy, rows)
+    assert taken(tiny_bundle_copy)[:2] == ("fp32", "openvino")
 
 
 def test_a_batch_counts_by_the_image(tiny_bundle_copy: Path) -> None:
     rows = [
-        row(tiny_bundle_copy, "fp32", "openvino", 8.0, batch_size=4),
+        row(tiny_bundle_copy, "fp32", "openvino", 8.0, latencies=timed(8.0, batch_size=4)),
         row(tiny_bundle_copy, "fp32", "onnxruntime", 3.0),
     ]
-    benchmarked(tiny_bundle_copy, rows)
+    keep_report(tiny_bundle_copy, rows)
     assert taken(tiny_bundle_copy)[:2] == ("fp32", "openvino")
 
 
@@ -101,17 +104,17 @@ def test_times_of_another_machine_say_nothing(tiny_bundle_copy: Path) -> None:
         row(tiny_bundle_copy, "fp32", "openvino", 1.0),
         row(tiny_bundle_copy, "int8", "openvino", 9.0, accuracy={"delta": -0.5}),
     ]
-    benchmarked(tiny_bundle_copy, rows, where={**machine(), "cpu": "another processor"})
+    keep_report(tiny_bundle_copy, rows, where={**machine(), "cpu": "another processor"})
     precision, backend, why = taken(tiny_bundle_copy)
     assert (precision, backend) == ("fp32", "openvino")  # what INT8 loses, it loses anywhere
     assert "another machine" in why
     rows[1]["accuracy"] = None
-    benchmarked(tiny_bundle_copy, rows, where={**machine(), "cores": 10_000})
+    keep_report(tiny_bundle_copy, rows, where={**machine(), "cores": 10_000})
     assert taken(tiny_bundle_copy)[:2] == ("int8", "openvino")
 
 
 def test_a_time_of_another_file_says_nothing(tiny_bundle_copy: Path) -> None:
-    benchmarked(
+    keep_report(
         tiny_bundle_copy, [row(tiny_bundle_copy, "fp32", "openvino", 1.0, artifact={"path": "", "sha256": "0"})]
     )
     assert taken(tiny_bundle_copy)[:2] == ("int8", "openvino")
@@ -134,7 +137,7 @@ def choose(bundle: Path, form: str, backend: str, **changes: Any) -> None:
 
 
 def test_what_the_benchmark_chose_is_taken(tiny_bundle_copy: Path) -> None:
-    benchmarked(tiny_bundle_copy, [row(tiny_bundle_copy, "int8", "openvino", 1.0)])
+    keep_report(tiny_bundle_copy, [row(tiny_bundle_copy, "int8", "openvino", 1.0)])
     choose(tiny_bundle_copy, "fp32", "onnxruntime")
     precision, backend, why = taken(tiny_bundle_copy)
     assert (precision, backend) == ("fp32", "onnxruntime")
@@ -164,16 +167,16 @@ def with_engine(bundle: Path) -> str:
 def test_a_benchmark_that_did_not_see_the_gpu_says_nothing_of_it(tiny_bundle_copy: Path) -> None:
     sha256 = with_engine(tiny_bundle_copy)
     cpu = row(tiny_bundle_copy, "fp32", "onnxruntime", 2.0)
-    benchmarked(tiny_bundle_copy, [cpu])
+    keep_report(tiny_bundle_copy, [cpu])
 
     def order() -> list[tuple[str, str]]:
         return [(c.precision, c.backend) for c in candidates(Bundle.open(tiny_bundle_copy), "auto", "auto", None)]
 
     assert order()[:2] == [("fp16", "tensorrt"), ("fp32", "onnxruntime")]
-    engine = dict(cpu, artifact={"path": "", "sha256": sha256}, backend="tensorrt", latency_ms={"p50": 2.5})
-    benchmarked(tiny_bundle_copy, [cpu, engine])
+    engine = dict(cpu, artifact={"path": "", "sha256": sha256}, backend="tensorrt", latencies=timed(2.5))
+    keep_report(tiny_bundle_copy, [cpu, engine])
     assert order()[:2] == [("fp32", "onnxruntime"), ("fp16", "tensorrt")]
-    benchmarked(tiny_bundle_copy, [dict(cpu, device="cuda"), row(tiny_bundle_copy, "fp16", "openvino", 3.0)])
+    keep_report(tiny_bundle_copy, [dict(cpu, device="cuda"), row(tiny_bundle_copy, "fp16", "openvino", 3.0)])
     assert order()[0] == ("fp16", "openvino")  # FP32 on ONNX Runtime was fast on the GPU, which is not the CPU
 
 
@@ -190,7 +193,7 @@ def test_what_bench_writes_is_read(tmp_path: Path, tiny_images: Path) -> None:
     assert chosen.why in why
     with Bundle.open(path).edit() as editor:
         editor.update(choice=None)
-    times = {key: latency.p50 for key in (r.key for r in report.rows) if (latency := report.row(key).latency)}
+    times = {key: latency.ms.p50 for key in (r.key for r in report.rows) if (latency := report.row(key).latency)}
     precision, backend, why = taken(path)
     assert times[f"{precision}/{backend}"] == min(times.values()), times
     assert "in the benchmark of this machine" in why
@@ -199,7 +202,9 @@ def test_what_bench_writes_is_read(tmp_path: Path, tiny_images: Path) -> None:
 def test_providers_are_taken_by_name_only(tiny_bundle: Path) -> None:
     names = {c.backend for c in candidates(Bundle.open(tiny_bundle), "auto", "auto", None)}
     assert names == {"openvino", "onnxruntime"}
-    for name in selection.PROVIDERS:
+    by_name = [spec.name for spec in backends() if spec.order is None and spec.takes != "checkpoint"]
+    assert by_name == ["onnxruntime-tensorrt", "onnxruntime-openvino"]
+    for name in by_name:
         found = candidates(Bundle.open(tiny_bundle), name, "auto", None)
         assert {c.backend for c in found} == {name}
     graphs = {c.artifact.path for c in candidates(Bundle.open(tiny_bundle), "onnxruntime-tensorrt", "int8", None)}

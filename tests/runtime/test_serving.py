@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import CPU_BACKENDS
+from tests.tools.backends import CPU_BACKENDS
 from vitdeploy import load
-from vitdeploy.errors import (
+from vitdeploy.core.admission import Places
+from vitdeploy.core.errors import (
     DeadlineError,
     ImageError,
     InputError,
@@ -25,7 +26,6 @@ from vitdeploy.errors import (
     QueueFullError,
     RunnerClosedError,
 )
-from vitdeploy.runtime.admission import Places
 from vitdeploy.runtime.batching import MicroBatcher
 from vitdeploy.runtime.classifier import Classifier
 
@@ -106,7 +106,7 @@ def test_a_request_that_fails_spoils_no_other() -> None:
     batcher._company = 5
     answers = [batcher.submit(pixels(value), None) for value in range(5)]
     batcher.close()
-    assert [int(a.result(0)[0]) for a in answers if a.exception(0) is None] == [0, 1, 2, 4]
+    assert [int(answers[value].result(0)[0]) for value in (0, 1, 2, 4)] == [0, 1, 2, 4]
     with pytest.raises(ModelError, match="three"):
         answers[3].result(0)
 
@@ -385,6 +385,23 @@ def test_deadlines_without_batches(tiny_bundle: Path) -> None:
                 classifier.predict(image(), timeout_ms=wrong)  # type: ignore[arg-type]
 
 
+def test_a_deadline_that_passes_while_decoding_runs_no_model(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_one(tiny_bundle) as classifier:
+        ran, real = [], classifier._request
+
+        def slow(images: object) -> object:
+            time.sleep(0.05)
+            return real(images)
+
+        monkeypatch.setattr(classifier, "_request", slow)
+        monkeypatch.setattr(classifier._scorer, "run", lambda images: ran.append(images))
+        with pytest.raises(DeadlineError, match="before the image was run"):
+            classifier.predict(image(), timeout_ms=20)
+        assert not ran
+
+
 def test_cancelling_gives_the_place_back(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_one(tiny_bundle, max_batch=4, max_queue=2) as classifier:
         go, came = blocked(classifier, monkeypatch)
@@ -501,26 +518,40 @@ def ended_well(child: int) -> bool:
 
 def test_places_are_given_in_turn() -> None:
     places = Places(1, refuse=False)
-    places.take(None)
+    held = [places.take(None)]
     order: list[int] = []
     waiting = []
     for number in range(3):
-        thread = threading.Thread(target=lambda number=number: (places.take(None), order.append(number)))
+        thread = threading.Thread(target=lambda number=number: (held.append(places.take(None)), order.append(number)))
         thread.start()
         waiting.append(thread)
         while len(places._line) < number + 1:
             time.sleep(0.001)
     for number in range(3):
-        places.give()
+        places.give(held[number])
         waiting[number].join(SECONDS)
     assert order == [0, 1, 2]
-    places.give()
+    places.give(held[3])
+    places.give(held[3])
+    assert places.taken == 0
+
+
+def test_a_place_that_nobody_holds_is_free_for_who_waits() -> None:
+    places = Places(1, refuse=False)
+    held = [places.take(None)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(places.take, None)
+        while not places._line:
+            time.sleep(0.001)
+        held.clear()  # as an exception does that comes before the `try`
+        assert waiting.result(SECONDS) is not None
+    del waiting
     assert places.taken == 0
 
 
 def test_who_waits_for_a_place_is_told_of_the_end() -> None:
     places = Places(1, refuse=False)
-    places.take(None)
+    held = places.take(None)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(places.take, None)
         while not places._line:
@@ -530,3 +561,4 @@ def test_who_waits_for_a_place_is_told_of_the_end() -> None:
             waiting.result(SECONDS)
     with pytest.raises(RunnerClosedError):
         places.take(None)
+    assert places.taken == 1 and held

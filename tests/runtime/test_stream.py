@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pytest
 from PIL import Image
 
 from vitdeploy import Classifier, load
-from vitdeploy.errors import DatasetError, ImageError, InputError, OutOfMemoryError, RunnerClosedError
-from vitdeploy.images import decode
+from vitdeploy.core.errors import DatasetError, ImageError, InputError, OutOfMemoryError, RunnerClosedError
+from vitdeploy.data.images import decode
 from vitdeploy.runtime import stream as module
 from vitdeploy.runtime.stream import Stages, stream
 
@@ -151,6 +152,19 @@ def test_a_bad_image_in_its_place(classifier: Classifier, tmp_path: Path) -> Non
     with pytest.raises(ImageError, match="bad.png"):
         next(raising)
     assert stream_threads() == []
+
+
+def test_a_bad_image_lets_the_next_one_be_decoded() -> None:
+    """While much is held, a decoder may wait until its image is the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        pipeline = module._Pipeline(Recorder().stages(), iter([]), pool, pool)
+        pipeline.budget.add(module.HELD_BYTES)
+        waiting = pool.submit(pipeline.budget.wait, 1)
+        pipeline._place(ImageError("bad"))
+        try:
+            waiting.result(timeout=30)
+        finally:
+            pipeline.budget.lift()
 
 
 def test_an_image_the_form_does_not_take_is_named_by_its_place(tiny_checkpoint: Path, tmp_path: Path) -> None:

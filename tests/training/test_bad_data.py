@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdeploy.datasets import find_bad_images, load_dataset, without_images
-from vitdeploy.errors import DatasetError, ImageError
+from vitdeploy.core.errors import DatasetError, ImageError
+from vitdeploy.data import find_bad_images, load_dataset, without_images
 from vitdeploy.training import FinetuneConfig, finetune
 
 Short = Callable[..., FinetuneConfig]
@@ -45,7 +45,20 @@ def test_bad_images_are_found_and_named(photos: Path) -> None:
         without_images(train, range(40))
 
 
+def test_damaged_test_images_are_named_before_training(
+    photos: Path, short: Short, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitdeploy.training import run
+
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("it trains"))
+    (photos / "test" / "one" / "0.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"2 of the 40 images of photos/test .*nine/3\.png is a web page") as error:
+        finetune(short(dataset=photos, limit_train=None, limit_test=None))
+    assert "one/0.png is empty" in error.value.message and "--skip-bad" in str(error.value.hint)
+
+
 def test_without_skip_bad_the_image_is_named(photos: Path, short: Short) -> None:
+    (photos / "test" / "nine" / "3.png").unlink()
     config = short(dataset=photos, limit_train=None, limit_test=None, batch_size=4)
     with pytest.raises(ImageError, match=r"(six/0|two/1)\.png") as error:
         finetune(config)

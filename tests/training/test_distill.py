@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdeploy.checkpoints import load_checkpoint
-from vitdeploy.datasets import load_dataset
-from vitdeploy.errors import InputError, ModelError
+from vitdeploy.core.errors import DatasetError, InputError, ModelError
+from vitdeploy.data import load_dataset
+from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.training import FinetuneConfig, create_vit, dry_run, finetune
 from vitdeploy.training.distill import Distillation, Settings, soft_loss, teacher_view
 
@@ -195,11 +195,12 @@ def test_the_dry_run_counts_the_teacher(scratch: Path, teacher: Path, tmp_path: 
     assert taught.memory_bytes["total"] >= alone.memory_bytes["total"] + 4 * weights
 
 
-def test_refusals_come_before_training(
-    scratch: Path, teacher: Path, tmp_path: Path, tiny_checkpoint: Path, cli: Callable[..., Any]
-) -> None:
-    with pytest.raises(InputError, match="does not know 10 of the 10 classes, '0' for one"):
-        finetune(settings(scratch, tmp_path / "out", distill=tiny_checkpoint))
+def test_refusals_come_before_training(scratch: Path, teacher: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    other = create_vit(
+        tmp_path / "other", labels=["cat", "dog"], image_size=16, patch_size=8, hidden_size=8, layers=1, heads=1
+    )
+    with pytest.raises(DatasetError, match="the teacher .* does not know 10 of the 10 classes of the dataset: '0'"):
+        finetune(settings(scratch, tmp_path / "out", distill=other))
     with pytest.raises(ModelError, match="no checkpoint"):
         finetune(settings(scratch, tmp_path / "out", distill=tmp_path / "none"))
     for wrong in ({"distill_weight": 1.5}, {"distill_temperature": 0.0}, {"distill_kind": "loud"}):
@@ -208,8 +209,8 @@ def test_refusals_come_before_training(
     for idle in ({"distill_weight": 0.9}, {"distill_temperature": 1.0}, {"distill_kind": "hard"}):
         with pytest.raises(InputError, match="no effect without a teacher"):
             dataclasses.replace(settings(scratch, tmp_path / "out"), **idle)
-    with pytest.raises(InputError, match="does not know"):  # and a dry run refuses what the run would refuse
-        dry_run(settings(scratch, tmp_path / "out", distill=tiny_checkpoint))
+    with pytest.raises(DatasetError, match="does not know"):  # and a dry run refuses what the run would refuse
+        dry_run(settings(scratch, tmp_path / "out", distill=other))
     assert not (tmp_path / "out").exists()
     done = cli(
         *("finetune", scratch, "--dataset", "digits", "--output", tmp_path / "cli", "--distill", teacher),

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitdeploy.checkpoints import load_checkpoint, open_folder
-from vitdeploy.datasets import load_dataset
-from vitdeploy.errors import InputError, ModelError, OutputExistsError
+from tests.tools.files import recorded_writes
+from vitdeploy.core.errors import InputError, ModelError, OutputExistsError
+from vitdeploy.data import load_dataset
+from vitdeploy.models.checkpoints import load_checkpoint, open_folder
 from vitdeploy.training import Curve, FinetuneConfig, create_vit
 from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.data import Augmenter, Batcher, Rows
-from vitdeploy.training.loop import make_plan
+from vitdeploy.training.loop import _refuse_sharding, make_plan
 from vitdeploy.training.models import load_trainable
+from vitdeploy.training.processes import Processes
+from vitdeploy.training.workspace import Workspace
 
 
 def test_image_size_resizes_positions_as_transformers_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_image_size_resizes_positions_as_transformers_does(tiny_checkpoint: Path
 
 def test_image_sizes_that_can_not_be(tiny_checkpoint: Path) -> None:
     folder = open_folder(tiny_checkpoint)
-    with pytest.raises(InputError, match="no multiple of the patch size 8") as error:
+    with pytest.raises(InputError, match="not a multiple of the patch size 8") as error:
         load_trainable(folder, ("a", "b"), image_size=50, seed=0)
     assert "--image-size 48" in str(error.value.hint)
 
@@ -97,7 +100,7 @@ def test_models_without_a_patch_size_are_refused(tmp_path: Path) -> None:
 
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
     transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="resnet model without one image size"):
+    with pytest.raises(ModelError, match="not supported for .*, a resnet model: .* no image_size"):
         load_trainable(open_folder(tmp_path), ("a", "b"), image_size=None, seed=0)
 
 
@@ -232,3 +235,24 @@ def test_objective_smooths_targets_in_training_only() -> None:
         assert loss.item() == pytest.approx(-(targets * log_scores).sum(-1).mean().item(), abs=1e-6)
     mixed, _ = objective(module.train(), {"pixel_values": logits, "labels": hard})  # as probabilities: the same
     assert mixed.item() == pytest.approx(-(smooth * log_scores).sum(-1).mean().item(), abs=1e-6)
+
+
+def test_a_model_in_shards_is_refused() -> None:
+    _refuse_sharding(SimpleNamespace(is_fsdp_enabled=False))
+    with pytest.raises(InputError, match="FSDP is not supported"):
+        _refuse_sharding(SimpleNamespace(is_fsdp_enabled=True))
+
+
+def test_a_checkpoint_that_is_there_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Workspace(tmp_path, None)
+    writes = recorded_writes(tmp_path, monkeypatch)
+    for content in ("one", "two"):  # another takes the place of the first
+        with work.new_checkpoint(7, Processes(0, 1)) as folder:
+            (folder / "state").mkdir()
+            (folder / "model.safetensors").write_text(content)
+            (folder / "state" / "optimizer.pt").write_text(content)
+            assert folder != work.checkpoint(7)
+        assert not writes.too_early and not writes.pending
+        assert ("rename", "checkpoint-7") in writes.log
+        assert (work.checkpoint(7) / "state" / "optimizer.pt").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]

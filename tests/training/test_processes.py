@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.conftest import weights_of
-from vitdeploy import progress
+from tests.tools.training import weights_of
+from vitdeploy.core import progress
 from vitdeploy.training import FinetuneConfig, create_vit, finetune
 
 ROOT = Path(__file__).parents[2]

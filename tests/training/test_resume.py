@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.conftest import weights_of
-from vitdeploy.errors import BundleError, InputError, OutputExistsError, VitdeployError
+from tests.tools.commands import Command
+from tests.tools.training import weights_of
+from vitdeploy.core.errors import BundleError, InputError, OutputExistsError, VitdeployError
 from vitdeploy.training import FinetuneConfig, FinetuneResult, finetune
 from vitdeploy.training.objective import CrossEntropy
 
 Short = Callable[..., FinetuneConfig]
-ROOT = Path(__file__).parents[2]
+Whole = Callable[..., tuple[Path, FinetuneResult]]
 
 
 class FailsAt:
@@ -41,7 +37,8 @@ class FailsAt:
         return self._inner(module, batch)
 
 
-def same(first: Path, again: Path, one: FinetuneResult, other: FinetuneResult) -> None:
+def same(whole: tuple[Path, FinetuneResult], again: Path, other: FinetuneResult) -> None:
+    first, one = whole
     assert one.curve == other.curve
     weights, resumed = weights_of(first), weights_of(again)
     assert all(np.array_equal(weights[name], resumed[name]) for name in weights)
@@ -66,12 +63,11 @@ EVERYTHING: dict[str, Any] = {"augment": "flip-shift", "drop_path": 0.2, "ema": 
     ids=str,
 )
 def test_taken_up_again_is_bit_for_bit_the_same(
-    short: Short, changes: dict[str, Any], stop: int, tmp_path: Path
+    short: Short, whole: Whole, changes: dict[str, Any], stop: int, tmp_path: Path
 ) -> None:
     if {"mixup", "randaugment"} & set(changes):
         pytest.importorskip("kornia")
     settings = {"max_steps": 14, "learning_rate": 3e-3, **changes}
-    whole = finetune(short("whole", **settings))
     broken = short("broken", **settings)
     smoothing = settings.get("label_smoothing", 0.0)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -79,16 +75,15 @@ def test_taken_up_again_is_bit_for_bit_the_same(
     assert not (tmp_path / "broken").exists()
     resumed = finetune(replace(broken, resume=True))
     assert len(resumed.resumed_from) == 1 and 0 < resumed.resumed_from[0] <= stop
-    same(tmp_path / "whole", tmp_path / "broken", whole, resumed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+    same(whole(**settings), tmp_path / "broken", resumed)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_negative_twin_without_its_optimizer_it_is_another_run(short: Short, tmp_path: Path) -> None:
+def test_negative_twin_without_its_optimizer_it_is_another_run(short: Short, whole: Whole, tmp_path: Path) -> None:
     """What is compared above notices a checkpoint that has lost something."""
     import torch
 
-    whole = finetune(short("whole", max_steps=14))
-    broken = short("broken", max_steps=14)
+    broken = short("broken", max_steps=14, learning_rate=3e-3)
     with pytest.raises(RuntimeError):
         finetune(broken, objective=FailsAt(7, RuntimeError("power cut")))
     (last,) = [max((tmp_path / "broken.training").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))]
@@ -96,14 +91,16 @@ def test_negative_twin_without_its_optimizer_it_is_another_run(short: Short, tmp
     for entry in state["state"].values():
         entry["exp_avg"].zero_()
     torch.save(state, last / "optimizer.pt")
-    assert finetune(replace(broken, resume=True)).curve != whole.curve
+    assert finetune(replace(broken, resume=True)).curve != whole(max_steps=14, learning_rate=3e-3)[1].curve
 
 
-def test_interrupted_twice_and_after_training(short: Short, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_twice_and_after_training(
+    short: Short, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitdeploy.training import run
 
-    whole = finetune(short("whole", max_steps=14))
-    broken = short("broken", max_steps=14, resume=True)  # --resume where nothing is there yet starts at the beginning
+    # --resume where nothing is there yet starts at the beginning
+    broken = short("broken", max_steps=14, learning_rate=3e-3, resume=True)
     for stop in (4, 5):
         with pytest.raises(RuntimeError):
             finetune(broken, objective=FailsAt(stop, RuntimeError("power cut")))
@@ -113,49 +110,28 @@ def test_interrupted_twice_and_after_training(short: Short, tmp_path: Path, monk
             finetune(broken)
     resumed = finetune(broken, objective=FailsAt(0, AssertionError("trains again")))
     assert resumed.resumed_from == (4, 8, 14)
-    same(tmp_path / "whole", tmp_path / "broken", whole, resumed)
-
-
-def start(arguments: list[object], stderr: Path, file_limit: int | None = None) -> subprocess.Popen[bytes]:
-    def limit() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
-        if file_limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
-    return subprocess.Popen(
-        [sys.executable, "-m", "vitdeploy", "finetune", *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=stderr.open("w"),
-        preexec_fn=limit,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-    )
+    same(whole(max_steps=14, learning_rate=3e-3), tmp_path / "broken", resumed)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_killed_at_any_moment(how: int, short: Short, scratch: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment(how: int, short: Short, whole: Whole, scratch: Path, tmp_path: Path) -> None:
     """The process dies at a moment that only the clock decides, three times; nothing of the outcome shows it."""
-    whole = finetune(short("whole", max_steps=300, augment="shift", limit_train=None))
-    arguments: list[object] = [scratch, "--dataset", "digits", "--output", tmp_path / "killed", "--max-steps", 300]
+    settings = {"max_steps": 150, "save_every": 24, "augment": "shift", "limit_train": None}
+    arguments: list[object] = ["finetune", scratch, "--dataset", "digits", "--output", tmp_path / "killed"]
+    arguments += ["--max-steps", 150, "--save-every", 24, "--resume"]
     arguments += ["--limit-test", 40, "--batch-size", 20, "--augment", "shift", "--threads", 1]
     work = tmp_path / "killed.training"
     for _ in range(2):
         before = len(list(work.glob("checkpoint-*"))) and max(steps_of(work))
-        process = start([*arguments, "--resume"], tmp_path / "stderr.txt")
-        deadline = time.monotonic() + 120
-        while not steps_of(work) or max(steps_of(work)) <= before:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr.txt").read_text()
-            time.sleep(0.02)
-        process.send_signal(how)
-        process.wait(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+        command = Command(tmp_path, arguments)
+        command.wait_until(lambda: bool(steps_of(work)) and max(steps_of(work)) > before)  # noqa: B023
+        assert command.send(how) == (-signal.SIGKILL if how == signal.SIGKILL else 130), command.said
         assert not (tmp_path / "killed").exists() and steps_of(work)
         if how == signal.SIGINT:
-            said = (tmp_path / "stderr.txt").read_text()
-            assert "--resume goes on from there" in said and "Traceback" not in said
-    resumed = finetune(short("killed", max_steps=300, augment="shift", limit_train=None, resume=True))
+            assert "--resume goes on from there" in command.said and "Traceback" not in command.said
+    resumed = finetune(short("killed", **settings, resume=True))
     assert len(resumed.resumed_from) == 2
-    same(tmp_path / "whole", tmp_path / "killed", whole, resumed)
+    same(whole(**settings), tmp_path / "killed", resumed)
     assert not work.exists()
 
 
@@ -165,38 +141,26 @@ def steps_of(work: Path) -> list[int]:
 
 @pytest.mark.parametrize("largest_file", [100_000, 400_000], ids=["weights do not fit", "optimizer does not fit"])
 def test_a_full_disk_loses_neither_the_output_nor_the_best(
-    largest_file: int, short: Short, scratch: Path, tmp_path: Path
+    largest_file: int, short: Short, whole: Whole, scratch: Path, tmp_path: Path
 ) -> None:
     """No new file may grow beyond a limit in the second session; what the first one kept is there, and goes on."""
-    whole = finetune(short("whole", max_steps=14))
     old = finetune(short("out", max_steps=2))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     config = short("out", max_steps=14, overwrite=True)
     with pytest.raises(RuntimeError):
         finetune(config, objective=FailsAt(9, RuntimeError("power cut")))
     kept = set(steps_of(tmp_path / "out.training"))
-    arguments: list[object] = [scratch, "--dataset", "digits", "--output", tmp_path / "out", "--max-steps", 14]
-    arguments += [
-        "--limit-train",
-        120,
-        "--limit-test",
-        40,
-        "--batch-size",
-        20,
-        "--threads",
-        1,
-        "--overwrite",
-        "--resume",
-    ]
-    process = start(arguments, tmp_path / "stderr.txt", file_limit=largest_file)
-    process.wait(timeout=120)
-    said = (tmp_path / "stderr.txt").read_text()
-    assert process.returncode == 1 and "no space left" in said and "--resume goes on" in said, said
+    arguments: list[object] = ["finetune", scratch, "--dataset", "digits", "--output", tmp_path / "out"]
+    arguments += ["--max-steps", 14, "--limit-train", 120, "--limit-test", 40, "--batch-size", 20, "--threads", 1]
+    arguments += ["--overwrite", "--resume"]
+    command = Command(tmp_path, arguments, file_limit=largest_file)
+    code, said = command.wait(), command.said
+    assert code == 1 and "no space left" in said and "--resume goes on" in said, said
     assert "Traceback" not in said
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert set(steps_of(tmp_path / "out.training")) == kept
     resumed = finetune(replace(config, resume=True))
-    same(tmp_path / "whole", tmp_path / "out", whole, resumed)
+    same(whole(max_steps=14), tmp_path / "out", resumed)
     assert resumed.curve != old.curve
 
 
@@ -239,9 +203,19 @@ def test_other_images_are_noticed(short: Short, tiny_images: Path, tmp_path: Pat
     config = short(dataset=photos, limit_train=None, limit_test=None, max_steps=14, batch_size=4)
     with pytest.raises(RuntimeError):
         finetune(config, objective=FailsAt(7, RuntimeError("power cut")))
-    (photos / "train" / "one" / "2.png").unlink()
-    with pytest.raises(InputError, match="data"):
+    (photos / "train" / "one" / "2.png").rename(tmp_path / "2.png")
+    with pytest.raises(InputError, match="had 36 training images, and there are 35 now") as error:
         finetune(replace(config, resume=True))
+    assert "the dataset as it was" in str(error.value.hint)
+    (photos / "train" / "one" / "3.png").rename(photos / "train" / "one" / "9.png")
+    (tmp_path / "2.png").rename(photos / "train" / "one" / "2.png")
+    with pytest.raises(InputError, match="images, and some are others now"):
+        finetune(replace(config, resume=True))
+    (photos / "train" / "one" / "9.png").rename(photos / "train" / "one" / "3.png")
+    (photos / "test" / "one" / "2.png").unlink()  # what is tested on decides no weight
+    (photos / "test" / "two" / "2.png").write_bytes(b"damaged")
+    resumed = finetune(replace(config, resume=True, skip_bad=True, limit_test=30))
+    assert resumed.resumed_from and resumed.data["test"]["count"] == 30
 
 
 def test_two_runs_of_one_output(short: Short) -> None:
@@ -253,3 +227,24 @@ def test_two_runs_of_one_output(short: Short) -> None:
 
     with pytest.raises(VitdeployError, match="seen"):
         finetune(short(), objective=Second())
+
+
+def test_a_changed_label_is_noticed(short: Short, tiny_images: Path, tmp_path: Path) -> None:
+    """The images are where they were, and one of them is called by another class: no checkpoint has learnt that."""
+    photos = tmp_path / "photos"
+    for split in ("train", "test"):
+        shutil.copytree(tiny_images, photos / split)
+        rows = [
+            f"{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(photos.glob(f"{split}/*/*.png"))
+        ]
+        (photos / split / "metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    usual = {"limit_train": None, "limit_test": None, "batch_size": 4, "validation": 0}
+    config = short(dataset=photos, max_steps=14, save_every=4, **usual)
+    with pytest.raises(RuntimeError):
+        finetune(config, objective=FailsAt(7, RuntimeError("power cut")))
+    table = photos / "train" / "metadata.csv"
+    table.write_text(table.read_text().replace("one/2.png,one", "one/2.png,two"))
+    with pytest.raises(InputError, match="had 40 training images, and some are others now"):
+        finetune(replace(config, resume=True))
+    table.write_text(table.read_text().replace("one/2.png,two", "one/2.png,one"))
+    assert finetune(replace(config, resume=True)).resumed_from == (4,)

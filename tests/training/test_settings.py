@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vitdeploy.checkpoints import load_checkpoint
-from vitdeploy.errors import InputError
+from vitdeploy.core.errors import InputError
+from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.training import FinetuneConfig, dry_run, finetune, read_settings
 from vitdeploy.training.card import model_card
 from vitdeploy.training.confusion import count_confusion, draw_confusion
+from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.loop import make_plan
 from vitdeploy.training.parameters import parameter_counts
+from vitdeploy.training.result import Curve
 from vitdeploy.training.settings import to_toml
 
 Short = Callable[..., FinetuneConfig]
@@ -53,15 +58,42 @@ def test_the_file_beside_a_checkpoint_makes_it_again(
     assert first == again
 
 
+def test_the_file_alone_repeats_a_run_on_local_folders(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
+) -> None:
+    """From any folder; the card names no path."""
+    for name, colour in (("cat", 40), ("dog", 200)):
+        for part, count in (("train", 12), ("test", 4)):
+            folder = tmp_path / "data" / "photos" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (16, 16), (colour, index, 0)).save(folder / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ("--max-steps", 1, "--threads", 1, "--validation", 0)
+    outcome = cli("finetune", scratch, "--dataset", "data/photos", "--output", "runs/photos", *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    text = (tmp_path / "runs" / "photos" / "finetune.toml").read_text()
+    assert 'dataset = "../../data/photos"' in text and 'output = "runs/photos"' in text
+    for name in ("README.md", "finetune.json"):
+        assert str(tmp_path) not in (tmp_path / "runs/photos" / name).read_text()
+        assert "data/photos" not in (tmp_path / "runs/photos" / name).read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = cli("finetune", "--config", tmp_path / "runs/photos/finetune.toml", "--output", "again")
+    assert outcome.exit_code == 0, outcome.stderr
+    again = tmp_path / "elsewhere" / "again" / "model.safetensors"
+    assert again.read_bytes() == (tmp_path / "runs" / "photos" / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("learning_rte = 1e-4", "did you mean learning_rate"),
         ("resume = true", "there is no setting 'resume'"),
-        ('batch_size = "32"', "must be of type int"),
-        ("batch_size = true", "must be of type int"),
-        ("seed = 1.5", "must be of type int"),
-        ("epochs = ", "is no TOML"),
+        ('batch_size = "32"', "give a whole number"),
+        ("batch_size = true", "give a whole number"),
+        ("seed = 1.5", "give a whole number"),
+        ("epochs = ", "is not TOML"),
     ],
 )
 def test_files_that_say_nonsense(tmp_path: Path, text: str, says: str) -> None:
@@ -98,6 +130,33 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(short: Short, tmp_pat
     assert plan.seconds > plan.step_seconds * plan.steps > 0
     result = finetune(config)
     assert result.steps == plan.steps and len(result.curve.validation) == plan.evaluations
+
+
+def test_what_a_dry_run_expects_grows_with_the_epochs(short: Short, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps' share by their number; no time to measure whole batches is made up for by smaller ones, and said."""
+    for probe in (False, True):
+        few, many = (dry_run(short(max_steps=None, epochs=epochs, linear_probe=probe)) for epochs in (1, 1000))
+        assert many.steps == 1000 * few.steps and many.seconds > few.seconds and many.step_seconds > 0
+        assert not any("scaled up" in note for note in few.notes)
+    whole = dry_run(short(max_steps=None, epochs=1))
+    monkeypatch.setattr("vitdeploy.training.estimate._TIMED_SECONDS", 0.0)
+    quick = dry_run(short(max_steps=None, epochs=1))
+    assert any("scaled up from a batch of 1 image" in note for note in quick.notes)
+    assert quick.memory_bytes["activations"] == pytest.approx(whole.memory_bytes["activations"], rel=0.1)
+
+
+def test_a_dry_run_looks_at_a_few_images_only(short: Short, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: the run itself looks at those it tests on before it trains."""
+    from vitdeploy.data import ImageDataset
+
+    seen: list[tuple[str, int]] = []
+    decode = ImageDataset.image
+    monkeypatch.setattr(ImageDataset, "image", lambda self, n: (seen.append((self.split, n)), decode(self, n))[1])
+    plan = dry_run(short(limit_train=None, limit_test=None, batch_size=4))
+    assert 0 < len(set(seen)) < 30 and any("decodes every test image" in note for note in plan.notes)
+    seen.clear()
+    finetune(short(max_steps=1))
+    assert {n for split, n in seen if split == "test"} == set(range(40))
 
 
 def test_dry_run_counts_what_learns(short: Short) -> None:
@@ -190,3 +249,14 @@ def test_parameter_counts() -> None:
     module = torch.nn.Linear(3, 4)
     module.bias.requires_grad_(False)
     assert parameter_counts(module) == (16, 12)
+
+
+def test_the_curves_axes_have_round_ticks() -> None:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten; a run of a single step has a picture too."""
+    for steps in ((1,), (7, 14, 21, 137)):
+        loss = tuple({"step": step, "loss": 2.3456 / step, "epoch": 1.0} for step in steps)
+        picture = draw_curve(Curve(train=loss, validation=(), best_step=None), "a run")
+        heights = [float(text) for text in re.findall(r'text-anchor="end">(-?[\d.]+)</text>', picture)]
+        (step,) = {round(high - low, 9) for low, high in itertools.pairwise(heights)}
+        assert f"{step:e}".partition("e")[0].rstrip("0").rstrip(".") in ("1", "2", "2.5", "5")
+        assert all(abs(height / step - round(height / step)) < 1e-6 for height in heights)

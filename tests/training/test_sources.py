@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.conftest import DIGITS
-from vitdeploy.checkpoints import load_checkpoint
-from vitdeploy.datasets import ImageDataset, load_dataset
-from vitdeploy.errors import InputError
+from tests.tools.training import DIGITS
+from vitdeploy.core.errors import InputError
+from vitdeploy.data import ImageDataset, load_dataset
+from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.training import FinetuneConfig, finetune
 from vitdeploy.training.objective import CrossEntropy
 
@@ -66,8 +66,8 @@ def test_parquet_with_columns_that_are_named(
     assert weights[0] != weights[1]
 
 
-def test_the_test_images_are_looked_at_once(short: Short, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation comes with every evaluation, test at the end only; each image of it once."""
+def test_the_test_images_decide_nothing(short: Short, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation comes with every evaluation, test at the end; before that each image is decoded once, to be sure."""
     seen: Counter[tuple[str, int]] = Counter()
     order: list[str] = []
     read = ImageDataset.image
@@ -80,9 +80,9 @@ def test_the_test_images_are_looked_at_once(short: Short, monkeypatch: pytest.Mo
     monkeypatch.setattr(ImageDataset, "image", counted)
     result = finetune(short())
     times = {split: {count for (name, _), count in seen.items() if name == split} for split in ("validation", "test")}
-    assert times["test"] == {1} and times["validation"] == {len(result.curve.validation) + 1}
+    assert times["test"] == {2} and times["validation"] == {len(result.curve.validation) + 1}
     assert sum(name == "test" for name, _ in seen) == 40
-    assert order[-40:] == ["test"] * 40  # after everything was decided
+    assert order[:40] == order[-40:] == ["test"] * 40  # before anything was trained, and after everything was decided
     assert result.data["test"]["used_for"].startswith("one look")
     assert "best weights" in result.data["validation"]["used_for"]
 
@@ -103,5 +103,5 @@ def test_image_size_and_threads_of_a_run(short: Short, tmp_path: Path) -> None:
     made = load_checkpoint(tmp_path / "out")
     assert made.module.config.image_size == 32
     assert made.processor.size["height"] == made.processor.size["width"] == 32
-    with pytest.raises(InputError, match="no multiple of the patch size"):
+    with pytest.raises(InputError, match="not a multiple of the patch size"):
         finetune(short("odd", image_size=30))

@@ -1,0 +1,109 @@
+"""The benchmark of an embedding: what each form keeps of FP32's vectors, its limits, and the report of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tools.command_line import invoke
+from tests.tools.towers import write_tower
+from vitdeploy import BenchReport, Recipe, bench, build, export, load, load_dataset
+from vitdeploy.bench import csv_text, markdown, render_html
+from vitdeploy.evaluation.accuracy import Answers
+from vitdeploy.evaluation.vectors import summarise_vectors
+from vitdeploy.report.recommendation import recommended
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> tuple[Path, Path]:
+    """(checkpoint, bundle with INT8)."""
+    root = tmp_path_factory.mktemp("vectors")
+    checkpoint = write_tower("dinov2", root / "checkpoint")
+    bundle = export(checkpoint, root / "bundle")
+    build(bundle, ["int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=16))
+    return checkpoint, bundle.path
+
+
+@pytest.fixture(scope="module")
+def report(made: tuple[Path, Path], tiny_images: Path) -> BenchReport:
+    return bench(
+        made[1],
+        load_dataset(tiny_images, "all"),
+        baseline=made[0],
+        backends=("onnxruntime",),
+        neighbours=3,
+        min_cosine=0.9,
+        max_drop_points=50,
+        rounds=3,
+        max_seconds=3,
+        memory=False,
+        threads=1,
+    )
+
+
+def test_each_form_is_compared_with_pytorch(report: BenchReport, made: tuple[Path, Path], tiny_images: Path) -> None:
+    data = load_dataset(tiny_images, "all")
+    images = [data.image(index) for index in range(len(data))]
+    with load(made[1], "onnxruntime", "fp32") as exact, load(made[1], "onnxruntime", "int8") as small:
+        wanted, found = exact.embed(images), small.embed(images)
+    seen = np.ones(len(images), np.bool_)
+    int8 = report.row("int8/onnxruntime").embedding
+    own = summarise_vectors(Answers(found, seen), data.label_ids, 3, Answers(wanted, seen))
+    assert int8 is not None and int8.cosine is not None and own is not None and own.cosine is not None
+    assert int8.cosine.value == pytest.approx(own.cosine.value, abs=1e-4) and int8.cosine.value < 0.99999
+    assert (int8.count, int8.k) == (40, 3)
+    fp32 = report.row("fp32/onnxruntime").embedding
+    assert fp32 is not None and fp32.cosine is not None and fp32.recall is not None and fp32.knn is not None
+    assert fp32.cosine.value > 0.99999 and fp32.recall.value > 0.95 and fp32.knn.delta == 0
+    base = report.base
+    assert base is not None and base.backend == "pytorch" and base.embedding is not None
+    assert base.embedding.cosine is None and base.embedding.knn is not None
+    assert {row.status for row in report.rows} == {"ok"} and not report.disagreements
+
+
+def test_the_report_is_written_and_read(report: BenchReport) -> None:
+    again = BenchReport.from_json(json.loads(report.dumps()))
+    assert again.row("int8/onnxruntime").embedding == report.row("int8/onnxruntime").embedding
+    page, text, table = render_html(report), markdown(report), csv_text(report)
+    for shown in (page, text):
+        assert "cosine" in shown and "recall@" in shown and "3NN top-1" in shown.replace("kNN top-1", "3NN top-1")
+    assert "bootstrap" in page and "bootstrap" in text
+    line = next(line for line in table.splitlines() if line.startswith("int8/onnxruntime"))
+    head = table.splitlines()[0].split(",")
+    kept = report.row("int8/onnxruntime").embedding
+    assert kept is not None and kept.recall is not None
+    assert float(line.split(",")[head.index("recall")]) == pytest.approx(kept.recall.value)
+
+
+@pytest.mark.usefixtures("quiet_machine")
+def test_limits_decide_what_is_recommended(report: BenchReport) -> None:
+    def outside(**limits: float | None) -> tuple[str, ...]:
+        return recommended(replace(report, settings=replace(report.settings, **limits))).row("int8/onnxruntime").outside
+
+    assert not any("cosine" in why for why in outside(min_cosine=0.5))
+    assert any("a mean cosine of" in why for why in outside(min_cosine=0.9999999))
+    assert any("recall@3" in why for why in outside(min_recall=0.9999999))
+    bare = tuple(replace(row, embedding=row.embedding and replace(row.embedding, knn=None)) for row in report.rows)
+    nothing = recommended(replace(report, rows=bare, settings=replace(report.settings, min_cosine=None)))
+    assert "no limit says what it must keep" in nothing.row("int8/onnxruntime").outside[0]
+    assert nothing.recommendation["key"] == nothing.baseline["key"] or nothing.recommendation["key"] is None
+    some = recommended(replace(report, rows=bare, settings=replace(report.settings, min_cosine=0.5)))
+    assert "keeps a mean cosine of 0.5" in str(some.recommendation["sentence"])
+
+
+def test_images_without_classes_have_no_classifier(made: tuple[Path, Path], tiny_images: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for place, path in enumerate(sorted(tiny_images.rglob("*.png"))[:12]):
+        shutil.copy(path, photos / f"{place}.png")
+    asked = ["--backend", "onnxruntime", "--no-latency", "--min-recall", 0.01, "--split", "all", "--json", "-"]
+    done = invoke("bench", made[1], "--dataset", photos, *asked, "--neighbours", 2, "--no-save")
+    assert done.exit_code == 0, done.stderr
+    rows = {row["key"]: row["embedding"] for row in json.loads(done.stdout)["rows"]}
+    assert rows["int8/onnxruntime"]["knn"] is None and rows["int8/onnxruntime"]["recall"]["value"] > 0
+    assert rows["fp32/onnxruntime"]["recall"] is None, "the first form is the baseline"

@@ -1,0 +1,65 @@
+"""`vitdeploy lint` as users see it: what it prints, its exit codes, its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.lint_graphs import PAIRS, linear, saved
+from vitdeploy.compiler.lint.rules import RULES
+
+
+def test_a_sound_graph(cli: Callable[..., Any], tmp_path: Path) -> None:
+    done = cli("lint", saved(linear(), tmp_path / "graph.onnx"))
+    assert done.exit_code == 0 and "Nothing found" in done.stdout and not done.stderr
+    assert "INT8 and FP16, opset 20" in done.stdout and "100.0% of them quantised" in done.stdout
+
+
+@pytest.mark.parametrize(("rule", "code"), [("asymmetric-qdq", 3), ("one-sided-residual", 4), ("fp32-only", 0)])
+def test_the_exit_code_is_the_worst_severity(rule: str, code: int, cli: Callable[..., Any], tmp_path: Path) -> None:
+    done = cli("lint", saved(PAIRS[rule][0], tmp_path / "graph.onnx"))
+    assert done.exit_code == code
+    text = " ".join(done.stdout.split())
+    assert f"{RULES[rule].severity} {RULES[rule].title} ({rule})" in text and f"Remedy: {RULES[rule].remedy}" in text
+
+
+def test_a_finding_says_where(cli: Callable[..., Any], tmp_path: Path) -> None:
+    path = saved(PAIRS["too-little-int8"][0], tmp_path / "graph.onnx")
+    short, full = cli("lint", path).stdout, cli("lint", path, "--all").stdout
+    assert "and 7 more (--all)" in short and "layer/MatMul_f9" in full and "--all" not in full
+
+
+def test_json(cli: Callable[..., Any], tmp_path: Path) -> None:
+    done = cli("lint", saved(PAIRS["asymmetric-qdq"][0], tmp_path / "graph.onnx"), "--json")
+    data = json.loads(done.stdout)  # compared with the schema
+    (graph,) = data["graphs"]
+    assert done.exit_code == 3 and data["worst"] == "error" and data["counts"] == {"error": 1, "warning": 0, "info": 0}
+    (finding,) = graph["findings"]
+    assert finding["rule"] == "asymmetric-qdq" and finding["page"] == "docs/lint/asymmetric-qdq.md"
+    assert finding["places"][0]["node"] == "layer/QuantizeLinear_q" and finding["places"][0]["layer"] == "layer"
+
+
+def test_targets(cli: Callable[..., Any], tmp_path: Path) -> None:
+    path = saved(PAIRS["opset"][0], tmp_path / "graph.onnx")
+    assert cli("lint", path, "--target", "tensorrt-10.3").exit_code == 4
+    assert cli("lint", path, "--target", "tensorrt-11", "--target", "tensorrt-rtx").exit_code == 0
+    assert cli("lint", path, "--target", "tensorrt-9").exit_code == 2
+
+
+def test_a_bundle(cli: Callable[..., Any], tiny_bundle: Path) -> None:
+    done = cli("lint", tiny_bundle, "--json")
+    assert done.exit_code == 0, done.stdout
+    graphs = {graph["file"]: graph["targets"] for graph in json.loads(done.stdout)["graphs"]}
+    assert graphs["model.int8-cpu.onnx"] == ["cpu"] and "cpu" not in graphs["model.int8.onnx"]
+    only = cli("lint", tiny_bundle, "--target", "cpu", "--json")
+    assert [graph["file"] for graph in json.loads(only.stdout)["graphs"]] == ["model.int8-cpu.onnx"]
+
+
+def test_no_onnx_file(cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    done = cli("lint", tmp_path / "graph.onnx")
+    assert done.exit_code == 1 and done.stderr.startswith("Error: ") and "Hint: " in done.stderr and not done.stdout

@@ -1,0 +1,296 @@
+"""Two reports: what changed is found, what is noise is called that, and conditions mean what they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tools.forms import CLASSES, Clock, KnownRunner, Pictures, form, noisy, report_of, report_on
+from vitdeploy.bench import BenchReport, bench, render_html
+from vitdeploy.core.errors import InputError
+from vitdeploy.data import load_dataset
+from vitdeploy.report.comparison import _TIMES, Comparison, _log, compare
+from vitdeploy.report.conditions import evaluate, parse
+from vitdeploy.report.merge_accuracy import with_accuracy
+from vitdeploy.report.records import Samples
+
+
+def change(comparison: Comparison, metric: str, key: str = "int8/openvino") -> Any:
+    return next(row for row in comparison.rows if row.key == key).find(metric)
+
+
+def replace_change(comparison: Comparison, metric: str, **facts: Any) -> Comparison:
+    rows = [
+        replace(row, changes=tuple(replace(c, **facts) if c.metric == metric else c for c in row.changes))
+        for row in comparison.rows
+    ]
+    return replace(comparison, rows=tuple(rows))
+
+
+def test_two_runs_of_the_same_are_no_more_than_noise() -> None:
+    comparison = compare(report_of(seed=1), report_of(seed=5))
+    for metric in ("p50", "throughput", "speedup", "top1", "size"):
+        assert change(comparison, metric).beyond_noise is False, metric
+    found = change(comparison, "p50")
+    assert found.ci95[0] < found.amount < found.ci95[1] and abs(found.amount - 1) < 0.02
+
+
+def test_a_form_that_became_slower_is_found() -> None:
+    comparison = compare(report_of(seed=1), report_of(int8_ms=11.5, seed=5))
+    found = change(comparison, "p50")
+    assert found.amount == pytest.approx(1.15, abs=0.02) and found.beyond_noise
+    assert found.ci95[0] < 1.15 < found.ci95[1] or found.ci95[0] > 1.1
+    assert change(comparison, "speedup").amount == pytest.approx(1 / 1.15, abs=0.02)
+    assert not change(comparison, "p50", "fp32/pytorch").beyond_noise
+
+
+def test_what_moved_the_unchanged_baseline_is_noise() -> None:
+    comparison = compare(report_of(seed=1), report_of(int8_ms=11.5, base_ms=24.0, seed=5))  # all became a fifth slower
+    assert comparison.drift == pytest.approx(1.2, abs=0.03)
+    assert not change(comparison, "p50").beyond_noise
+    assert change(comparison, "p50").amount == pytest.approx(11.5 / 10 / 1.2, abs=0.03)
+    assert any("about which nothing changed, became" in note for note in comparison.notes)
+    # A form that is slower than the machine has become is found.
+    slower = compare(report_of(seed=1), report_of(int8_ms=18.0, base_ms=24.0, seed=5))
+    assert change(slower, "p50").amount == pytest.approx(1.5, abs=0.03) and change(slower, "p50").beyond_noise
+    # With another PyTorch the baseline is no measure of the machine, and a change has to be large.
+    other = report_of(int8_ms=12.0, base_ms=24.0, seed=5, versions={"openvino": "1", "torch": "3"})
+    comparison = compare(report_of(seed=1), other)
+    assert comparison.drift is None and not change(comparison, "p50").beyond_noise
+    assert any("torch none → 3" in note for note in comparison.notes)
+    assert any("can't be told from a change of a form" in note for note in comparison.notes)
+
+
+def test_beyond_a_drift_and_beside_busy_programs_nothing_is_said_of_times() -> None:
+    moved = compare(report_of(seed=1), report_of(int8_ms=15.0, base_ms=30.0, seed=5))
+    found = change(moved, "p50")
+    assert found.beyond_noise is None and "became 1.49" in found.inconclusive
+    outcome = evaluate(parse("int8.p50 > 1.1x"), moved)
+    assert outcome.state == "inconclusive" and "became 1.49" in outcome.why[0]
+    assert evaluate(parse("int8.top1 < -0.5pt"), moved).state == "not met"  # answers do not depend on it
+    busy = report_of(seed=5)
+    rows = [replace(row, latencies=(replace(row.latencies[0], busy="other programs"),)) for row in busy.rows]
+    assert change(compare(report_of(seed=1), replace(busy, rows=tuple(rows))), "p50").inconclusive
+
+
+def test_several_reports_a_side_narrow_the_interval_and_have_to_be_of_one_bundle() -> None:
+    before, after = [report_of(seed=seed) for seed in (1, 3)], [report_of(int8_ms=10.6, seed=seed) for seed in (5, 7)]
+    one, two = change(compare(before[0], after[0]), "p50"), change(compare(before, after), "p50")
+    assert not one.beyond_noise and two.beyond_noise is (two.ci95[0] > 1)
+    assert two.ci95[1] / two.ci95[0] < one.ci95[1] / one.ci95[0] and two.amount == pytest.approx(1.06, abs=0.02)
+    with pytest.raises(InputError, match="not of the same files"):
+        compare([before[0], replace(before[1], dataset={"fingerprint": "g"})], after)
+    with pytest.raises(InputError, match="no report before"):
+        compare([], after)
+    with pytest.raises(InputError, match="after is there twice"):  # copies would narrow the interval for nothing
+        compare(before, [*after, replace(after[0], created="another")])
+
+
+def test_accuracy_is_compared_in_pairs_on_the_same_images() -> None:
+    paired = compare(report_of(flip=1), report_of(flip=2))
+    found = change(paired, "top1")
+    assert found.amount == pytest.approx(-0.01) and found.beyond_noise  # ten of a thousand lost, none won
+    other = compare(report_of(flip=1), report_of(flip=2, dataset={"fingerprint": "g"}))
+    apart = change(other, "top1")
+    assert apart.amount == pytest.approx(-0.01)
+    assert apart.ci95[1] - apart.ci95[0] > found.ci95[1] - found.ci95[0]
+    assert any("independent samples" in note for note in other.notes)
+
+
+def test_other_machines_and_other_rows_are_noted() -> None:
+    second = report_of(machine={"cpu": "B"})
+    comparison = compare(report_of(), replace(second, rows=second.rows[:1]))
+    assert any("processor differs" in note for note in comparison.notes)
+    row = comparison.rows[1]
+    assert row.after is None and row.changes == ()
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [
+        ("int8.p50 > 1.1x", True),
+        ("int8.p50 > 1.4x", False),
+        ("int8/openvino.p50 > 10%", True),
+        ("int8@1.p50 >= 11", True),
+        ("int8.p50 > 12", False),
+        ("*.p50 > 1.1x", True),
+        ("fp32.p50 > 2x", False),  # a time alone: machines differ by more than half from run to run
+        ("int8.throughput < 0.9x", True),
+        ("int8.speedup < 0.9x", True),
+        ("int8.top1 < -0.5pt", True),
+        ("int8.top1 < -2pt", False),
+        ("int8.top1 < 0.5", False),
+        ("int8.drop > 2.5", True),
+        ("int8.drop > 0.5pt", True),
+        ("int8.agreement < 0.98", True),
+        ("int8.size > 1x", False),
+    ],
+)
+def test_conditions_mean_what_they_say(condition: str, met: bool) -> None:
+    comparison = compare(report_of(flip=2, seed=1), report_of(int8_ms=11.5, flip=3, seed=5))
+    outcome = evaluate(parse(condition), comparison)
+    assert outcome.state == ("met" if met else "not met")
+    assert bool(outcome.why) is met
+
+
+def test_the_baseline_can_meet_a_condition() -> None:
+    before, after = report_of(seed=1, flip=1), report_of(seed=5, flip=1)
+    larger = replace(after, rows=(replace(after.rows[0], size_bytes=10**9), *after.rows[1:]))
+    before = replace(before, rows=(replace(before.rows[0], size_bytes=10**8), *before.rows[1:]))
+    key = before.rows[0].key
+    for condition in (f"{key}.size > 1.1x", "*.size > 1.1x"):
+        assert evaluate(parse(condition), compare(before, larger)).state == "met"
+
+
+def test_a_change_within_noise_does_not_count_unless_strict() -> None:
+    comparison = compare(report_of(seed=1), report_of(int8_ms=10.1, seed=5))
+    outcome = evaluate(parse("int8.p50 > 1x"), comparison)
+    assert outcome.state == "noise" and "p50" in outcome.why[0]
+    assert evaluate(parse("int8.p50 > 1x"), comparison, strict=True).state == "met"
+
+
+def test_a_gate_that_cannot_see_as_far_as_its_limit_says_so() -> None:
+    few = [report_of(seed=seed, flip=flip, images=60) for seed, flip in ((1, 0), (5, 4))]
+    comparison = compare(*few)
+    outcome = evaluate(parse("int8.top1 < -0.5pt"), comparison)
+    assert outcome.state == "inconclusive" and "can't be told with 60 images" in outcome.why[0]
+    assert evaluate(parse("int8.drop > 1"), comparison).state == "inconclusive"
+    assert evaluate(parse("int8.top1 < -40pt"), comparison).state == "not met"  # so far they can see
+    assert evaluate(parse("int8.p50 > 1.02x"), comparison).state == "inconclusive"
+    assert evaluate(parse("int8.p99 > 1.5x"), comparison).state == "inconclusive"  # of 40 calls there is none
+    assert evaluate(parse("int8.p50 > 1.5x"), comparison).state == "not met"
+    # Six of sixty lost: below the limit, but not so clearly that equal forms never were; that is no pass.
+    fell = compare(few[0], report_of(seed=5, flip=6, images=60))
+    found = evaluate(parse("int8.top1 < -0.5pt"), replace_change(fell, "top1", amount=-0.1, ci95=(-0.183, -0.0107)))
+    assert found.state == "inconclusive"
+    lost = compare(report_of(seed=1), report_of(seed=5, flip=5))  # on 1,000 images five points are seen
+    assert evaluate(parse("int8.top1 < -0.5pt"), lost).state == "met"
+    assert evaluate(parse("int8.drop > 1"), lost).state == "met"
+
+
+def test_a_row_that_no_longer_runs_meets_every_condition() -> None:
+    second = report_of()
+    failed = replace(second.rows[1], status="failed", reason="gone", latencies=(), accuracy=None)
+    for rows in (second.rows[:1], (second.rows[0], failed)):
+        assert evaluate(parse("int8.p50 > 5x"), compare(report_of(), replace(second, rows=rows))).state == "met"
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("int8.p50", "can't be read"),
+        ("int8.p50 > fast", "can't be read"),
+        ("int8.speed > 1", "no metric 'speed'"),
+        ("int8.top1 < 1%", "does not fit"),
+        ("int8.p50 > 1pt", "does not fit"),
+        ("int8.p50 > 0x", "no ratio"),
+        ("int8.p50 > nanx", "can't be read"),
+        ("int4.p50 > 1x", "no row"),
+        ("int8@64.p50 > 1x", "no such number"),
+        ("int8.memory > 1x", "no such number"),
+    ],
+)
+def test_a_condition_that_cannot_be_evaluated_is_an_error_and_no_pass(condition: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        evaluate(parse(condition), compare(report_of(), report_of()))
+    assert caught.value.hint
+
+
+def test_the_interval_covers_the_true_ratio() -> None:
+    inside = 0
+    for seed in range(20):
+        found = change(compare(quick(10, 2 * seed), quick(11, 2 * seed + 1)), "p50")
+        inside += found.ci95[0] <= 1.1 <= found.ci95[1]
+    # Beside the noise of the runs the interval holds what differs between runs, of which there is none here.
+    assert inside == 20
+
+
+def quick(milliseconds: float, seed: int) -> BenchReport:
+    clock = Clock()
+    runner = KnownRunner(clock, CLASSES, takes_ms=noisy(milliseconds, seed))
+    return report_on([form("int8", "openvino", runner)], clock, Pictures(4, CLASSES), accuracy=False)
+
+
+@pytest.mark.usefixtures("quiet_machine")
+def test_accuracy_is_taken_from_a_report_on_the_same_files_and_images(
+    tiny_bundle: Path, tiny_checkpoint: Path, tiny_images: Path
+) -> None:
+    images = load_dataset(tiny_images, "all")
+    options: dict[str, Any] = {"rounds": 2, "threads": 1, "memory": False, "phases": False, "precisions": ["int8"]}
+    kept = bench(tiny_bundle, images, baseline=tiny_checkpoint, latency=False, **options)
+    timed = bench(tiny_bundle, images, baseline=tiny_checkpoint, accuracy=False, **options)
+    joined = with_accuracy(timed, BenchReport.from_json(kept.to_json()))
+    assert [row.accuracy for row in joined.rows] == [row.accuracy for row in kept.rows]
+    assert [row.latencies for row in joined.rows] == [row.latencies for row in timed.rows]
+    assert joined.recommendation["key"] and joined.disagreement_count == kept.disagreement_count
+    assert any("taken from that report" in note for note in joined.notes)
+    assert any(row.on_front for row in joined.rows) and not any(row.on_front for row in timed.rows)
+    other = replace(kept, versions={**kept.versions, "openvino": "0"})
+    fewer = with_accuracy(timed, other)
+    assert fewer.row("int8/openvino").accuracy is None
+    onnx = fewer.row("int8/onnxruntime").accuracy
+    assert onnx is not None and onnx.agreement is not None and kept.disagreements  # random weights disagree somewhere
+    assert fewer.disagreement_count == round((1 - onnx.agreement) * onnx.count) <= kept.disagreement_count
+    assert all("int8/openvino" not in item.answers for item in fewer.disagreements)
+    assert any("not all forms were taken" in note for note in fewer.notes)
+    without = replace(timed, rows=tuple(row for row in timed.rows if row.backend != "openvino"))
+    assert "INT8" in render_html(with_accuracy(without, kept))  # the earlier report knows a form that this one has not
+    with pytest.raises(InputError, match="other images"):
+        with_accuracy(timed, replace(kept, dataset={**kept.dataset, "fingerprint": "0"}))
+    with pytest.raises(InputError, match="no row"):
+        with_accuracy(timed, replace(kept, machine={**kept.machine, "cpu": "another"}))
+
+
+def edited(folder: Path, name: str, change: dict[str, Any]) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+def test_nothing_is_compared_with_a_baseline_that_is_another(
+    tiny_bundle: Path, tiny_checkpoint: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    """The audit tries more ways to pass one thing for another."""
+    images, names = load_dataset(tiny_images, "all"), "fp32/onnxruntime"
+    quick: dict[str, Any] = {"threads": 1, "precisions": ["fp32"], "backends": ["onnxruntime"]}
+    timing: dict[str, Any] = {**quick, "accuracy": False, "rounds": 2, "memory": False, "phases": False}
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    kept = bench(tiny_bundle, images, baseline=model, latency=False, **quick)
+    edited(model, "preprocessor_config.json", {"image_mean": [0.1, 0.1, 0.1]})
+    other = with_accuracy(bench(tiny_bundle, images, baseline=model, **timing), kept)
+    assert other.row("fp32/pytorch").accuracy is None and other.row(names).accuracy is not None
+    alone = other.row(names).accuracy
+    assert alone is not None and alone.delta is None and alone.changes is None
+    assert other.recommendation["key"] != names
+
+
+def test_resampling_keeps_rounds_together() -> None:
+    samples = tuple(1.0 + number // 5 for number in range(50))  # calls of one round are equal
+    times = Samples(1, 1, 1, 1, 1, 1, 50, 5, samples)
+    _, drawn = _log(times, None, lambda drawn: drawn.reshape(*drawn.shape[:-1], -1, 5).std(axis=-1).max(axis=-1) + 1, 0)
+    assert drawn.shape == (400,) and np.all(drawn == 0)
+    value, drawn = _log(times, times, _TIMES["p50"], 0)  # beside itself nothing changes, whichever rounds are drawn
+    assert value == 0 and np.all(drawn == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "interval", "shown"),
+    [
+        ("int8/openvino.top1 < -0.5pt", -0.011, (-0.02, -0.003), "top1 -1.1pt (95 % interval -2 to -0.3)"),
+        ("int8/openvino.p50 > 5%", 1.11, (1.08, 1.15), "p50 11% (95 % interval 8 to 15)"),
+        ("int8/openvino.p50 > 1.05x", 1.11, (1.08, 1.15), "p50 1.11x (95 % interval 1.08 to 1.15)"),
+    ],
+)
+def test_a_condition_that_is_met_shows_the_change_in_its_own_unit(
+    text: str, amount: float, interval: tuple[float, float], shown: str
+) -> None:
+    condition = parse(text)
+    comparison = compare(report_of(seed=1), report_of(seed=5))
+    facts = {"amount": amount, "ci95": interval, "beyond_noise": True, "inconclusive": None}
+    outcome = evaluate(condition, replace_change(comparison, condition.metric, **facts), strict=True)
+    assert outcome.state == "met" and any(shown in why for why in outcome.why), outcome

@@ -1,0 +1,91 @@
+"""The workflows run what anybody can run: targets of the Makefile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tools import lowest, release
+from vitdeploy import __version__
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, flags=re.M))
+NOT_OURS = (
+    "sudo apt-get update && sudo apt-get install ",
+    *(f'cat {page} >> "$GITHUB_STEP_SUMMARY"' for page in ("gate.md", "coverage.md", "docs/results/mutation.md")),
+)
+
+
+def commands(workflow: Path) -> list[str]:
+    return re.findall(r"^ *- run: (.+)$", workflow.read_text(encoding="utf-8"), flags=re.M)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_command_is_a_target_of_the_makefile(workflow: Path) -> None:
+    found = [command for command in commands(workflow) if not command.startswith(NOT_OURS)]
+    assert found
+    for command in found:
+        program, target, *_ = command.split()
+        assert program == "make" and target in TARGETS, command
+
+
+def test_every_target_is_phony_and_says_what_it_does() -> None:
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", MAKEFILE, flags=re.M)
+    assert phony is not None and set(phony[1].replace("\\\n", " ").split()) == TARGETS
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z-]+) ", shown, flags=re.M)) == TARGETS
+
+
+def test_the_tests_run_on_every_python_that_is_promised() -> None:
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    promised = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', metadata)
+    tested = re.search(r"python: \[(.*)\]", (ROOT / ".github/workflows/checks.yml").read_text(encoding="utf-8"))
+    assert tested is not None and re.findall(r"3\.\d+", tested[1]) == promised
+    assert f'requires-python = ">={promised[0]}"' in metadata
+
+
+def test_actions_are_pinned_to_commits() -> None:
+    for workflow in WORKFLOWS:
+        for action in re.findall(r"uses: (\S+)", workflow.read_text(encoding="utf-8")):
+            assert action.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
+
+
+def program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip(f"{name} is not installed: pip install '.[ci]'")
+    return found
+
+
+def test_a_linter_finds_nothing_in_the_workflows() -> None:
+    done = subprocess.run([program("zizmor"), "--offline", ".github"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_hooks_are_valid() -> None:
+    command = [program("pre-commit"), "validate-config", ".pre-commit-config.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_lowest_versions_are_those_of_the_metadata() -> None:
+    text = (
+        '\n[project]\ndependencies = ["one>=1.2"]\na = ["two>=3", "one>=1.10", "three>=1; python_version < \'3.11\'"]\n'
+    )
+    assert lowest.lowest(text) == ["one==1.10", "three==1 ; python_version < '3.11'", "two==3"]
+    found = lowest.lowest((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert len(found) > 30 and "torch" in {line.partition("=")[0] for line in found}
+
+
+def test_a_release_needs_its_tag_its_version_and_its_entry() -> None:
+    entry = f"# Changelog\n\n## [{__version__}] - 2027-01-05\n"
+    assert release.obstacles(f"v{__version__}", __version__, entry) == []
+    assert len(release.obstacles(__version__, __version__, "## [Unreleased]\n")) == 2
+    assert len(release.obstacles("v0.0.1", __version__, entry)) == 1

@@ -1,0 +1,46 @@
+"""Run an example as its user does, or load one."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+
+
+def run(example: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`python examples/EXAMPLE ARGUMENTS`."""
+    command = [sys.executable, str(EXAMPLES / example), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=120)
+
+
+def code_lines(example: str) -> list[str]:
+    """Its lines without the docstring and empty lines."""
+    text = (EXAMPLES / example).read_text()
+    return [line for line in text.split('"""')[2].splitlines() if line.strip()]
+
+
+def load_service() -> Any:
+    """examples/service/app.py as a module."""
+    return _module("service_app", EXAMPLES / "service" / "app.py")
+
+
+def load_benchmark(name: str) -> Any:
+    """benchmarks/NAME.py as a module."""
+    return _module(f"benchmark_{name}", EXAMPLES.parent / "benchmarks" / f"{name}.py")
+
+
+@functools.cache
+def _module(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # FastAPI and dataclasses look annotations up there
+    spec.loader.exec_module(module)
+    return module
