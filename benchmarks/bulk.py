@@ -29,8 +29,8 @@ from PIL import Image
 
 from vitdeploy import Classifier, load
 from vitdeploy.bulk import predict_files
-from vitdeploy.images import decode
-from vitdeploy.machine import machine, versions
+from vitdeploy.core.machine import machine, versions
+from vitdeploy.data.images import decode
 
 SIZES = {"32x32": (32, 32, 256), "480x640": (480, 640, 192), "1080x1920": (1080, 1920, 192)}  # height, width, images
 SUFFIX = "parquet" if importlib.util.find_spec("pyarrow") else "csv"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdeploy.compiler.calibration import calibrate
-from vitdeploy.compiler.recipe import Recipe
+from vitdeploy.compiler.quantization.calibration import calibrate
+from vitdeploy.compiler.quantization.recipe import Recipe
 
 
 def images(count: int, size: int) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vitdeploy.machine import machine, versions
+from vitdeploy.core.machine import machine, versions
 from vitdeploy.training import create_digits_vit, digits_config, finetune
 
 

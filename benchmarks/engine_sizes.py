@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ from typing import Any
 
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
-from vitdeploy.machine import version
-from vitdeploy.specs import ShapeRange
+from vitdeploy.compiler.preprocessing.filters import vertical_first
+from vitdeploy.core.machine import version
+from vitdeploy.core.specs import ShapeRange
+from vitdeploy.inspection.plan import read_plan
 
 FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-PRINTABLE = re.compile(rb"[\x09\x0a\x0d\x20-\x7e]*")
-BLOCK = 4096
 
 
 def one(batch: int, size: int) -> Profile:
@@ -42,10 +42,33 @@ PROFILES: dict[str, tuple[Profile, tuple[str, ...]]] = {
 }
 
 
-def text_bytes(content: bytes) -> int:
-    """How much of a file is text, in whole blocks."""
-    blocks = (content[start : start + BLOCK] for start in range(0, len(content), BLOCK))
-    return sum(len(block) for block in blocks if PRINTABLE.fullmatch(block))
+def resize_macs(size: tuple[int, int], made: int, radius: int) -> dict[str, float]:
+    """Millions of multiply-accumulates of the resize of one image to (made, made) in the ways to pick the order of the
+    passes: the one that is right (by an If), both, the right one with the image turned, the same with the axis of each
+    pass in front. `radius` is the filter's."""
+    block = 8
+
+    def window(inputs: int) -> int:
+        return min(inputs, ((block - 1) * inputs + 2 * radius * max(inputs, made)) // made + 1)
+
+    def front(inputs: int, others: int) -> int:  # the product along the leading axis, per value of the others
+        return math.ceil(made / block) * window(inputs) * 2 * block * others
+
+    def back(inputs: int, lines: int) -> int:  # along the trailing axis, where each channel meets zeros for the others
+        return front(inputs, 9 * lines)
+
+    height, width = size
+    width_first = back(width, height) + front(height, 3 * made)
+    height_first = front(height, 3 * width) + back(width, made)
+    tall = vertical_first(size, (made, made))
+    first, second = (height, width) if tall else (width, height)
+    counts = {
+        "one order, by an If": height_first if tall else width_first,
+        "both orders": width_first + height_first,
+        "turned (FP32, FP16)": back(first, second) + front(second, 3 * made),
+        "turned (INT8)": front(first, 3 * second) + front(second, 3 * made),
+    }
+    return {name: count / 1e6 for name, count in counts.items()}
 
 
 def rows(bundle: Bundle, chosen: list[str]) -> Iterator[dict[str, Any]]:
@@ -57,14 +80,16 @@ def rows(bundle: Bundle, chosen: list[str]) -> Iterator[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "engine"
                 info = build_engine(bundle.path / form, path, options.for_manifest(bundle.manifest))
-                text = text_bytes(path.read_bytes())
+                plan = read_plan(path)
+                assert plan is not None
             sizes[precision] = info.size_bytes
             yield {
                 "profile": name,
                 "precision": precision,
                 "onnx_bytes": (bundle.path / form).stat().st_size,
                 "engine_bytes": info.size_bytes,
-                "text_bytes": text,
+                "text_bytes": plan.text_bytes,
+                "capturable": plan.capturable,
                 "of_fp32": info.size_bytes / sizes["fp32"],
                 "of_fp16": info.size_bytes / sizes["fp16"] if "fp16" in sizes else None,
             }
@@ -85,6 +110,15 @@ def markdown(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_of_macs() -> str:
+    sizes = [(224, 224), (480, 640), (1080, 1920), (1920, 1080)]
+    columns = [resize_macs(size, 112, 2) for size in sizes]
+    head = " | ".join(f"{height}x{width}" for height, width in sizes)
+    lines = [f"| to 112x112, bicubic, million MACs | {head} |", f"| --- |{' --: |' * len(sizes)}"]
+    lines += [f"| {name} | {' | '.join(f'{column[name]:.1f}' for column in columns)} |" for name in columns[0]]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
@@ -98,7 +132,9 @@ def main() -> None:
         print(json.dumps(row), flush=True)
     if arguments.markdown:
         head = f"TensorRT-RTX {version('tensorrt-rtx')}, {bundle.manifest.model.get('name')}.\n\n"
-        arguments.markdown.write_text("# Sizes of engines\n\n" + head + markdown(found), encoding="utf-8")
+        arguments.markdown.write_text(
+            "# Sizes of engines\n\n" + head + markdown(found) + "\n" + markdown_of_macs(), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.bench.statistics import ratio_interval
-from vitdeploy.machine import machine, versions
+from vitdeploy.core.machine import machine, versions
+from vitdeploy.evaluation.statistics import ratio_interval
 
 GRAPHS = ("raw", "optimised", "cleaned", "merged", "patch product")
 BACKENDS = ("onnxruntime", "openvino")
@@ -95,9 +95,9 @@ def prepare(work: Path, size: str) -> None:
     import onnx_ir as ir
     from onnxruntime.transformers import optimizer
 
-    from vitdeploy.checkpoints import load_checkpoint
-    from vitdeploy.compiler.graph.clean import clean
-    from vitdeploy.compiler.tracing import trace
+    from vitdeploy.compiler.frontend.tracing import trace
+    from vitdeploy.compiler.passes.clean import clean
+    from vitdeploy.models.checkpoints import load_checkpoint
 
     write_checkpoint(work / "checkpoint", size)
     export_raw(work / "checkpoint", path_of(work, "raw"))
@@ -125,7 +125,7 @@ def patches_by_product(model: Any) -> None:
     """Conv(stride = kernel), Reshape, Transpose -> cut into patches, one MatMul."""
     import onnx_ir as ir
 
-    from vitdeploy.compiler.graph.values import constant, new_initializer, only_consumer
+    from vitdeploy.compiler.passes.values import constant, new_initializer, only_consumer
 
     graph = model.graph
     conv = next(node for node in graph if node.op_type == "Conv")
@@ -244,8 +244,8 @@ def half_refused(work: Path, name: str) -> dict[str, str]:
     """Write the graph in FP16; if it can't be, why."""
     import onnx_ir as ir
 
-    from vitdeploy.compiler.graph.half import to_half
-    from vitdeploy.errors import ModelError
+    from vitdeploy.compiler.float16.cast import to_half
+    from vitdeploy.core.errors import ModelError
 
     model = ir.load(path_of(work, name))
     try:

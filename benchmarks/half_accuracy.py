@@ -5,7 +5,7 @@
 
 The checkpoint is exported and its half-precision forms are made in FOLDER, FP16 with 32 images of the training split to
 look for values that it can't hold. ONNX Runtime's CPU provider would drop roundings, so each form is run with an
-explicit rounding behind every operation (`vitdeploy.compiler.half_simulation`). All forms see the same batches.
+explicit rounding behind every operation (`vitdeploy.compiler.float16.simulation`). All forms see the same batches.
 
 It takes an hour of one core for 8,000 images. Graphs and logits stay in FOLDER, and a further call goes on where the
 last one ended: `--at-most N` ends it after N forward passes of one image.
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.graph.save import save
-from vitdeploy.compiler.half_simulation import simulate
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.datasets import load_dataset
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.compiler.float16.simulation import simulate
+from vitdeploy.compiler.passes.save import save
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.data import load_dataset
 
 HALVES = ("fp16", "bf16")
 

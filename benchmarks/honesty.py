@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.bench.accuracy import label_mapping, summarise
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vitdeploy.bench.forms import Form
-from vitdeploy.bench.judge import Judge, JudgeSettings
-from vitdeploy.bench.latency import LatencySettings
 from vitdeploy.bench.machine import machine, usable_cores, versions
-from vitdeploy.bench.statistics import percentiles, speedup
+from vitdeploy.bench.measurement import Benchmark
 from vitdeploy.bundle import Bundle
-from vitdeploy.datasets import load_dataset, stratified_sample
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from vitdeploy.data import load_dataset, stratified_sample
+from vitdeploy.data.labels import match_dataset
+from vitdeploy.evaluation.accuracy import summarise
+from vitdeploy.evaluation.statistics import percentiles, speedup
+from vitdeploy.report.settings import BenchSettings
 
 DELAY_MS = 5.0
 FLIPPED = 0.03
@@ -87,19 +88,18 @@ def repeat(
     graph: Path, images: Any, truth: Any, classes: int, arguments: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
     """One benchmark: what it says of the late copy, of the equal one and of the flipped one."""
-    latency = LatencySettings(rounds=arguments.rounds, seed=seed)
-    settings = JudgeSettings(latency=latency, memory=False, phases=False)
-    judge = Judge(forms(graph, arguments.threads, seed), images, classes, settings)
+    settings = BenchSettings(rounds=arguments.rounds, seed=seed, memory=False, phases=False)
+    judge = Benchmark(forms(graph, arguments.threads, seed), images, classes, settings)
     judge.run()
-    plain, copy, late, wrong = (judge.findings[f"{name}/onnxruntime"] for name in COPIES)
+    plain, copy, late, wrong = (judge.measurements[f"{name}/onnxruntime"] for name in COPIES)
     point = judge.points[0]
-    p50 = {finding.form.form: percentiles(finding.tracks[point].samples_ms)["p50"] for finding in (plain, late)}
+    p50 = {finding.form.form: percentiles(finding.tracks[point].on_demand_ms)["p50"] for finding in (plain, late)}
     own, other = copy.tracks[point].paired_with(copy.reference[point])
     ratio, interval = speedup(other, own)
-    assert plain.verdicts is not None and wrong.verdicts is not None
-    accuracy = summarise(wrong.verdicts, truth, plain.verdicts)
+    assert plain.answers is not None and wrong.answers is not None
+    accuracy = summarise(wrong.answers, truth, plain.answers)
     assert accuracy is not None and accuracy.delta is not None
-    best = plain.verdicts.logits.argmax(axis=1)
+    best = plain.answers.logits.argmax(axis=1)
     # What 3 % of flipped answers change on average: not all of these images were right, and some become right.
     expected = FLIPPED * float(np.mean((best - 1) % classes == truth) - np.mean(best == truth))
     return {
@@ -131,8 +131,7 @@ def main() -> None:
     bundle = Bundle.open(arguments.bundle)
     graph = next(a for a in bundle.select(kind="onnx", precision=arguments.precision) if a.target in ("any", "cpu"))
     data = stratified_sample(load_dataset(arguments.dataset, "test"), arguments.limit, seed=0)
-    mapping, _ = label_mapping(bundle.manifest.labels, tuple(data.labels))
-    truth = mapping[np.asarray(data.label_ids)]
+    truth = match_dataset(data, bundle.manifest.labels).of(data)
     found = []
     for seed in range(arguments.repeats):
         file = bundle.file(graph)
@@ -143,7 +142,11 @@ def main() -> None:
         "repeats": len(found),
         "late_by_ms": {"median": float(np.median(late)), "min": min(late), "max": max(late)},
         "within_half_a_ms": sum(abs(value - DELAY_MS) <= 0.5 for value in late),
-        "copies_hold_1": sum(within(1.0, one["copy_ci95"]) for one in found),
+        "copies_hold_1": sum(within(1.0, one["copy_ci95"]) for one in found if one["copy_ci95"]),
+        # What `vitdeploy.report.comparison.BETWEEN_RUNS` has to be: how far equal files are apart from run to run.
+        "between_runs": float(np.std(np.log([one["copy_ratio"] for one in found]), ddof=1)) if len(found) > 1 else None,
+        # The same of `BETWEEN_MACHINE_STATES`: how far one file alone is.
+        "between_states": float(np.std(np.log([one["p50_ms"] for one in found]), ddof=1)) if len(found) > 1 else None,
         "drop_in_interval": sum(within(one["expected_delta"], one["delta_ci95"]) for one in found),
     }
     print(json.dumps(summary, indent=1))

@@ -1,13 +1,15 @@
 """How fast INT8 could be at most on this CPU: the Linears of a ViT-B/16 alone against PyTorch eager, interleaved.
 
-    python benchmarks/int8_floor.py [--threads 2] [--rounds 30] [--json FILE]
+    python benchmarks/int8_floor.py [--bundle BUNDLE] [--batch 1] [--threads 2] [--rounds 30] [--json FILE]
 
-The model is a ViT-B/16 at 224 with random weights, one image a call. Against a whole call of PyTorch FP32 eager
-stand, by turns in one process and with a rest of 30 ms in front of each turn:
+The model is a ViT-B/16 at 224 with random weights, one image a call or a batch. Against a whole call of PyTorch FP32
+eager stand, by turns in one process and with a rest of 30 ms in front of each turn:
 
-- all INT8 products of its Linears in one ONNX Runtime graph (`MatMulInteger`, uint8 by int8, 197 rows; of the last
-  layer keys and values alone, since a classifier reads one token of it). Nothing else is in it: no quantisation, no
-  attention, no GELU, no LayerNorm. Eager's time over this one's is a ceiling that no form with these products passes.
+- all INT8 products of its Linears in one ONNX Runtime graph (`MatMulInteger`, uint8 by int8, 197 rows an image; of the
+  last layer keys and values alone, since a classifier reads one token of it). Nothing else is in it: no quantisation,
+  no attention, no GELU, no LayerNorm. Eager's time over this one's is a ceiling that no form with these products
+  passes.
+- with --bundle, the form for CPUs of a ViT-B/16 by our kernels, pixel values to logits: their share of the ceiling.
 - the same products of one layer, again and again: their weights stay in the cache, which a model's don't.
 - a float32 product of 2048 x 2048 x 2048 in PyTorch, for the processor's peak. VNNI has four times the float32 rate.
 """
@@ -22,8 +24,10 @@ import numpy as np
 from int8_speed import eager
 from peers import CLOCKS, Call, interleaved
 
-from vitdeploy.bench.statistics import speedup
-from vitdeploy.machine import machine, versions
+from vitdeploy.backends.native.packing import Encoder
+from vitdeploy.backends.native.plain_vit import read_plain_vit
+from vitdeploy.core.machine import machine, versions
+from vitdeploy.evaluation.statistics import speedup
 
 LAYERS, TOKENS, WIDTH, HIDDEN = 12, 197, 768, 3072
 ATTENTION = [(WIDTH, WIDTH)] * 4
@@ -32,13 +36,13 @@ LAST = ATTENTION[:2]
 PEAK_EDGE = 2048
 
 
-def products(layers: list[list[tuple[int, int]]], threads: int) -> Call:
+def products(layers: list[list[tuple[int, int]]], threads: int, batch: int) -> Call:
     """Every product of `layers`, (inputs, outputs) each, in one session; the call's argument is not looked at."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    feeds = {f"x{width}": rng.integers(0, 256, (TOKENS, width), np.uint8) for width in (WIDTH, HIDDEN)}
+    feeds = {f"x{width}": rng.integers(0, 256, (batch * TOKENS, width), np.uint8) for width in (WIDTH, HIDDEN)}
     nodes, weights, outputs = [], [], []
     for number, (inputs, made) in enumerate(shape for layer in layers for shape in layer):
         weights.append(numpy_helper.from_array(rng.integers(-127, 128, (inputs, made), np.int8), f"w{number}"))
@@ -64,8 +68,20 @@ def float_product() -> Call:
     return lambda _: matrix @ matrix
 
 
+def kernels(bundle: Path, threads: int) -> Call:
+    import onnx
+
+    form = read_plain_vit(onnx.load(bundle / "model.int8-cpu.onnx"))
+    shape = (len(form.kernel), len(form.positions), len(form.layers), form.layers[0].fc1.weight.shape[1])
+    if shape != (WIDTH, TOKENS, LAYERS, HIDDEN):
+        raise SystemExit(f"{bundle} is not a ViT-B/16 at 224: {shape}")
+    return Encoder(form, threads).run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="a ViT-B/16 with an INT8 form for CPUs, of any weights")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", type=Path, help="write the samples and what follows from them there")
@@ -73,15 +89,18 @@ def main() -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     layers = [LINEARS] * (LAYERS - 1) + [LAST]
-    macs = sum(TOKENS * inputs * made for layer in layers for inputs, made in layer)
-    one_layer = sum(TOKENS * inputs * made for inputs, made in LINEARS)
+    rows = arguments.batch * TOKENS
+    macs = sum(rows * inputs * made for layer in layers for inputs, made in layer)
+    one_layer = sum(rows * inputs * made for inputs, made in LINEARS)
     calls = {
         "PyTorch eager": eager(ViTForImageClassification(ViTConfig()), arguments.threads),
-        "all Linears in INT8": products(layers, arguments.threads),
-        "one layer's Linears in INT8": products([LINEARS], arguments.threads),
+        "all Linears in INT8": products(layers, arguments.threads, arguments.batch),
+        "one layer's Linears in INT8": products([LINEARS], arguments.threads, arguments.batch),
         "float32 product": float_product(),
     }
-    pixels = np.random.default_rng(1).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    if arguments.bundle is not None:
+        calls["our kernels"] = kernels(arguments.bundle, arguments.threads)
+    pixels = np.random.default_rng(1).standard_normal((arguments.batch, 3, 224, 224)).astype(np.float32)
     times = interleaved(calls, pixels, arguments.rounds, CLOCKS["wall"])
     medians = {name: float(np.median(values)) for name, values in times.items()}
     ceiling = speedup(times["PyTorch eager"], times["all Linears in INT8"])
@@ -90,12 +109,16 @@ def main() -> None:
         "one layer's Linears in INT8": one_layer / medians["one layer's Linears in INT8"] / 1e6,
         "float32 product": PEAK_EDGE**3 / medians["float32 product"] / 1e6,
     }
-    settings = f"{arguments.threads} threads, {arguments.rounds} rounds"
+    settings = f"batches of {arguments.batch}, {arguments.threads} threads, {arguments.rounds} rounds"
     print(f"ViT-B/16 at 224, {macs / 1e9:.1f} GMACs in its Linears, {settings}")
     for name, median in medians.items():
         print(f"  {name:28}{median:8.1f} ms" + (f"{rate[name]:8.0f} GMACs a second" if name in rate else ""))
     ratio, (low, high) = ceiling
     print(f"PyTorch eager over all Linears in INT8: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    share = None
+    if arguments.bundle is not None:
+        share = speedup(times["all Linears in INT8"], times["our kernels"])
+        print("our kernels reach {:.3f} [{:.3f}, {:.3f}] of that".format(share[0], *share[1]))
     peak = macs / (4 * rate["float32 product"] * 1e6)
     quarter = medians["PyTorch eager"] / 4
     print(
@@ -106,10 +129,12 @@ def main() -> None:
             "machine": machine(),
             "versions": versions(),
             "threads": arguments.threads,
+            "batch": arguments.batch,
             "gmacs": macs / 1e9,
             "gmacs_per_s": rate,
             "at_peak_ms": peak,
             "ceiling": [ratio, low, high],
+            "share_of_kernels": share,
             "samples_ms": times,
         }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

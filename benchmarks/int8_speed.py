@@ -6,8 +6,8 @@
 The first makes the forms in FOLDER, the second times what is there. From pixel values to logits for all, ours through
 our runtime; "... from the image" has its preprocessing in front too, from raw pixels of that size. One image a call,
 one process, every round in a new order with a rest of 30 ms in front of each turn, one call to warm up and one that
-counts. Ratios are medians over rounds with a bootstrap 95 % interval. Then ONNX Runtime's profiler says where its INT8
-forms spend their time. Weights may be random: only times are looked at.
+counts. Ratios are medians over rounds with a 95 % interval by order statistics. Then ONNX Runtime's profiler says where
+its INT8 forms spend their time. Weights may be random: only times are looked at.
 
 With --clock cpu the processor's time of the process is taken, with --threads 1: on a busy machine it still tells forms
 apart, where the clock on the wall does not.
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from peers import CLOCKS, NNCF, Call, Form, elsewhere, interleaved, open_form, pixel_reader
 
-from vitdeploy.bench.statistics import speedup
-from vitdeploy.compiler.graph.cut import cut
-from vitdeploy.runtime.native import NativeRunner
-from vitdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from vitdeploy.runtime.openvino import OpenVinoRunner
-from vitdeploy.specs import PIXEL_VALUES
+from vitdeploy.backends.native.runner import NativeRunner
+from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
+from vitdeploy.backends.openvino.runner import OpenVinoRunner
+from vitdeploy.compiler.passes.cut import cut
+from vitdeploy.core.specs import PIXEL_VALUES
+from vitdeploy.evaluation.statistics import speedup
 
 OTHERS = ("PyTorch eager", "NNCF, OpenVINO", "ONNX Runtime's dynamic INT8", "ONNX Runtime's static INT8")
 FROM_IMAGE = "ours, own kernels, from the image"

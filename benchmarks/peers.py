@@ -27,21 +27,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitdeploy.bench.statistics import paired_difference
-from vitdeploy.compiler.calibration import calibrate
-from vitdeploy.compiler.graph.cut import cut
-from vitdeploy.compiler.graph.half import to_half
-from vitdeploy.compiler.graph.integer_products import fuse_integer_products
-from vitdeploy.compiler.graph.read_rows import compute_read_rows
-from vitdeploy.compiler.quantize import quantize
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.datasets import ImageDataset, load_dataset
-from vitdeploy.specs import PIXEL_VALUES
+from vitdeploy.compiler.float16.cast import to_half
+from vitdeploy.compiler.passes.cut import cut
+from vitdeploy.compiler.passes.integer_products import fuse_integer_products
+from vitdeploy.compiler.passes.prune_token_rows import prune_token_rows
+from vitdeploy.compiler.quantization.calibration import calibrate
+from vitdeploy.compiler.quantization.insert_qdq import quantize
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.compiler.quantization.schemes import INT8_SIGNED, INT8_UNSIGNED
+from vitdeploy.core.specs import PIXEL_VALUES
+from vitdeploy.data import ImageDataset, load_dataset
+from vitdeploy.evaluation.statistics import paired_difference
 
 REST_S = 0.03  # in front of each form's turn
 WARM_ROUNDS = 3
@@ -116,7 +118,7 @@ def with_outliers(source: Path, target: Path, channels: int) -> Path:
     """The same FP32 function with outliers: LayerNorm channels times 20 to 100, the next weights divided by as much."""
     import onnx_ir as ir
 
-    from vitdeploy.compiler.graph.values import constant, replace_constant
+    from vitdeploy.compiler.passes.values import constant, replace_constant
 
     model, generator = ir.load(source), np.random.default_rng(0)
     for node in list(model.graph):
@@ -164,16 +166,16 @@ def our_forms(model: Path, images: ImageDataset, work: Path, names: list[str]) -
         if form.path.exists():
             continue
         pictures = (images.image(index) for index in range(len(images)))
-        solved = calibrate(model, "", pictures, len(images), recipe, {})
-        for target, path in (("tensorrt", exact), ("cpu", form.path)):
+        calibration = calibrate(model, "", pictures, len(images), recipe, {})
+        for target, scheme, path in (("tensorrt", INT8_SIGNED, exact), ("cpu", INT8_UNSIGNED, form.path)):
             if target == "cpu" or recipe.smoothing:
                 made = ir.load(model)
-                quantize(made, solved, target=target)
+                quantize(made, calibration, scheme=scheme)
                 if target == "tensorrt":
                     to_half(made)
                 else:
                     fuse_integer_products(made)
-                    compute_read_rows(made)
+                    prune_token_rows(made)
                 ir.save(cut(made, PIXEL_VALUES, "logits"), path)
     return forms
 
@@ -278,9 +280,17 @@ def listed_forms(work: Path) -> tuple[list[Form], dict[str, Any]]:
 
 
 def test_images(arguments: argparse.Namespace) -> ImageDataset:
-    """All of the test split, shuffled: the first 2,000 of 8,000 are a sample of them."""
-    everything = load_dataset(arguments.dataset, "test")
+    """All of the split, shuffled: the first 2,000 of 8,000 are a sample of them. No image is one of the calibration's.
+
+    What is chosen by these figures has to be chosen on training images: test images are for the report alone.
+    """
+    everything = load_dataset(arguments.dataset, arguments.judge_on)
     order = np.random.default_rng(1).permutation(len(everything))
+    if arguments.judge_on != "test":
+        calibrated = load_dataset(arguments.dataset, "train", limit=arguments.calibration)
+        taken = {calibrated.image(index).tobytes() for index in range(len(calibrated))}
+        others = (index for index in order if everything.image(int(index)).tobytes() not in taken)
+        order = np.array(list(islice(others, arguments.test)))
     return everything.subset(order[: arguments.test])
 
 
@@ -422,7 +432,8 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=list(STEPS), help="one step")
     parser.add_argument("--forms", nargs="+", help="make these of ours, judge and report these of all")
     parser.add_argument("--calibration", type=int, default=256, help="images of the training split")
-    parser.add_argument("--test", type=int, default=2000, help="images of the test split")
+    parser.add_argument("--test", type=int, default=2000, help="images to judge on")
+    parser.add_argument("--judge-on", choices=["test", "train"], default="test", help="train: to choose by")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=40, help="of the latency")
     parser.add_argument("--threads", type=int, default=2, help="of the latency")

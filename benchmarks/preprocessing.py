@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.compiler.preprocessing import build_preprocessing
-from vitdeploy.machine import machine, versions
-from vitdeploy.specs import PreprocessSpec, ResizeSpec
+from vitdeploy.core.machine import machine, versions
+from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
 
 SIZES = [(32, 32), (480, 640), (1080, 1920)]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

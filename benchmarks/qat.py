@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from vitdeploy import load
-from vitdeploy.bench.statistics import mcnemar_exact, paired_difference
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
-from vitdeploy.compiler.recipe import Recipe
-from vitdeploy.datasets import ImageDataset, load_dataset
+from vitdeploy.compiler.quantization.recipe import Recipe
+from vitdeploy.data import ImageDataset, load_dataset
+from vitdeploy.evaluation.statistics import mcnemar_exact, paired_difference
 from vitdeploy.qat import QatConfig, tune
 
 BAD = {"count": 16, "method": "percentile", "percentile": 99.0, "smoothing": False, "bias_correction": False}

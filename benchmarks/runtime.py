@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from vitdeploy import load
-from vitdeploy.machine import machine, versions
+from vitdeploy.core.machine import machine, versions
 from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.serving import Serving
 

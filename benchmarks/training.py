@@ -22,9 +22,9 @@ import numpy as np
 import torch
 import transformers
 
-from vitdeploy.checkpoints import open_folder
-from vitdeploy.datasets import ImageDataset, load_dataset
-from vitdeploy.machine import machine
+from vitdeploy.core.machine import machine
+from vitdeploy.data import ImageDataset, load_dataset
+from vitdeploy.models.checkpoints import open_folder
 from vitdeploy.training import FinetuneConfig
 from vitdeploy.training.augment import Augmenter
 from vitdeploy.training.data import Batcher
