@@ -2,9 +2,9 @@
 
     python examples/batch_job.py bundles/vit inbox reports --unsure 0.6
 
-writes into `reports`: results.csv, one row an image; review.txt, the images whose best score is under `--unsure` or
-that could not be read; summary.json, the counts. A job that was killed goes on where it was when it is started again;
-one that was done classifies nothing. Needs `pip install 'vitdeploy[cpu]'`.
+writes into `reports`: results.csv, one row per image; review.txt, the images whose best score is under `--unsure` or
+that could not be read; summary.json, the counts. A job that was killed continues where it was when it is started again;
+one that was done classifies nothing. Needs `pip install '.[cpu]'`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from vitdeploy import VitdeployError, load
-from vitdeploy.bulk import predict_files
+from vitdeploy import VitdeployError, load, predict_files
+from vitdeploy.core.text import visible
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
             with load(given.bundle) as classifier:
                 done = predict_files(classifier, [given.images], results)
         except VitdeployError as error:
-            print(f"{error.message}\n{error.hint}", file=sys.stderr)
+            print(visible(f"{error.message}\n{error.hint}"), file=sys.stderr)
             return 1
         print(f"{done.images} images, {done.resumed} of them before, {done.failed} failed")
     report(results, given.unsure)

@@ -3,9 +3,9 @@
     python examples/camera.py bundles/vit --source 0 --show                        # the first camera, in a window
     python examples/camera.py bundles/vit --source walk.mp4 --output labelled.mp4  # a file, with the label drawn in
 
-prints one JSON line a frame. A file is read frame by frame. A camera does not wait: while the model runs, older frames
-are thrown away, so that the label always is that of the newest picture. Scores are averaged over the last frames, since
-the label of a single frame flickers. Needs `pip install 'vitdeploy[cpu,examples]'`; `--show` needs opencv-python
+prints one JSON line per frame. A file is read frame by frame. A camera does not wait: while the model runs, older
+frames are dropped, so that the label is always that of the newest picture. Scores are averaged over the last frames,
+since the label of a single frame flickers. Needs `pip install '.[cpu,examples]'`; `--show` needs opencv-python
 instead of opencv-python-headless.
 """
 
@@ -22,13 +22,13 @@ from contextlib import closing
 import cv2
 import numpy as np
 
-from vitdeploy import Classifier, VitdeployError, load
+from vitdeploy import Classifier, InputError, VitdeployError, load
 
 Frame = np.ndarray  # uint8 (height, width, 3), OpenCV's order of channels: blue, green, red
 
 
 class Newest:
-    """Reads a camera in a thread and keeps its last frame alone."""
+    """Reads a camera in a thread and keeps only its last frame."""
 
     def __init__(self, capture: cv2.VideoCapture) -> None:
         self._capture = capture
@@ -111,8 +111,9 @@ def run(classifier: Classifier, capture: cv2.VideoCapture, is_camera: bool, give
         for number, frame in enumerate(source):
             began = time.perf_counter()
             logits = classifier.logits(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))[0]  # (classes,)
-            scores = np.exp(logits - logits.max())
-            scores /= scores.sum()
+            scores = classifier.task.scores(logits)
+            if scores is None:
+                raise InputError("this model is a regression and has no scores to show", hint="use a classifier")
             mean = scores if mean is None else given.smooth * mean + (1 - given.smooth) * scores
             best = int(mean.argmax())
             took = 1000 * (time.perf_counter() - began)

@@ -6,18 +6,23 @@
     POST /predict   the image file as the body -> JSON
     GET  /health    200 and what is being run, 503 while it closes
     GET  /metrics   Prometheus text
+    POST /v2/models/NAME/infer   the Open Inference Protocol, for clients of Triton and KServe (`open_inference.py`)
 
     curl --data-binary @cat.jpg 'http://127.0.0.1:8000/predict?top_k=3'
 
-Needs `pip install 'vitdeploy[cpu,examples]'`, or the extra of another backend. One process serves all requests with one
-classifier: images that come at the same time go through the model together. What is too large, too slow or too much is
-refused with a 4xx or 503 and a message.
+Needs `pip install '.[cpu,examples]'`, or the extra of another backend. One process serves all requests with one
+classifier: images that arrive together go through the model together. What is too large, too slow or too much is
+refused with a 4xx or 503 and a message; clients that hold on to connections or uploads keep nobody out (`guard.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
+import json
+import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,14 +32,30 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
-from vitdeploy import Classifier, VitdeployError, load
-from vitdeploy.errors import DeadlineError, ImageError, InputError, OutOfMemoryError, QueueFullError, RunnerClosedError
+from vitdeploy import (
+    Classifier,
+    DeadlineError,
+    ImageError,
+    InputError,
+    OutOfMemoryError,
+    Prediction,
+    QueueFullError,
+    RunnerClosedError,
+    VitdeployError,
+    load,
+)
+from vitdeploy.data.images import FORMATS
+
+sys.path.insert(0, str(Path(__file__).parent))
+from guard import PixelBudget, Uploads, guarded_protocol
+from open_inference import add_open_inference
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {  # the page loads nothing from anywhere else
@@ -61,6 +82,10 @@ class Limits:
     upload_seconds: float = 30.0
     timeout_ms: float = 10_000.0  # from the end of the upload to the answer
     max_waiting: int = 64  # requests that wait or run; the next one is refused
+    max_uploading: int = 128 * 2**20  # bytes of all uploads together
+    max_decoding: int = 100_000_000  # pixels of all images together, from their decoding to their answer
+    head_seconds: float = 10.0  # for the head of a request; an idle connection is closed then
+    max_connections: int = 512
 
 
 class Metrics:
@@ -69,7 +94,7 @@ class Metrics:
     def __init__(self, classifier: Classifier) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "vitdeploy_requests", "Requests to /predict by status code", ["status"], registry=self.registry
+            "vitdeploy_requests", "Requests for answers by status code", ["status"], registry=self.registry
         )
         self.predictions = Counter(
             "vitdeploy_predictions", "Answers by their best class", ["label"], registry=self.registry
@@ -102,44 +127,59 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
 
     # no /docs and /redoc: those pages load their scripts from the internet
     app = FastAPI(title="vitdeploy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    uploads = Uploads(2 * limits.max_waiting, limits.max_uploading, limits.max_bytes, limits.upload_seconds)
+    pixels = PixelBudget(limits.max_decoding)
+
+    async def classify(image: bytes, top_k: int) -> Prediction:
+        began = time.perf_counter()
+        size = await asyncio.to_thread(size_of, image)
+        async with pixels.take(size, limits.timeout_ms / 1000):
+            left = limits.timeout_ms - 1000 * (time.perf_counter() - began)
+            answer = await classifier.predict_async(image, top_k, timeout_ms=max(1e-3, left))
+        metrics.seconds.observe(time.perf_counter() - began)
+        metrics.predictions.labels(answer.label.encode("utf-8", "replace").decode()).inc()
+        return answer
 
     @app.get("/")
     def page() -> FileResponse:
         return FileResponse(PAGE, media_type="text/html", headers=PAGE_HEADERS)
 
     @app.post("/predict")
-    async def predict(request: Request, top_k: int = Query(default=5, ge=1, le=1000)) -> dict[str, Any]:
-        image = await upload(request, limits)
+    async def predict(request: Request, top_k: int = Query(default=5, ge=1, le=1000)) -> Response:
+        try:
+            image = await uploads.receive(request)
+        except ClientDisconnect:  # counted as others count it; nobody reads the answer
+            return Response(status_code=499)
         began = time.perf_counter()
-        answer = await classifier.predict_async(image, top_k, timeout_ms=limits.timeout_ms)
-        seconds = time.perf_counter() - began
-        metrics.seconds.observe(seconds)
-        metrics.predictions.labels(answer.label).inc()
-        return {**answer.to_json(), "milliseconds": round(1000 * seconds, 3)}
+        answer = await classify(image, top_k)
+        facts = {**answer.to_json(), "milliseconds": round(1000 * (time.perf_counter() - began), 3)}
+        return Response(json.dumps(facts), media_type="application/json")
 
     @app.get("/health")
-    def health() -> JSONResponse:
+    async def health() -> JSONResponse:  # on the event loop: the threads may be busy
         about = {name: classifier.describe()[name] for name in ("backend", "precision", "device", "sha256", "classes")}
         state = {"status": "ok" if serving else "closing", **about, "max_bytes": limits.max_bytes}
         return JSONResponse(state, 200 if serving else 503)
 
     @app.get("/metrics")
-    def prometheus() -> Response:
+    async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.middleware("http")
     async def count(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
-        if request.url.path == "/predict":
+        if request.url.path == "/predict" or request.url.path.endswith("/infer"):
             metrics.requests.labels(response.status_code).inc()
         return response
 
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(classifier.describe()["bundle"]).resolve().name)
+    add_open_inference(app, name, classifier, uploads.receive, classify, lambda: serving)
     _answer_errors(app)
     return app
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """What goes wrong has a status and a body of one form: `error`, what, and `hint`, what to do."""
+    """Every error has a status and the same body: `error`, what failed, and `hint`, what to do."""
 
     @app.exception_handler(VitdeployError)
     async def failed(_: Request, error: VitdeployError) -> JSONResponse:
@@ -157,33 +197,15 @@ def _answer_errors(app: FastAPI) -> None:
         return JSONResponse({"error": said, "hint": None}, 400)
 
 
-async def upload(request: Request, limits: Limits) -> bytes:
-    """The body of a request, read no further than the limit.
-
-    Raises:
-        HTTPException: 408 too slow, 413 too large, 415 a form, 400 nothing.
-    """
-    too_large = HTTPException(413, f"the file is larger than {limits.max_bytes} bytes", headers={"Connection": "close"})
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        raise HTTPException(415, "send the image file itself as the body, not a form: curl --data-binary @cat.jpg")
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limits.max_bytes:
-        raise too_large
-    body = bytearray()
-
-    async def read() -> None:
-        async for chunk in request.stream():
-            body.extend(chunk)
-            if len(body) > limits.max_bytes:
-                raise too_large
+def size_of(image: bytes) -> int:
+    """Pixels of an image by its header; 0 where it can't be read: then it can't be decoded either."""
+    from PIL import Image
 
     try:
-        await asyncio.wait_for(read(), limits.upload_seconds)
-    except asyncio.TimeoutError as error:
-        raise HTTPException(408, f"the upload took longer than {limits.upload_seconds:g} seconds") from error
-    if not body:
-        raise HTTPException(400, "the body is empty: send an image file")
-    return bytes(body)
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except Exception:  # whatever a damaged header causes: the decoder says what is wrong
+        return 0
 
 
 def main() -> None:
@@ -214,9 +236,19 @@ def main() -> None:
     except VitdeployError as error:
         raise SystemExit(f"Error: {error.message}\nHint: {error.hint}") from error
     print(f"{classifier.precision} on {classifier.backend}: http://{given.host}:{given.port}", flush=True)
-    # twice as many connections as places: a refusal must get through, too
-    options = {"limit_concurrency": 2 * limits.max_waiting + 8, "timeout_graceful_shutdown": 10}
-    uvicorn.run(create_app(classifier, limits), host=given.host, port=given.port, log_level="warning", **options)
+    uvicorn.Server(server_config(classifier, limits, given.host, given.port)).run()
+
+
+def server_config(classifier: Classifier, limits: Limits, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(classifier, limits),
+        host=host,
+        port=port,
+        http=guarded_protocol(limits.max_connections, limits.head_seconds),
+        log_level="error",  # a client's broken request is no news
+        timeout_graceful_shutdown=10,
+    )
 
 
 if __name__ == "__main__":
