@@ -39,6 +39,8 @@ if find_spec("hypothesis") is not None:
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("any machine")
 
+Meters = tuple[Callable[..., float], Callable[..., "str | None"]]
+
 LONGEST = ("test_demo.py", "test_resume.py", "test_finetune.py", "test_tune.py", "test_regularisation.py")
 
 
@@ -66,14 +68,30 @@ def no_rests() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks find the machine quiet, whatever runs beside the tests: for what they conclude from their times."""
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine() -> Iterator[Meters]:
+    """Benchmarks find the machine quiet, whatever runs beside the tests: times of a busy one choose and recommend
+    nothing. Yields what really measures it."""
     from vitdeploy.bench.latency import Track
     from vitdeploy.bench.machine import BusyMeter
 
-    monkeypatch.setattr(BusyMeter, "other_share", lambda meter: 0.0)
-    monkeypatch.setattr(Track, "unsteady", lambda track: None)
+    real = BusyMeter.other_share, Track.unsteady
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BusyMeter, "other_share", lambda meter: 0.0)
+        patch.setattr(Track, "unsteady", lambda track: None)
+        yield real
+
+
+@pytest.fixture(scope="module")
+def real_meters(quiet_machine: Meters) -> Iterator[None]:
+    """The machine as it is, for the tests of what finds it busy."""
+    from vitdeploy.bench.latency import Track
+    from vitdeploy.bench.machine import BusyMeter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BusyMeter, "other_share", quiet_machine[0])
+        patch.setattr(Track, "unsteady", quiet_machine[1])
+        yield
 
 
 def runs_openvino(item: Any) -> bool:

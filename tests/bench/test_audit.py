@@ -10,6 +10,8 @@ import pytest
 
 from tests.tools.running import load_benchmark
 
+pytestmark = pytest.mark.usefixtures("real_meters")
+
 
 def test_it_runs_and_what_may_never_be_is_not(tmp_path: Path) -> None:
     pytest.importorskip("transformers")  # what is taken over from a report is asked of real files

@@ -80,7 +80,6 @@ def test_the_report_is_written_and_read(report: BenchReport) -> None:
     assert float(line.split(",")[head.index("recall")]) == pytest.approx(kept.recall.value)
 
 
-@pytest.mark.usefixtures("quiet_machine")
 def test_limits_decide_what_is_recommended(report: BenchReport) -> None:
     def outside(**limits: float | None) -> tuple[str, ...]:
         return recommended(replace(report, settings=replace(report.settings, **limits))).row("int8/onnxruntime").outside

@@ -13,6 +13,8 @@ from vitdeploy.bench.latency import LatencyRun, Track, Visit
 from vitdeploy.evaluation.statistics import percentiles, speedup
 from vitdeploy.report.settings import BenchSettings
 
+pytestmark = pytest.mark.usefixtures("real_meters")
+
 
 def taking(clock: Clock, milliseconds: float, seed: int = 0, noise: float = 0.05):
     """A call that moves the clock by `milliseconds`, with log-normal noise."""

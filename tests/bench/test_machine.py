@@ -8,6 +8,8 @@ import pytest
 
 from vitdeploy.bench.machine import BusyMeter, machine, memory_bytes, public_text, usable_cores, versions
 
+pytestmark = pytest.mark.usefixtures("real_meters")
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

@@ -262,9 +262,7 @@ def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
 
 
 @pytest.fixture
-def chosen(
-    quiet_machine: None, cli: Cli, tiny_images: Path, tmp_path: Path
-) -> tuple[tuple[object, ...], Path, Manifest]:
+def chosen(cli: Cli, tiny_images: Path, tmp_path: Path) -> tuple[tuple[object, ...], Path, Manifest]:
     """A benchmark's command line, its bundle, and the manifest after a first run, which made a choice."""
     bundle = write_small_bundle(tmp_path / "bundle", engine=False)
     command = ("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--no-accuracy")

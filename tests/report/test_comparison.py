@@ -217,7 +217,6 @@ def quick(milliseconds: float, seed: int) -> BenchReport:
     return report_on([form("int8", "openvino", runner)], clock, Pictures(4, CLASSES), accuracy=False)
 
 
-@pytest.mark.usefixtures("quiet_machine")
 def test_accuracy_is_taken_from_a_report_on_the_same_files_and_images(
     tiny_bundle: Path, tiny_checkpoint: Path, tiny_images: Path
 ) -> None:

@@ -147,7 +147,6 @@ def test_the_sentence_names_limits_and_preference(report: BenchReport) -> None:
     assert "is the smallest form" in text and "within 20 ms (p95)" in text and "at most 150 MB" in text
 
 
-@pytest.mark.usefixtures("quiet_machine")
 def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(
     cli: Any, tiny_images: Path, tmp_path: Path
 ) -> None:
