@@ -215,6 +215,86 @@ def test_cancellation_is_found(tmp_path: Path) -> None:
     assert "dB in float16" in kept["logits"]
 
 
+MOVED = CANCEL.replace("logits = Sub (near, offset)", "turned = Transpose (near)\n   logits = Sub (turned, offset)")
+
+
+def test_what_was_moved_before_it_cancels_is_kept_where_it_was_made(tmp_path: Path) -> None:
+    ir.save(named(MOVED), tmp_path / "moved.onnx")
+    plan = plan_half(tmp_path / "moved.onnx", "x", IMAGES[:2], {})
+    assert {"near", "turned", "logits"} <= plan.names
+
+
+VANISH = """
+<ir_version: 10, opset_import: ["" : 20]>
+vanish (uint8[batch, height, width, 3] image) => (float[batch, height, width, 3] logits)
+<float factor = {1e-11}>
+{
+   pixels = Cast <to: int = 1> (image)
+   logits = Mul (pixels, factor)
+}
+"""
+
+
+def test_what_vanishes_in_half_is_kept(tmp_path: Path) -> None:
+    ir.save(named(VANISH), tmp_path / "vanish.onnx")
+    plan = plan_half(tmp_path / "vanish.onnx", "x", IMAGES[:2], {})
+    assert "logits" in plan.names and "dB in float16" in plan.kept[0].why
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(184, set()), (185, {"logits"})])
+def test_a_quarter_of_float16_is_the_most_that_a_value_may_reach(factor: int, kept: set[str], tmp_path: Path) -> None:
+    """184 * 89 is 16376, a quarter of 65504: other images may reach four times as far."""
+    ir.save(named(VANISH.replace("1e-11", f"{factor}.0")), tmp_path / "quarter.onnx")
+    plan = plan_half(tmp_path / "quarter.onnx", "x", [np.full((4, 4, 3), 89, np.uint8)], {})
+    assert plan.largest == factor * 89 and plan.names == kept
+
+
+BRANCHES = """
+<ir_version: 10, opset_import: ["" : 20]>
+branches (uint8[batch, 3, 8, 8] image) => (float[batch, 3, 16, 16] logits, float[batch, 3, 16, 16] probabilities)
+<float[1] least = {0.0}, float most = {1.0}, float third = {0.33333334}, float[4] scales = {1.0, 1.0, 2.0, 2.0}>
+{
+   pixels = Cast <to: int = 1> (image)
+   scaled = Mul (pixels, third)
+   count = Size (image)
+   few = Constant <value = int64 {1000}> ()
+   is_large = Greater (count, few)
+   pixel_values = If (is_large) <
+      then_branch = large () => (float[batch, 3, 8, 8] shifted) { shifted = Add (scaled, third) },
+      else_branch = small () => (float[batch, 3, 8, 8] same) { same = Identity (scaled) }
+   >
+   clipped = Clip (pixel_values, , most)
+   larger = Resize <mode = "nearest"> (clipped, , scales)
+   logits = Mul (larger, third)
+   again = Softmax (larger)
+   probabilities = Softmax <axis: int = 1> (again)
+}
+"""
+
+
+def test_what_the_graph_asks_for_in_single_stays_and_all_else_is_half(tmp_path: Path) -> None:
+    """What only a branch of the preprocessing reads, Resize's scales and the outputs; inputs may be left out."""
+    model = named(BRANCHES)
+    to_half(model)
+    of = {node.name: node for node in model.graph}
+    assert of["scaled"].outputs[0].dtype == ir.DataType.FLOAT
+    scales = of["larger"].inputs[2]
+    assert scales is not None and scales.dtype == ir.DataType.FLOAT
+    # the last softmax reads no output: nothing keeps it in single
+    halves = ("clipped", "larger", "logits", "again", "probabilities")
+    assert {of[name].outputs[0].dtype for name in halves} == {ir.DataType.FLOAT16}
+    assert [(value.name, value.dtype) for value in model.graph.outputs] == [
+        ("logits", ir.DataType.FLOAT), ("probabilities", ir.DataType.FLOAT)
+    ]  # fmt: skip
+    ir.save(model, tmp_path / "half.onnx")
+    onnx.checker.check_model(tmp_path / "half.onnx", full_check=True)
+    image = np.random.default_rng(0).integers(0, 4, (1, 3, 8, 8), np.uint8)
+    with OnnxRuntimeRunner(tmp_path / "half.onnx") as runner:
+        found = runner.infer({"image": image})["logits"]
+    wanted = np.minimum(image / 3, 1).repeat(2, axis=2).repeat(2, axis=3) / 3
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+
+
 def test_the_bundle_says_what_stays_in_single(
     massive: Callable[[float], Path], tmp_path: Path, tiny_images: Path, cli: Callable[..., object]
 ) -> None:

@@ -147,7 +147,7 @@ class _Measured:
     def sqnr_db(self) -> float:
         if not np.isfinite(self.noise):
             return -np.inf
-        return float(10 * np.log10(max(self.signal, 1e-300) / max(self.noise, 1e-300)))
+        return float(10 * (np.log10(max(self.signal, 1e-300)) - np.log10(max(self.noise, 1e-300))))
 
 
 def plan_half(path: Path, model_sha256: str, images: Iterable[np.ndarray], described: dict[str, Any]) -> HalfPlan:
