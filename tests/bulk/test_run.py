@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -259,6 +260,28 @@ def test_what_is_not_gone_on_with(classifier: Classifier, tiny_bundle: Path, pho
     with pytest.raises(OutputExistsError, match="tables"):
         predict_files(classifier, [path], output)
     assert predict_files(classifier, [photos], output, overwrite=True).resumed == 0
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_texts_that_a_spreadsheet_would_compute(
+    safe: bool, classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Safe or as they are, in a run that was stopped too, which only the same choice goes on with."""
+    monkeypatch.chdir(photos)
+    for name in ("=1+1.png", "+a.png", "'quoted.png", "plain.png"):
+        shutil.copy(photos / "one" / "0.png", name)
+    names = ["=1+1.png", "+a.png", "'quoted.png", "plain.png", "zero", "one"]
+    output = tmp_path / "results.csv"
+    stop_after(6, classifier, names, output, chunk=2, csv_safe=safe)
+    with pytest.raises(OutputExistsError, match="csv_safe"):
+        predict_files(classifier, names, output, csv_safe=not safe)
+    result = predict_files(classifier, names, output, csv_safe=safe)
+    assert result.resumed == 6
+    with open(output, newline="", encoding="utf-8") as file:
+        found = [line["image"] for line in csv.DictReader(file)]
+    mark = "'" if safe else ""
+    assert found[:4] == [f"{mark}=1+1.png", f"{mark}+a.png", f"{mark}'quoted.png", "plain.png"]
+    assert len(found) == len(set(found)) == result.images
 
 
 def test_a_table_that_breaks_off_keeps_what_was_read(classifier: Classifier, photos: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def predict_files(
     check_task(classifier.task, classifier.describe()["bundle"])
     run = _Run(classifier, paths, output, image_column, _Pace(top_k, workers, batch, chunk), overwrite)
     layout = Layout(run.images.has_rows, min(top_k, len(classifier.labels)), csv_safe)
-    return run.done(layout, {"csv_safe": True} if csv_safe else {})
+    return run.done(layout, {"csv_safe": csv_safe})
 
 
 def embed_files(
