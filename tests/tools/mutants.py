@@ -53,6 +53,7 @@ OPERATORS = (
 """Of Cosmic Ray's the small ones: any test at all finds a sum that has become a power."""
 
 _NOT_IMPORTED = (2, 4)  # pytest: errors while collecting, or in a conftest.py
+_TOO_LONG = 124
 _Place = tuple[tuple[int, int], tuple[int, int]]  # ((line, column), (line, column))
 
 
@@ -215,23 +216,31 @@ class Workshop:
         return ordered if all(name.endswith("|run") for name in contexts) else [*ordered, *self.module.tests]
 
     def judge(self, mutant: Mutant) -> str:
-        """ "killed", "survived", or "" of one that can't be imported, which says nothing of the tests."""
+        """ "killed", "survived", or "" where nothing is known of the tests.
+
+        So it is of a mutant that can't be imported, and of one whose tests take too long, unless they don't without it:
+        then it hangs, and they would show that.
+        """
         tests = self.tests_of(mutant)
         if not tests:
             return "survived"
+        known = all(test in self._durations for test in tests)
+        limit_s = 120 + 5 * (sum(self._durations[test] for test in tests) if known else self.seconds)
         path = self.root / mutant.file
         before = path.read_text(encoding="utf-8")
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()
         path.write_text(mutated(before, mutant), encoding="utf-8")
         try:
-            code = self._child(lambda: self._pytest(["-x", *tests]), 60 + 5 * self.seconds)
+            code = self._child(lambda: self._pytest(["-x", *tests]), limit_s)
         finally:
             path.write_text(before, encoding="utf-8")
+        if code == _TOO_LONG and self._child(lambda: self._pytest(["-x", *tests]), limit_s) == _TOO_LONG:
+            return ""
         return "survived" if code in (0, 5) else "" if code in _NOT_IMPORTED else "killed"
 
     def _child(self, work: Callable[[], int], limit_s: float) -> int:
-        """The exit code of the work in a child; -9 if it took longer."""
+        """The exit code of the work in a child."""
         child = os.fork()
         if child == 0:
             code = 70
@@ -254,8 +263,10 @@ class Workshop:
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # it, or what its tests have left running
-        status = ended[1] if ended[0] else os.waitpid(child, 0)[1]
-        return os.waitstatus_to_exitcode(status)
+        if not ended[0]:
+            os.waitpid(child, 0)
+            return _TOO_LONG
+        return os.waitstatus_to_exitcode(ended[1])
 
     def _enter(self) -> None:
         """Be a process that was started in the copy."""
