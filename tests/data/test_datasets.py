@@ -364,6 +364,22 @@ def test_unknown_names_say_what_was_meant(tmp_path: Path) -> None:
         load_dataset("digits", "validation")
 
 
+@pytest.mark.parametrize("kind", ["one", "several"])
+@pytest.mark.parametrize("others", [["cat", "bee", "dog"], ["bee", "cat", "dog", "emu"]])
+def test_files_that_number_their_classes_otherwise_are_refused(tmp_path: Path, kind: str, others: list[str]) -> None:
+    """The library behind it would read the second file's numbers by the first one's names."""
+    labels = {"one": [0, 1, 2], "several": [[0], [1], [0, 2]]}[kind]
+    for split, names in (("train", list(CLASSES)), ("test", others)):
+        label = datasets.ClassLabel(names=names)
+        features = {"photo": datasets.Image(), "label": label if kind == "one" else datasets.List(label)}
+        table = datasets.Dataset.from_dict(rows(labels), features=datasets.Features(features))
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DatasetError, match=r"test.parquet and .*train.parquet have different classes in .* 'label'"):
+        load_dataset(tmp_path, "train")
+    (tmp_path / "test.parquet").unlink()
+    assert load_dataset(tmp_path, "train").labels == CLASSES
+
+
 def test_unreachable_hub_is_said_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(DatasetError, match="can't be reached") as error:

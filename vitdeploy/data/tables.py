@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import DatasetError, ImageError, VitdeployError, require
-from vitdeploy.core.storage import open_regular, refuse_pointer
+from vitdeploy.core.storage import open_regular, parse_json, refuse_pointer
 from vitdeploy.data.columns import (
     find_columns,
     is_list,
@@ -258,10 +258,14 @@ class RowSource:
 
 
 def _check_files(files: list[Path]) -> dict[Path, int]:
-    """Read the footer of each file, so that a damaged one is called by its name; the number of rows of each."""
+    """Read the footer of each file, so that a damaged one is called by its name; the number of rows of each.
+
+    `datasets` takes the first file's classes for those of all, so files that number them otherwise are refused.
+    """
     parquet = require("pyarrow.parquet", extra="build")
     arrow = require("pyarrow", extra="build")
     rows = {}
+    known: dict[str, tuple[Path, list[Any]]] = {}
     for file in files:
         refuse_pointer(file, DatasetError)
         try:
@@ -272,9 +276,29 @@ def _check_files(files: list[Path]) -> dict[Path, int]:
             raise DatasetError(
                 f"{file} is damaged or no parquet file: {error}", hint="copy or download the file again"
             ) from error
+        for column, names in _classes_in(metadata).items():
+            other, theirs = known.setdefault(column, (file, names))
+            if theirs != names:
+                raise DatasetError(
+                    f"{other} and {file} have different classes in the column {column!r}, or in another order",
+                    hint="write both with the same names in the same order, or with texts as labels",
+                )
     if files and not any(rows.values()):
         raise DatasetError(f"{files[0]} has no rows", hint="write the images and their classes into it again")
     return rows
+
+
+def _classes_in(metadata: Any) -> dict[str, list[Any]]:
+    """{column: names of its classes} that `datasets` noted in the footer of a parquet file."""
+    try:
+        features = parse_json((metadata.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: feature["names"]
+            for name, column in features.items()
+            if (feature := column.get("feature", column)).get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):  # other programs write it otherwise, or not at all
+        return {}
 
 
 @contextmanager
