@@ -7,8 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from vitdeploy.core import progress
+from tests.tools.notes import kept_notes
 from vitdeploy.core.errors import DatasetError, ImageError
 from vitdeploy.data import ImageDataset, load_dataset
 from vitdeploy.data.images import FORMATS, decode, image_suffixes
@@ -42,26 +41,10 @@ def classes(prefix: str = "", names: tuple[str, ...] = ("cat", "dog"), count: in
     return [f"{prefix}{name}/{number}.png" for name in names for number in range(count)]
 
 
-class Notes:
-    """A reporter that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    @contextmanager
-    def task(self, description: str, total: float | None, unit: str) -> Iterator[Any]:
-        with nullcontext(type("Step", (), {"advance": lambda *_: None, "update": lambda *_, **__: None})()) as step:
-            yield step
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-
 def load(root: Path, split: str, **options: Any) -> tuple[ImageDataset, str]:
-    notes = Notes()
-    with progress.use(notes):
+    with kept_notes() as said:
         dataset = load_dataset(root, split, **options)
-    return dataset, " ".join(notes.said)
+    return dataset, " ".join(said)
 
 
 # what it shows: (files, split, classes and their images, a part of what is said)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tools.files import recorded_writes
 from vitdeploy.core.errors import InputError, ModelError, OutputExistsError
 from vitdeploy.data import load_dataset
 from vitdeploy.models.checkpoints import load_checkpoint, open_folder
@@ -21,8 +20,6 @@ from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.data import Augmenter, Batcher, Rows
 from vitdeploy.training.loop import _refuse_sharding, make_plan
 from vitdeploy.training.models import load_trainable
-from vitdeploy.training.processes import Processes
-from vitdeploy.training.workspace import Workspace
 
 
 def test_image_size_resizes_positions_as_transformers_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -241,18 +238,3 @@ def test_a_model_in_shards_is_refused() -> None:
     _refuse_sharding(SimpleNamespace(is_fsdp_enabled=False))
     with pytest.raises(InputError, match="FSDP is not supported"):
         _refuse_sharding(SimpleNamespace(is_fsdp_enabled=True))
-
-
-def test_a_checkpoint_that_is_there_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Workspace(tmp_path, None)
-    writes = recorded_writes(tmp_path, monkeypatch)
-    for content in ("one", "two"):  # another takes the place of the first
-        with work.new_checkpoint(7, Processes(0, 1)) as folder:
-            (folder / "state").mkdir()
-            (folder / "model.safetensors").write_text(content)
-            (folder / "state" / "optimizer.pt").write_text(content)
-            assert folder != work.checkpoint(7)
-        assert not writes.too_early and not writes.pending
-        assert ("rename", "checkpoint-7") in writes.log
-        assert (work.checkpoint(7) / "state" / "optimizer.pt").read_text() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]

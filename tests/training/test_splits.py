@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ from PIL import Image
 
 from vitdeploy.core.errors import DatasetError, InputError
 from vitdeploy.training import FinetuneConfig
-from vitdeploy.training.splits import load_splits
+from vitdeploy.training.splits import Splits, load_splits
 
 COUNTS = {"train": 20, "val": 4, "test": 3}
 
 
-def photos(root: Path, *splits: str) -> Path:
+def photos(root: Path, *splits: str, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
     for split in splits:
-        for name in ("cat", "dog"):
+        for name in classes:
             (root / split / name).mkdir(parents=True)
             for number in range(COUNTS[split]):
                 pixels = np.full((8, 8, 3), 10 * number, np.uint8)
@@ -108,3 +110,105 @@ def test_a_changed_label_is_another_dataset(role: str, tmp_path: Path) -> None:
         file = root / split / "metadata.csv"
         file.write_text(file.read_text().replace(",dog", ",wolf"))
     assert all(load_splits(config).identity()[name] != before[name] for name in before)
+
+
+def load(root: Path, **options: Any) -> Splits:
+    return load_splits(FinetuneConfig("m", root, root.parent / "out", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "counts", "word"),
+    [
+        ({}, (36, 4, 6), "4 of the 40 training images are set aside"),
+        ({"validation": 10}, (30, 10, 6), "10 of the 40 training images are set aside"),
+        ({"validation": 1}, (39, 1, 6), "too few for every class: none of (cat|dog)"),
+        ({"validation": 0}, (40, None, 6), "the last weights are kept"),
+        ({"limit_train": 20}, (18, 2, 6), "2 of the 20 training images"),
+        ({"limit_test": 2}, (36, 4, 2), "set aside"),
+        ({"limit_test": 1}, (36, 4, 1), "The limited test images have none of (cat|dog)"),
+    ],
+)
+def test_as_many_images_as_were_asked_for(
+    options: dict[str, Any], counts: tuple[int, int | None, int], word: str, tmp_path: Path
+) -> None:
+    splits = load(photos(tmp_path / "photos", "train", "test"), **options)
+    found = splits.validation and len(splits.validation)
+    assert (len(splits.train), found, len(splits.test)) == counts
+    assert any(re.search(word, note) for note in splits.notes)
+    assert not any("none of" in note for note in splits.notes) or "none of" in word
+    # no image is in two of them
+    assert splits.validation is None or not {*splits.train.indices} & {*splits.validation.indices}
+
+
+def test_of_many_images_a_thousand_choose(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", "test")
+    for name in ("cat", "dog"):
+        (root / "train" / name).mkdir(parents=True)
+        for number in range(5010):
+            (root / "train" / name / f"{number}.png").touch()
+    splits = load(root)
+    assert splits.validation is not None and (len(splits.train), len(splits.validation)) == (9020, 1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation": 40}, "40 validation images leave none of the 40 of photos/train"),
+        ({"validation": 39}, "the 1 images to train on have none of (cat|dog)"),
+        ({"limit_train": 1, "validation": 0}, "the 1 images to train on have none of (cat|dog)"),
+        ({"limit_train": 1, "validation_split": "val"}, "the 1 images to train on have none of (cat|dog)"),
+    ],
+)
+def test_too_few_images_to_learn_from_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=message) as error:
+        load(photos(tmp_path / "photos", "train", "val", "test"), **options)
+    assert "--limit-train" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (("cat", "dog"), ("cat", "wolf"), "photos/train has no image of wolf"),
+        (("cat", "dog"), ("cat",), "photos/test has no image of dog"),
+        (("cat",), ("cat", "dog"), "photos/train has no image of dog"),
+        (("cat",), ("cat",), "photos has one class only .cat."),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(
+    train: tuple[str, ...], test: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    photos(tmp_path / "photos", "train", classes=train)
+    with pytest.raises(DatasetError, match=message):
+        load(photos(tmp_path / "photos", "test", classes=test))
+
+
+def test_a_class_that_only_validation_lacks_is_no_matter(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", "train", "test")
+    photos(root, "val", classes=("cat",))
+    splits = load(root, validation_split="val")
+    assert splits.validation is not None and splits.validation.class_counts() == {"cat": 4, "dog": 0}
+
+
+@pytest.mark.parametrize("damaged", ["val", "test"])
+def test_what_can_not_be_decoded_is_named_before_training_or_left_out(damaged: str, tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", "train", "val", "test")
+    for name in (f"{damaged}/dog/1.png", "train/cat/7.png"):
+        (root / name).write_bytes(b"oops")
+    config = FinetuneConfig("m", root, tmp_path / "out", validation_split="val")
+    with pytest.raises(DatasetError, match="dog/1.png"):
+        load_splits(config)
+    assert len(load_splits(config, decode=False).train) == 40
+    splits = load_splits(replace(config, skip_bad=True))
+    role = {"val": "validation", "test": "test"}[damaged]
+    assert {name: len(bad) for name, bad in splits.skipped.items() if bad} == {"train": 1, role: 1}
+    assert splits.skipped["train"][0].startswith("train/cat/7.png ") and len(splits.train) == 39
+    assert f"1 of the {role} images can't be decoded and are skipped." in splits.notes
+    assert splits.notes[0] == "1 of the train images can't be decoded and are skipped."
+
+
+def test_a_class_of_damaged_images_alone_is_refused(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", "train", "test")
+    for number in range(COUNTS["test"]):
+        (root / "test" / "dog" / f"{number}.png").write_bytes(b"oops")
+    with pytest.raises(DatasetError, match="photos/test has no image of dog"):
+        load(root, skip_bad=True)
