@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.tools.command_names import name_of, options_of
-from tests.tools.documents import blocks
+from tests.tools.documents import PAGES, ROOT, blocks
 from vitdeploy.cli.app import COMMANDS
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY"))]
 
 
 def anchors(page: Path) -> set[str]:
@@ -27,7 +21,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"\s", "-", heading) for heading in plain}
 
 
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http:", "https:")):

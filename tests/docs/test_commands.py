@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.tools.documents import ROOT, Block, blocks, make_world, run, stand_in
-
-PAGES = [ROOT / "README.md", ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+from tests.tools.documents import PAGES, PROGRAMS, ROOT, Block, blocks, make_world, run, stand_in
 
 
 def named(pages: list[Path]) -> list[object]:
@@ -64,12 +63,14 @@ def test_slow_commands_run(page: Path, here: Path) -> None:
 def test_no_command_escapes(page: Path) -> None:
     for block in blocks(page):
         if not block.is_program:
-            calls = [line for line in block.text.splitlines() if line.startswith(("vitdeploy ", "$ "))]
+            calls = [line for line in block.text.splitlines() if line.startswith(("$ ", *(f"{p} " for p in PROGRAMS)))]
             assert not calls, f"{block} is not taken for a program: {calls}"
         if block.is_slow:
             assert block.marks["run"].partition(" with ")[0] == "full", block
         if "not run" in block.marks:
             assert block.is_program and len(block.marks["not run"].split()) >= 3, block
+            for test in re.findall(r"tests/[\w/]+\.py", block.marks["not run"]):
+                assert (ROOT / test).is_file(), f"{block}: there is no {test}"
 
 
 def test_a_command_that_fails_is_found(here: Path) -> None:

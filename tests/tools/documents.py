@@ -25,7 +25,11 @@ from typing import Any
 from tests.tools.command_line import Outcome, invoke
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("vitdeploy", "python", "pip", "make", "curl", "cmake", "scp", "ssh", "docker", "torchrun", "accelerate")
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROGRAMS = (
+    *("vitdeploy", "python", "python3", "pip", "make", "curl", "cmake", "cp", "scp", "ssh", "git", "npm", "hf", "sudo"),
+    *("docker", "kubectl", "torchrun", "accelerate", "tritonserver"),
+)
 CHECKPOINTS = ("vit-cifar10", "vit", "small", "large", "deit")
 HUB_MODELS = ("google/vit-base-patch16-224", "google/vit-base-patch16-224-in21k")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
