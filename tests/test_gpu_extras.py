@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from tests.tools.index import skip_without_index
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -33,7 +35,6 @@ pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[1]
 PYTHONS, MACHINES = ("3.10", "3.11", "3.12", "3.13"), ("x86_64", "aarch64")
-NO_INDEX = ("NewConnectionError", "Failed to establish", "Name or service not known", "Max retries exceeded")
 SYSTEM = re.compile(r"(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|z|util)|ld-linux-.*)\.so")
 DRIVER = {"libcuda.so.1"}
 PROVIDERS = "onnxruntime/capi/libonnxruntime_providers_{}.so"
@@ -110,8 +111,8 @@ def resolved(extra: str, python: str, machine: str) -> dict[str, tuple[str, str]
         command += [word for name in platforms for word in ("--platform", name)]
         command += requirements(extra, python, machine)
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        if done.returncode != 0 and any(words in done.stderr for words in NO_INDEX):
-            pytest.skip(f"no index answers: {done.stderr.strip().splitlines()[-1]}")
+        if done.returncode != 0:
+            skip_without_index(done.stderr)
         assert done.returncode == 0, done.stderr
         report = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
     return {

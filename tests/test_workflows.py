@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.tools import lowest, release
+from tests.tools.documents import PAGES, blocks
+from tests.tools.index import skip_without_index
 from vitdeploy import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,17 @@ def test_every_target_is_phony_and_says_what_it_does() -> None:
     assert phony is not None and set(phony[1].replace("\\\n", " ").split()) == TARGETS
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+) ", shown, flags=re.M)) == TARGETS
+
+
+def test_what_the_documents_make_is_a_target() -> None:
+    named = {}
+    for page in PAGES:
+        lines = re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))
+        for block in blocks(page):
+            lines += re.findall(r"^make ([a-z-]+)", block.text, flags=re.M) if block.is_program else []
+        named |= dict.fromkeys(lines, page.name)
+    assert len(named) > 20
+    assert {name: page for name, page in named.items() if name not in TARGETS} == {}
 
 
 def test_the_tests_run_on_every_python_that_is_promised() -> None:
@@ -82,6 +95,20 @@ def test_the_lowest_versions_are_those_of_the_metadata() -> None:
     assert lowest.lowest(text) == ["one==1.10", "three==1 ; python_version < '3.11'", "two==3"]
     found = lowest.lowest((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert len(found) > 30 and "torch" in {line.partition("=")[0] for line in found}
+
+
+@pytest.mark.full
+def test_every_lowest_version_is_a_release(tmp_path: Path) -> None:
+    """What was never released is a bound that nobody can test: `make test-lowest` would go on without the package."""
+    wanted = tmp_path / "lowest.txt"
+    lines = lowest.lowest((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted.write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    command += ["--target", tmp_path, "--requirement", wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    if done.returncode:
+        skip_without_index(done.stderr)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_release_needs_its_tag_its_version_and_its_entry() -> None:
