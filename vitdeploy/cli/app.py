@@ -30,7 +30,7 @@ COMMANDS = {
     "explain": ("vitdeploy.cli.explain", "Draw a model's attention, positions and patches for an image."),
     "inspect": ("vitdeploy.cli.inspect", "Show what is in a bundle, graph or engine."),
     "lint": ("vitdeploy.cli.lint", "Say what will go wrong with any ONNX graph on TensorRT."),
-    "deploy": ("vitdeploy.cli.deploy", "Write what NVIDIA Triton serves a bundle from."),
+    "deploy": ("vitdeploy.cli.deploy", "Write what a server or a browser runs a bundle from."),
     "push": ("vitdeploy.cli.push", "Upload a bundle to the Hugging Face Hub."),
     "report": ("vitdeploy.cli.report", "Open the page of a bundle's last benchmark."),
     "doctor": ("vitdeploy.cli.doctor", "Show what this machine can build and run."),
