@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -92,6 +93,12 @@ def test_the_schema_of_reports_knows_it(toy: registry.BackendSpec) -> None:
         jsonschema.validate(name, backend)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate("no backend", backend)
+
+
+def test_marks_stand_straight_around_their_point_and_are_of_one_size() -> None:
+    for spec in registry.backends():
+        assert {(-x, y) for x, y in spec.mark} == set(spec.mark), spec.name
+        assert all(1 < math.hypot(x, y) < 1.5 for x, y in spec.mark), spec.name
 
 
 def test_nobody_has_it_who_did_not_register_it(cli: Cli, small: Path, tiny_images: Path) -> None:

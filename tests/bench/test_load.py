@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import Any
 
@@ -85,6 +87,20 @@ def test_an_error_of_one_caller_stops_the_others_and_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="gone"):
         closed_loop(call, 2, 60, WallClock(), ClosedLoop(2))
+
+
+def test_ctrl_c_is_raised_when_nobody_calls_any_more() -> None:
+    """Whoever takes it closes the form."""
+    before, numbers = threading.active_count(), list[int]()
+
+    def call(number: int) -> None:
+        numbers.append(number)
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        closed_loop(call, 3, 3600, WallClock(), ClosedLoop(3))
+    assert threading.active_count() == before and 20 in numbers
 
 
 def test_a_form_that_fails_under_load_does_not_stop_the_others() -> None:

@@ -91,3 +91,15 @@ def test_the_peak_of_this_process_is_read() -> None:
     block = np.ones(before + 2**20, np.uint8)  # more than was ever held
     after = host_peak_bytes()
     assert after is not None and after >= block.nbytes
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compares with /proc")
+def test_the_peak_is_the_same_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS and BSD, which say it in other units each."""
+    import resource
+
+    told = host_peak_bytes()
+    monkeypatch.setattr("vitdeploy.bench.memory.Path", lambda name: Path("no such file"))
+    assert told is not None and abs((host_peak_bytes() or 0) - told) < 0.2 * told
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert host_peak_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

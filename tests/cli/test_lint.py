@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tools.lint_graphs import PAIRS, linear, saved
@@ -41,6 +42,22 @@ def test_json(cli: Callable[..., Any], tmp_path: Path) -> None:
     (finding,) = graph["findings"]
     assert finding["rule"] == "asymmetric-qdq" and finding["page"] == "docs/lint/asymmetric-qdq.md"
     assert finding["places"][0]["node"] == "layer/QuantizeLinear_q" and finding["places"][0]["layer"] == "layer"
+
+
+def test_what_is_measured_is_shown_the_noisiest_first(cli: Callable[..., Any], tmp_path: Path) -> None:
+    path = saved(PAIRS["too-little-int8"][0], tmp_path / "graph.onnx")
+    np.save(tmp_path / "input.npy", np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float16))
+    measured = ("--measure", tmp_path / "input.npy")
+    data = json.loads(cli("lint", path, *measured, "--json").stdout)["graphs"][0]["measured"]
+    ratios = [node["sqnr_db"] for node in data["nodes"] if node["sqnr_db"] is not None]
+    short, full = cli("lint", path, *measured).stdout, cli("lint", path, *measured, "--all").stdout
+    lines = [line.split() for line in short.splitlines()]
+    head = lines.index(["node", "lowest", "highest", "SQNR", "dB"])
+    rows = lines[head + 1 : head + 9]
+    assert [float(row[-1]) for row in rows] == pytest.approx(sorted(ratios)[:8], abs=0.06)
+    assert f"4 images of {tmp_path / 'input.npy'}: {data['reference']}." in " ".join(short.split())
+    assert f"the noisiest 8 of {len(data['nodes'])} (--all)" in short and "noisiest" not in full
+    assert all(node["node"] in full for node in data["nodes"])
 
 
 def test_targets(cli: Callable[..., Any], tmp_path: Path) -> None:
