@@ -196,7 +196,12 @@ def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> N
     assert (spec.crop, spec.mean, spec.std) == ((224, 224), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     squashed = spec_from_processor(load_processor(folder(crop_mode="squash", crop_pct=1.0)))
     assert squashed.resize is not None and (squashed.resize.height, squashed.resize.width) == (224, 224)
-    with pytest.raises(ModelError, match="border"):
-        load_processor(folder(crop_mode="border"))
-    with pytest.raises(ModelError, match="random"):
-        load_processor(folder(interpolation="random"))
+    for wrong, message in (
+        ({"crop_mode": "border"}, "border"),
+        ({"interpolation": "random"}, "random"),
+        ({"input_size": [3, 224, 192]}, "224x192"),
+        ({"input_size": None}, "NoneType"),
+        ({"crop_pct": "most"}, "most"),
+    ):
+        with pytest.raises(ModelError, match=rf"preprocessing of timm/vit is not .*{message}"):
+            load_processor(folder(**wrong))

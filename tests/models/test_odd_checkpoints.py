@@ -168,6 +168,15 @@ def test_a_git_lfs_pointer_is_called_one(name: str, odd: Path) -> None:
     assert "git lfs pull" in str(error.value.hint)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "no JSON"])
+def test_a_damaged_list_of_shards_is_named(content: str, odd: Path) -> None:
+    (odd / "model.safetensors").rename(odd / "model-00001-of-00001.safetensors")
+    (odd / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json.* can't be read") as error:
+        open_folder(odd)
+    assert "again" in str(error.value.hint)
+
+
 def test_the_last_checkpoint_of_a_trainer_is_taken(tiny_checkpoint: Path, tmp_path: Path, notes: list[str]) -> None:
     for step in (500, 1000):
         shutil.copytree(tiny_checkpoint, tmp_path / "run" / f"checkpoint-{step}")
