@@ -13,8 +13,11 @@ import pytest
 
 from tests.tools.command_line import invoke
 from tests.tools.files import snapshot
+from tests.tools.notes import kept_notes
+from vitdeploy import __version__
 from vitdeploy.backends.tensorrt.options import EngineOptions, Profile
 from vitdeploy.bundle import Bundle
+from vitdeploy.bundle.selftest import Selftest
 from vitdeploy.compiler.build import _request, build
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.lint import attention
@@ -78,6 +81,45 @@ def test_nothing_is_built_twice(tiny_bundle_copy: Path) -> None:
         "model.int8-cpu.onnx",
     }
     assert snapshot(tiny_bundle_copy) == before
+
+
+@pytest.mark.parametrize("what", ["version", "source", "file"])
+def test_a_form_of_another_version_or_graph_or_that_is_gone_is_built_again(what: str, tiny_bundle_copy: Path) -> None:
+    data = json.loads((tiny_bundle_copy / "manifest.json").read_text())
+    (half,) = (artifact for artifact in data["artifacts"] if artifact["path"] == "model.fp16.onnx")
+    if what == "version":
+        half["built_with"]["vitdeploy"] = "0.0.1"
+    elif what == "source":
+        half["built_from"] = "0" * 64
+    else:
+        (tiny_bundle_copy / "model.fp16.onnx").unlink()
+    (tiny_bundle_copy / "manifest.json").write_text(json.dumps(data))
+    build(tiny_bundle_copy, ["fp16"], target="onnx")
+    bundle = Bundle.open(tiny_bundle_copy)
+    bundle.verify()
+    made, single = bundle.find(kind="onnx", precision="fp16"), bundle.find(kind="onnx", precision="fp32")
+    assert made is not None and single is not None and made.built_from == single.sha256
+    assert made.built_with["vitdeploy"] == __version__ and made.built_with["kept_fp32"] == []
+
+
+def test_a_bundle_without_a_self_test_gets_one_of_all_its_forms(tiny_bundle_copy: Path) -> None:
+    data = json.loads((tiny_bundle_copy / "manifest.json").read_text())
+    data["artifacts"] = [artifact for artifact in data["artifacts"] if artifact["kind"] != "selftest"]
+    (tiny_bundle_copy / "manifest.json").write_text(json.dumps(data))
+    bundle = build(tiny_bundle_copy, ["fp32"], target="onnx").bundle
+    assert set(Selftest.of(bundle).bounds) == {artifact.path for artifact in bundle.select(kind="onnx")}
+
+
+def test_fp16_looks_at_the_images_that_calibrate_and_at_its_own_without(plain: Path, tiny_images: Path) -> None:
+    def looked_at() -> Any:
+        plan = Bundle.open(plain).find(kind="half-plan")
+        assert plan is not None
+        return plan.built_with["images"].get("looked_at")
+
+    build(plain, ["fp16"], target="onnx")
+    assert looked_at() is None
+    build(plain, ["fp16"], target="onnx", recipe=Recipe(str(tiny_images), count=8))
+    assert looked_at() == 8
 
 
 def test_int8_is_rebuilt_from_the_calibration_bit_for_bit(tiny_bundle_copy: Path) -> None:
@@ -215,8 +257,10 @@ def test_an_engine_is_built_once(plain: Path) -> None:
     source = first.bundle.find(kind="onnx", precision="fp16")
     assert engine is not None and source is not None and engine.built_from == source.sha256
     assert engine.built_with["tensorrt"]["flavour"] == "tensorrt-rtx"
-    again = build(plain, ["fp16"], target="tensorrt-rtx")
+    with kept_notes() as said:
+        again = build(plain, ["fp16"], target="tensorrt-rtx")
     assert not again.built and engine in again.kept
+    assert "engines/tensorrt-rtx-fp16.engine is up to date: nothing to build." in said
     small = EngineOptions("tensorrt-rtx", (Profile(ShapeRange(1, 1, 2), ShapeRange(8, 32, 32), ShapeRange(8, 32, 32)),))
     other = build(plain, ["fp16"], target="tensorrt-rtx", engine_options=small)
     assert [artifact.kind for artifact in other.built] == ["engine"]

@@ -186,10 +186,9 @@ class Workshop:
         """Make the shared bundle; run the module's tests once and note which lines each of them runs."""
         from coverage import CoverageData
 
-        os.environ.pop("VITDEPLOY_TINY_BUNDLE", None)
-        if not self.module.fresh:
-            self._require(self._child(self._make_bundle, 300))
-            os.environ["VITDEPLOY_TINY_BUNDLE"] = str(self.root / "tiny")
+        tiny = Path(os.environ["VITDEPLOY_TINY_BUNDLE"])
+        if not tiny.exists():
+            self._require(self._child(lambda: self._make_bundle(tiny), 600))
         begin = time.monotonic()
         folders = dict.fromkeys(str(Path(path).parent) if path.endswith(".py") else path for path in self.module.paths)
         measure = [*(f"--cov={folder}" for folder in folders), "--cov-context=test", "--cov-report="]
@@ -293,10 +292,10 @@ class Workshop:
         (self.root / "durations.json").write_text(json.dumps(durations.seconds), encoding="utf-8")
         return code
 
-    def _make_bundle(self) -> int:
-        tiny = importlib.import_module("tests.tools.tiny")
-        images = tiny.write_images(self.root / "tiny-images")
-        tiny.write_bundle(self.root / "tiny", tiny.write_checkpoint(self.root / "tiny-checkpoint"), images)
+    def _make_bundle(self, path: Path) -> int:
+        tools = importlib.import_module("tests.tools.tiny")
+        images = tools.write_images(self.root / "tiny-images")
+        tools.write_bundle(path, tools.write_checkpoint(self.root / "tiny-checkpoint"), images)
         return 0
 
 
@@ -344,8 +343,10 @@ def main() -> int:
     for heavy in HEAVY if chosen else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(heavy)
-    for name in chosen:
-        run(name, asked.count, asked.seed, asked.again)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        os.environ.setdefault("VITDEPLOY_TINY_BUNDLE", str(Path(folder) / "tiny"))  # mutants are judged by one bundle
+        for name in chosen:
+            run(name, asked.count, asked.seed, asked.again)
     PAGE.write_text(page(), encoding="utf-8")
     low = [name for name in chosen if score(mutants(results()[name])) < asked.least]
     if low:

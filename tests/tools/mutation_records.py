@@ -21,11 +21,10 @@ PAGE = ROOT / "docs" / "results" / "mutation.md"
 
 @dataclass(frozen=True)
 class Module:
-    """A row of the table: `paths` are mutated, `tests` run; `fresh`: the mutant makes the bundle that they share."""
+    """A row of the table: `paths` are mutated, `tests` run."""
 
     paths: tuple[str, ...]
     tests: tuple[str, ...]
-    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ class Mutant:
 
 def modules() -> dict[str, Module]:
     found = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    return {
-        name: Module(tuple(row["paths"]), tuple(row["tests"]), row.get("fresh", False)) for name, row in found.items()
-    }
+    return {name: Module(tuple(row["paths"]), tuple(row["tests"])) for name, row in found.items()}
 
 
 def results() -> dict[str, Any]:

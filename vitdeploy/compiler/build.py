@@ -231,7 +231,6 @@ def _build_engine(bundle: Bundle, precision: str, options: EngineOptions, force:
         return
     with bundle.edit() as editor:
         log_path = (bundle.path / name).with_suffix(".log")  # beside the engine, and kept if the build fails
-        log_path.parent.mkdir(exist_ok=True)
         info = build_engine(bundle.file(source), editor.path_for(name), options, log_path=log_path)
         single = bundle.find(kind="onnx", precision="fp32")
         assert single is not None
