@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.bench import bench
-from vitdeploy.bench.latency import BUSY, Track, Visit
+from vitdeploy.bench.latency import Track, Visit
 from vitdeploy.bench.load import OpenLoop, open_loop
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.quantization.budget import Search
 from vitdeploy.core.errors import InputError
+from vitdeploy.core.machine import BUSY
 from vitdeploy.data import load_dataset, stratified_sample
 from vitdeploy.data.dataset import ImageDataset
 from vitdeploy.evaluation.accuracy import Answers, summarise

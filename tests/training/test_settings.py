@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from vitdeploy.core.errors import InputError
+from vitdeploy.core.machine import BusyMeter
 from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.training import FinetuneConfig, dry_run, finetune, read_settings
 from vitdeploy.training.card import model_card
@@ -130,6 +131,17 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(short: Short, tmp_pat
     assert plan.seconds > plan.step_seconds * plan.steps > 0
     result = finetune(config)
     assert result.steps == plan.steps and len(result.curve.validation) == plan.evaluations
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_a_dry_run_on_a_busy_machine_says_so(
+    share: float, scratch: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BusyMeter, "other_share", lambda meter: share)
+    arguments = ("finetune", scratch, "--dataset", "digits", "--output", tmp_path / "out", "--threads", 1, "--dry-run")
+    line = next(line for line in cli(*arguments).stdout.splitlines() if line.startswith("estimated time"))
+    assert ("at most" in line) == ("other programs used 50% of it" in line) == bool(share)
+    assert json.loads(cli(*arguments, "--json").stdout)["other_share"] == share
 
 
 def test_what_a_dry_run_expects_grows_with_the_epochs(short: Short, monkeypatch: pytest.MonkeyPatch) -> None:

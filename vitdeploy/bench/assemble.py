@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from vitdeploy.backends.registry import runs_bundles
 from vitdeploy.bench.forms import Form
-from vitdeploy.bench.latency import BUSY, Track
+from vitdeploy.bench.latency import Track
 from vitdeploy.bench.load import ClosedLoop, OpenLoop
 from vitdeploy.bench.machine import public_text
 from vitdeploy.bench.measurement import Benchmark, Measurement, Point
+from vitdeploy.core.machine import BUSY
 from vitdeploy.evaluation.accuracy import Answers, summarise
 from vitdeploy.evaluation.changes import Disagreement, disagreements
 from vitdeploy.evaluation.multi_label import summarise_sets

@@ -22,9 +22,10 @@ from typing import Protocol
 import numpy as np
 
 from vitdeploy.core import interrupts, progress
+from vitdeploy.core.machine import BUSY
 from vitdeploy.report.settings import BenchSettings
 
-__all__ = ["BUSY", "Clock", "LatencyRun", "Track", "Visit", "WallClock"]
+__all__ = ["Clock", "LatencyRun", "Track", "Visit", "WallClock"]
 
 Call = Callable[[int], "float | None"]
 
@@ -142,7 +143,6 @@ class Track:
         return "; ".join(found) or None
 
 
-BUSY = 0.15  # share of the processor that other programs may use
 _PATIENCE = 3
 _WATCHED_SECONDS = 1.0
 _DRIFT = 0.10  # last third against first third of the samples

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from vitdeploy.bench.sensors import read_gpus
 from vitdeploy.core import machine as here
-from vitdeploy.core.machine import memory_bytes, usable_cores, versions
+from vitdeploy.core.machine import BusyMeter, memory_bytes, usable_cores, versions
 
 __all__ = ["BusyMeter", "load_average", "machine", "memory_bytes", "public_text", "usable_cores", "versions"]
 
@@ -47,29 +45,3 @@ def public_text(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [public_text(item) for item in value]
     return value
-
-
-class BusyMeter:
-    """How much of the machine other programs use between `__init__` and `other_share`, by /proc/stat."""
-
-    def __init__(self) -> None:
-        self._began = _ticks()
-
-    def other_share(self) -> float | None:
-        """The share of all cores' time that was used and not by this process, 0..1; None where it can't be told."""
-        ended = _ticks()
-        if self._began is None or ended is None or ended[0] <= self._began[0]:
-            return None
-        total, busy, own = (after - before for before, after in zip(self._began, ended, strict=True))
-        return min(1.0, max(0.0, (busy - own) / total))
-
-
-def _ticks() -> tuple[float, float, float] | None:
-    """Seconds since the start of the system, summed over cores: all, not idle, of this process."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        rate = os.sysconf("SC_CLK_TCK")
-        idle = fields[3] + fields[4]
-        times = os.times()
-        return sum(fields) / rate, (sum(fields) - idle) / rate, times.user + times.system
-    return None

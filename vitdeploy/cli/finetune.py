@@ -235,7 +235,11 @@ def _print_plan(plan: DryRun) -> None:
     echo(f"images               {images}")
     echo(f"parameters           {plan.parameters:,}, of which {plan.trainable:,} learn")
     echo(f"steps                {plan.steps} of {plan.images_per_step} images, {plan.evaluations} evaluations")
-    echo(f"estimated time       {_duration(plan.seconds)} on this machine ({plan.device}, {plan.precision})")
+    most = "at most " if plan.busy else ""
+    busy = f"; other programs used {plan.other_share:.0%} of it: try again without them" if plan.busy else ""
+    echo(
+        f"estimated time       {most}{_duration(plan.seconds)} on this machine ({plan.device}, {plan.precision}){busy}"
+    )
     echo(f"estimated memory     {_megabytes(memory['total'])}: {parts}")
     for note in plan.notes:
         echo(f"note                 {note}")

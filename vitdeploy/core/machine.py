@@ -21,8 +21,10 @@ from vitdeploy.core.cgroup import available_bytes, cpu_quota, memory_limit
 from vitdeploy.core.errors import InputError
 
 __all__ = [
+    "BUSY",
     "HELD_BYTES",
     "PACKAGES",
+    "BusyMeter",
     "Gpu",
     "check_threads",
     "cpu_flags",
@@ -197,6 +199,35 @@ def memory_bytes(name: str = "MemTotal") -> int | None:
 
 HELD_BYTES = min(256 * 2**20, (memory_bytes() or 2**63) // 16)
 """Decoded pixels that may be held at a time: until they are in a batch, and as many again in batches."""
+
+
+BUSY = 0.15  # share of the processor that other programs may use while something is timed
+
+
+class BusyMeter:
+    """How much of the machine other programs use between `__init__` and `other_share`, by /proc/stat."""
+
+    def __init__(self) -> None:
+        self._began = _ticks()
+
+    def other_share(self) -> float | None:
+        """The share of all cores' time that was used and not by this process, 0..1; None where it can't be told."""
+        ended = _ticks()
+        if self._began is None or ended is None or ended[0] <= self._began[0]:
+            return None
+        total, busy, own = (after - before for before, after in zip(self._began, ended, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total))
+
+
+def _ticks() -> tuple[float, float, float] | None:
+    """Seconds since the start of the system, summed over cores: all, not idle, of this process."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        rate = os.sysconf("SC_CLK_TCK")
+        idle = fields[3] + fields[4]
+        times = os.times()
+        return sum(fields) / rate, (sum(fields) - idle) / rate, times.user + times.system
+    return None
 
 
 def cpu_name() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import require
+from vitdeploy.core.machine import BUSY, BusyMeter
 from vitdeploy.data import ImageDataset
 from vitdeploy.models import hub
 from vitdeploy.training.config import FinetuneConfig
@@ -29,7 +30,7 @@ from vitdeploy.training.settings import repeatable
 __all__ = ["DryRun", "dry_run"]
 
 _TIMED_STEPS = 3
-_TIMED_SECONDS = 4.0  # beside imports and loading, so that the answer comes in some ten seconds
+_TIMED_SECONDS = 2.5  # beside imports and loading, so that the answer comes in some ten seconds
 _FEW_IMAGES = 4
 _HEAD_STEPS = 10
 
@@ -41,7 +42,8 @@ class DryRun:
     `settings` are the resolved ones, `images` the number a split. `seconds` is for training, validation and test on
     this machine, as `step_seconds` (one optimizer step, images decoded and augmented) makes one expect. `memory_bytes`
     has weights, gradients, optimizer, activations (what a backward pass needs at this batch size), a teacher's
-    weights if there is one, and their total.
+    weights if there is one, and their total. `other_share` of the processor was used by other programs meanwhile,
+    0..1, None where it can't be told: `busy` says that the seconds are too many for a machine without them.
     """
 
     settings: dict[str, Any]
@@ -56,7 +58,12 @@ class DryRun:
     memory_bytes: dict[str, int]
     device: str
     precision: str
+    other_share: float | None
     notes: tuple[str, ...]
+
+    @property
+    def busy(self) -> bool:
+        return self.other_share is not None and self.other_share > BUSY
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "notes": list(self.notes)}
@@ -74,7 +81,9 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     config, plan, splits = run.config, run.plan, run.splits
     teacher = load_distillation(config, run.model, splits.train.labels)
     with hub.quiet_libraries(), own_randomness(), threads(config.threads), progress.task("Timing a few steps"):
+        meter = BusyMeter()
         measured = _measure(run, teacher or CrossEntropy(config.label_smoothing))
+        others = meter.other_share()
     total, trainable = parameter_counts(run.model.module)
     head = (
         sum(value.numel() for value in run.model.module.classifier.parameters()) if config.linear_probe else trainable
@@ -112,6 +121,7 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
         memory_bytes={**memory, "total": sum(memory.values())},
         device=measured.device,
         precision=resolve_precision(config.precision),
+        other_share=others,
         notes=(*run.notes, *(() if teacher is None else teacher.notes), *measured.notes, *unseen),
     )
 
@@ -173,6 +183,7 @@ class _Step:
         for group in groups:
             del group["names"]
         self._optimizer = self._torch.optim.AdamW(groups)
+        self._optimizer.step()  # nothing yet: it imports what the first step would
         self.kept_bytes = 0  # of the largest batch
 
     def __call__(self, rows: list[Any]) -> tuple[float, float]:
@@ -199,19 +210,23 @@ def _largest_in_time(
     split: ImageDataset, config: FinetuneConfig, timed: Callable[[list[Any]], tuple[float, float]]
 ) -> tuple[int, float, float]:
     """The largest batch that there is time for, at most the run's own: its images, and what `timed` says of it (seconds
-    that grow with the images, other seconds). The first, of one image, only counts where nothing followed."""
+    that grow with the images, other seconds). An image before them warms up, and only counts where it took all the
+    time that there is."""
+    sizes = [1, 1, min(_FEW_IMAGES, config.batch_size), *[config.batch_size] * _TIMED_STEPS]
+    batches = _batches(split, config.seed, sizes)
+    first = (1, *timed(next(batches)))
     begun = time.perf_counter()
     found: list[tuple[int, float, float]] = []
-    sizes = [1, min(_FEW_IMAGES, config.batch_size), *[config.batch_size] * _TIMED_STEPS]
-    for rows in _batches(split, config.seed, sizes):
-        if found:
-            images, seconds, others = found[-1]
-            if time.perf_counter() - begun + seconds * len(rows) / images + others > _TIMED_SECONDS:
-                break
+    if sum(first[1:]) < _TIMED_SECONDS:
+        found.extend((len(rows), *timed(rows)) for rows in islice(batches, 1))
+    for rows in batches if found else ():
+        images, seconds, others = found[-1]
+        if time.perf_counter() - begun + seconds * len(rows) / images + others > _TIMED_SECONDS:
+            break
         found.append((len(rows), *timed(rows)))
-    counted = found[1:] or found
-    most = max(images for images, *_ in counted)
-    whole = [each for each in counted if each[0] == most]
+    found = found or [first]
+    most = max(images for images, *_ in found)
+    whole = [each for each in found if each[0] == most]
     return most, statistics.median(each[1] for each in whole), statistics.median(each[2] for each in whole)
 
 
