@@ -18,6 +18,7 @@ import pytest
 from tests.tools.engines import FORMS, Recorder, fixed, needs_rtx
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
+from vitdeploy.compiler.engine.builder import _configure as configure
 from vitdeploy.core import machine
 from vitdeploy.core.errors import EngineError, InputError, VitdeployError
 from vitdeploy.inspection.graph import read_graph
@@ -201,6 +202,22 @@ def test_the_path_of_tensorrt_runs_on_the_bindings_of_rtx(
     monkeypatch.setattr(machine, "jetson_release", lambda: "R36.4.3")
     with pytest.raises(InputError, match="this is a Jetson"):
         build_engine(tiny_bundle / "model.fp16.onnx", tmp_path / "f", wanted)
+
+
+@needs_rtx
+def test_weights_that_are_stripped_are_put_back_as_they_were() -> None:
+    """TensorRT has kernels for the weights' own values then, which REFIT alone would forbid."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    flags = ("STRIP_PLAN", "REFIT_IDENTICAL", "REFIT", "VERSION_COMPATIBLE")
+    for options, wanted in (
+        ({"strip_weights": True}, {"STRIP_PLAN", "REFIT_IDENTICAL"}),
+        ({"version_compatible": True}, {"VERSION_COMPATIBLE"}),
+        ({}, set()),
+    ):
+        config = builder.create_builder_config()
+        configure(trt, builder, config, EngineOptions(flavour="tensorrt", **options), ())
+        assert {name for name in flags if config.get_flag(getattr(trt.BuilderFlag, name))} == wanted
 
 
 BARE = """

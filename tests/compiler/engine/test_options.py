@@ -13,7 +13,7 @@ import pytest
 from tests.tools.engines import FORMS, IDENTITY, Recorder, fixed, graph, needs_rtx, square
 from tests.tools.plain_bundle import MANIFEST
 from vitdeploy.bundle import Bundle
-from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, choose_target
+from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine, check_options, choose_target
 from vitdeploy.core import machine
 from vitdeploy.core.errors import EngineError, InputError
 from vitdeploy.core.specs import ResizeSpec
@@ -27,6 +27,23 @@ def test_sizes_are_needed_and_checked_before_the_build(tmp_path: Path) -> None:
     huge = fixed(1, 224, 40_000)
     with pytest.raises(InputError, match="8 images of 40000x40000 pixels have 38400000000 values"):
         build_engine(path, tmp_path / "e", EngineOptions(profiles=(Profile(height=huge, width=huge),)))
+
+
+@needs_rtx
+def test_options_are_checked_against_a_bundle_before_anything_is_made(
+    tiny_bundle: Path, options: EngineOptions
+) -> None:
+    image = Bundle.open(tiny_bundle).manifest.inputs[0]
+    check_options(options, image)
+    huge = fixed(1, 224, 40_000)
+    with pytest.raises(InputError, match="38400000000 values"):
+        check_options(EngineOptions(profiles=(Profile(height=huge, width=huge),)), image)
+    with pytest.raises(InputError, match="a height of 32 only, not 32 to 64"):
+        check_options(
+            EngineOptions(profiles=(Profile(height=fixed(32, 32, 64)),)), replace(image, shape=("batch", 32, 32, 3))
+        )
+    with pytest.raises(InputError, match=r"nothing for compute capability 8\.7"):
+        check_options(replace(options, compute_capabilities=("8.7",)), image)
 
 
 @needs_rtx
