@@ -45,3 +45,26 @@ def test_own_work_does_not_count_as_that_of_others() -> None:
         sum(range(1000))
     share = meter.other_share()
     assert share is None or 0 <= share <= 1
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "share"),
+    [
+        ((10.0, 4.0, 1.0), (20.0, 8.0, 2.0), 0.3),
+        ((10.0, 4.0, 1.0), (20.0, 4.5, 2.0), 0.0),  # clocks of two counters: own work seems more than all
+        ((10.0, 4.0, 1.0), (10.0, 4.0, 1.0), None),  # too soon
+        ((10.0, 4.0, 1.0), None, None),
+        (None, (10.0, 4.0, 1.0), None),
+        (None, None, None),
+    ],
+)
+def test_the_share_of_others_is_what_is_left(
+    began: tuple[float, ...] | None,
+    ended: tuple[float, ...] | None,
+    share: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """(all, not idle, of this process), in seconds; None as on Windows and macOS."""
+    told = iter([began, ended])
+    monkeypatch.setattr("vitdeploy.bench.machine._ticks", lambda: next(told))
+    assert BusyMeter().other_share() == share
