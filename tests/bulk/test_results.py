@@ -290,3 +290,13 @@ def test_parquet_says_where_it_comes_from(tmp_path: Path) -> None:
     assert json.loads(schema.metadata[b"vitdeploy"]) == JOB
     assert schema.names == ["image", "label", "index", "score", "top_k", "error"]
     assert parquet.ParquetFile(tmp_path / "results.parquet").num_row_groups == 1
+
+
+def test_parquet_has_groups_of_many_rows_whatever_the_parts_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("vitdeploy.bulk.formats._ROWS_A_GROUP", 4)
+    write(tmp_path / "results.parquet")  # parts of two rows
+    found = parquet.ParquetFile(tmp_path / "results.parquet").metadata
+    assert [found.row_group(place).num_rows for place in range(found.num_row_groups)] == [4, 3]
