@@ -7,7 +7,13 @@ import pytest
 
 from vitdeploy.evaluation import multi_label
 from vitdeploy.evaluation.accuracy import Answers
-from vitdeploy.evaluation.multi_label import UNKNOWN, MultiLabelAccuracy, summarise_sets
+from vitdeploy.evaluation.multi_label import (
+    UNKNOWN,
+    MultiLabelAccuracy,
+    best_threshold,
+    set_metrics,
+    summarise_sets,
+)
 from vitdeploy.models.tasks import sigmoid
 
 
@@ -40,6 +46,46 @@ def test_values_are_those_of_scikit_learn(threshold: float) -> None:
     assert found.f1_macro == pytest.approx(metrics.f1_score(has, said, average="macro"))
     assert found.exact_match == pytest.approx(metrics.accuracy_score(has, said))
     assert found.ci95[0] < found.mean_average_precision < found.ci95[1]
+
+
+def test_the_numbers_without_intervals_are_the_same() -> None:
+    has, logits = drawn()
+    plain, whole = set_metrics(logits, has == 1, 0.4), summary(logits, has, at=0.4)
+    assert plain.mean_average_precision == whole.mean_average_precision and plain.exact_match == whole.exact_match
+    assert (plain.f1_micro, plain.f1_macro) == (whole.f1_micro, whole.f1_macro)
+    nothing = set_metrics(np.full((4, 2), -9.0), np.array([[1, 0]] * 4, bool), 0.5)
+    assert (nothing.f1_micro, nothing.f1_macro, nothing.exact_match) == (0, 0, 0)
+
+
+def test_intervals_of_f1_hold_it_and_shrink_with_more_images() -> None:
+    widths = []
+    for count in (60, 2000):
+        has, logits = drawn(count)
+        found = summary(logits, has)
+        for value, interval in ((found.f1_micro, found.f1_micro_ci95), (found.f1_macro, found.f1_macro_ci95)):
+            assert value is not None and interval is not None and interval[0] < value < interval[1]
+            widths.append(interval[1] - interval[0])
+    assert widths[2] < widths[0] / 3 and widths[3] < widths[1] / 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_threshold_finds_more_than_the_best_one(seed: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    has, logits = drawn(60, 5, seed)  # many scores are equal
+    scores, chosen = sigmoid(logits), best_threshold(logits, has == 1)
+
+    def f1(threshold: float) -> float:
+        return float(metrics.f1_score(has, scores >= threshold, average="micro"))
+
+    every = [f1(score) for score in np.unique(scores)]
+    assert f1(chosen) == pytest.approx(max(every)) and 0 < chosen < 1
+    assert not np.isclose(scores, chosen, atol=1e-6).any(), "it lies between two scores, not on one"
+
+
+def test_the_best_threshold_of_scores_at_the_ends_lies_between_0_and_1() -> None:
+    has = np.array([[1, 1], [1, 1]], bool)
+    assert 0 < best_threshold(np.full((2, 2), -80.0), has) < 1
+    assert 0 < best_threshold(np.full((2, 2), 80.0), has) < 1
 
 
 def test_labels_that_the_data_do_not_know_count_for_nothing() -> None:

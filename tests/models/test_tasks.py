@@ -170,8 +170,6 @@ def test_several_labels_and_one_class_are_not_mixed_up(
     folder.mkdir()
     for split in ("train", "test"):
         shutil.copy(table, folder / f"{split}.parquet")
-    with pytest.raises(DatasetError, match="several labels an image, which is not supported for fine-tuning"):
-        vitdeploy.finetune(vitdeploy.FinetuneConfig(made["single_label"][0], folder, tmp_path / "out"))
     with pytest.raises(DatasetError, match="several labels an image, which is not supported for top-1"):
         recipe = Recipe(dataset=str(folder), count=4)
         vitdeploy.build(single, ["int8"], target="onnx", recipe=recipe, max_drop=1.0)
@@ -186,6 +184,13 @@ def test_an_inherited_problem_type_does_not_stay(tmp_path: Path) -> None:
     assert trainable.module.config.problem_type == "single_label_classification"
     assert task_of(trainable.module.config) is SINGLE_LABEL
     assert any("multi_label_classification" in note for note in trainable.notes)
+
+
+def test_a_checkpoint_of_several_labels_can_hold_a_threshold(tmp_path: Path) -> None:
+    folder = checkpoint_of(tmp_path / "checkpoint", "multi_label_classification", 3)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label_threshold": 0.25}))
+    assert vitdeploy.export(folder, tmp_path / "bundle").manifest.threshold == 0.25
 
 
 def test_a_manifest_without_a_task_gives_one_class(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ def test_f1_is_shown_where_there_is_one(report: BenchReport) -> None:
     found = summarise_sets(answers, has, 0.5)
     assert found is not None and found.f1_micro == 1
     for several, cell in (
-        (replace(found, f1_micro=0.8765), "<td>87.65 %</td>"),
+        (replace(found, f1_micro=0.8765, f1_micro_ci95=(0.8, 0.912)), "<td>87.65 %<small>80.0 to 91.2</small></td>"),
+        (replace(found, f1_micro=0.8765, f1_micro_ci95=None), "<td>87.65 %</td>"),  # as of an older report
         (replace(found, f1_micro=None), "<td>–</td>"),
     ):
         rows = tuple(replace(row, accuracy=None, multi_label=several) for row in report.rows[:1])

@@ -18,7 +18,8 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.core.errors import InputError
 from vitdeploy.core.machine import identity
 from vitdeploy.data import load_dataset
-from vitdeploy.evaluation.accuracy import Accuracy
+from vitdeploy.evaluation.accuracy import Accuracy, Answers
+from vitdeploy.evaluation.multi_label import summarise_sets
 from vitdeploy.evaluation.statistics import drop_bound
 from vitdeploy.report.recommendation import choice, headline, outside, recommended
 from vitdeploy.report.records import ArtifactRef, Latency, Memory, Ratio, Row, Samples
@@ -47,6 +48,17 @@ ROWS = (
     row("int8", "openvino", 7.0, 2.0, 23, 200, 40),
 )
 SHIPPED = ROWS[1:4] + ROWS[5:]
+
+
+def test_several_labels_are_judged_by_map() -> None:
+    has = np.random.default_rng(0).random((400, 3)) < 0.4
+    scores = np.where(has, 3.0, -3.0)
+    worse = scores + np.random.default_rng(1).normal(0, 4, has.shape)
+    seen = [Answers(logits.astype(np.float32), np.ones(400, np.bool_)) for logits in (scores, worse)]
+    found = summarise_sets(seen[1], has.astype(np.int8), 0.5, seen[0])
+    judged = replace(ROWS[3], accuracy=None, multi_label=found)
+    assert any("points of mAP, more than 1" in limit for limit in outside(judged, BenchSettings()))
+    assert outside(judged, BenchSettings(max_drop_points=99)) == ()
 
 
 @pytest.mark.parametrize(

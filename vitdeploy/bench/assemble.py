@@ -56,7 +56,9 @@ def _judge(task: Task, truth: npt.NDArray[Any] | None, settings: BenchSettings) 
         return lambda form, base: {"embedding": summarise_vectors(form, truth, settings.neighbours, base)}
     assert truth is not None, "it was matched with the model's labels"
     if truth.ndim == 2:
-        return lambda form, base: {"multi_label": summarise_sets(form, truth, settings.threshold, base)}
+        threshold = settings.threshold
+        assert threshold is not None, "the bundle's was found where none was given"
+        return lambda form, base: {"multi_label": summarise_sets(form, truth, threshold, base)}
     return lambda form, base: {"accuracy": summarise(form, truth, base)}
 
 

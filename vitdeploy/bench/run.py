@@ -78,7 +78,9 @@ def bench(
         raise DatasetError("the dataset has no images", hint="name another split, or look into the folder")
     match = _matched(dataset, opened, settings.match_labels) if settings.accuracy else None
     images = dataset if settings.limit is None else stratified_sample(dataset, settings.limit, seed=settings.seed)
-    settings = replace(settings, threads=settings.threads or usable_cores())
+    settings = replace(
+        settings, threads=settings.threads or usable_cores(), threshold=_threshold(opened, settings.threshold)
+    )
     forms = _forms(opened, settings, baseline, trust_remote_code)
     here = machine()
     sensors = Sensors(len(here["gpu"]))
@@ -136,17 +138,23 @@ def _matched(dataset: ImageDataset, bundle: Bundle, way: str) -> LabelMatch | No
     task, several = TASKS[bundle.manifest.task], dataset.label_sets is not None
     if task.kind is EMBEDDING:
         return None
-    if several and task.name != "multi_label":
+    if several and not task.several:
         raise DatasetError(
             f"{dataset} has several labels an image, and {bundle.path} gives {task.title}",
             hint="name a column with one class an image (--label-column), or measure times alone: --no-accuracy",
         )
     if not several:
         hint = "measure times alone: --no-accuracy"
-        if task.name == "multi_label":
+        if task.several:
             hint = f"name a table with a column of lists of labels (--label-column), or {hint}"
         task.require_single_label(str(bundle.path), f"accuracy on {dataset}, which has one class an image,", hint)
     return match_dataset(dataset, bundle.manifest.labels, way, several=several)
+
+
+def _threshold(bundle: Bundle, given: float | None) -> float | None:
+    """From which score a label counts, of a model with several; None of the others."""
+    task = TASKS[bundle.manifest.task]
+    return task.threshold(bundle.manifest.threshold if given is None else given, str(bundle.path))
 
 
 def save(report: BenchReport, bundle: Bundle, html: str) -> Choice | None:

@@ -30,13 +30,15 @@ class Layout:
     """Which columns there are: `has_rows` adds the row in the table, `classes` are listed for each image.
 
     `csv_safe`: in CSV a text that a spreadsheet would take for a formula has a `'` in front. `dimensions`: of vectors,
-    which then are all there is of an image.
+    which then are all there is of an image. `several`: an image may have several labels, and those that it has are a
+    column.
     """
 
     has_rows: bool
     classes: int = 0
     csv_safe: bool = False
     dimensions: int | None = None
+    several: bool = False
 
     @property
     def key(self) -> list[str]:
@@ -46,7 +48,7 @@ class Layout:
 
 def to_row(name: str, row: int | None, answer: Prediction | ImageError | npt.NDArray[np.float32]) -> Row:
     """One image's result; a failure has its error and nothing else."""
-    found: Row = dict.fromkeys(("image", "row", "label", "index", "score", "top_k", "embedding", "error"))
+    found: Row = dict.fromkeys(("image", "row", "label", "index", "score", "top_k", "labels", "embedding", "error"))
     found |= {"image": name, "row": row}
     if isinstance(answer, ImageError):
         return found | {"error": visible(printable(answer.message))}
@@ -107,7 +109,8 @@ def _neutral(cell: Any) -> Any:
 
 
 class Csv:
-    """Comma-separated, UTF-8, with a header; the second best class is in `label_2` and `score_2`, and so on."""
+    """Comma-separated, UTF-8, with a header; the second best class is in `label_2` and `score_2`, and so on, and
+    several labels in `labels`, as a list in JSON."""
 
     suffix: str = ".csv"
     beside: str | None = None
@@ -126,13 +129,16 @@ class Csv:
 
     def join(self, parts: Iterable[Path], output: Path, layout: Layout, origin: dict[str, Any]) -> None:
         more = [f"{name}_{place}" for place in range(2, layout.classes + 1) for name in ("label", "score")]
-        header = [*layout.key, "label", "index", "score", *more, "error"]
+        header = [*layout.key, "label", "index", "score", *more, *(["labels"] if layout.several else []), "error"]
         _concatenate(self._text([header]), parts, output)
 
     def _line(self, row: Row, layout: Layout) -> list[Any]:
         best = row["top_k"] or []
         more = [value for score in best[1:] for value in (score["label"], score["score"])]
         more += [None] * (2 * (layout.classes - 1) - len(more))
+        if layout.several:
+            names = row["labels"] and [score["label"] for score in row["labels"]]
+            more.append(None if names is None else json.dumps(names, ensure_ascii=False))
         line = [*(row[name] for name in layout.key), row["label"], row["index"], row["score"], *more, row["error"]]
         return [_neutral(cell) for cell in line] if layout.csv_safe else line
 
@@ -182,8 +188,9 @@ class Parquet:
         """The columns, and their types."""
         arrow = require("pyarrow", extra="bulk")
         score = [("label", arrow.string()), ("index", arrow.int32()), ("score", arrow.float64())]
-        best = ("top_k", arrow.list_(arrow.struct(score)))
-        return arrow.schema([*self.key(layout), *score, best, ("error", arrow.string())])
+        lists = ("top_k", "labels") if layout.several else ("top_k",)
+        best = [(name, arrow.list_(arrow.struct(score))) for name in lists]
+        return arrow.schema([*self.key(layout), *score, *best, ("error", arrow.string())])
 
     def key(self, layout: Layout) -> list[tuple[str, Any]]:
         """The columns that name an image."""
@@ -203,7 +210,7 @@ def _metadata(origin: Mapping[str, Any]) -> dict[str, str]:
 
 def _shown(row: Row, layout: Layout) -> Row:
     """A row of classes as it is written."""
-    hidden = ("embedding",) if layout.has_rows else ("row", "embedding")
+    hidden = {"embedding"} | (set() if layout.has_rows else {"row"}) | (set() if layout.several else {"labels"})
     return {name: value for name, value in row.items() if name not in hidden}
 
 

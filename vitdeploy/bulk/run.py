@@ -107,7 +107,8 @@ def predict_files(
     """
     check_task(classifier.task, classifier.describe()["bundle"])
     run = _Run(classifier, paths, output, image_column, _Pace(top_k, workers, batch, chunk), overwrite)
-    layout = Layout(run.images.has_rows, min(top_k, len(classifier.labels)), csv_safe)
+    several = classifier.task.several
+    layout = Layout(run.images.has_rows, min(top_k, len(classifier.labels)), csv_safe, several=several)
     return run.done(layout, {"csv_safe": csv_safe})
 
 
@@ -214,7 +215,9 @@ def job_of(
     form: Mapping[str, Any], labels: Sequence[str], paths: Sequence[str], images: Images, top_k: int
 ) -> dict[str, Any]:
     """What decides the rows of a run; `form` is what `Classifier.describe` says."""
+    threshold = {} if form.get("threshold") is None else {"threshold": form["threshold"]}
     return {
+        **threshold,
         "model": form["sha256"],
         "precision": form["precision"],
         "backend": form["backend"],

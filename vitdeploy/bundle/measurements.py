@@ -156,6 +156,11 @@ class MeasuredForm:
         return None if delta is None else -100 * delta
 
     @property
+    def metric(self) -> str:
+        """What `loss` is of, in words."""
+        return "mAP" if self.multi_label else "top-1 of a nearest-neighbour classifier" if self.embedding else "top-1"
+
+    @property
     def batch_size(self) -> int:
         """At which `time_ms` was measured."""
         return self.latencies[0].batch_size if self.latencies else 1

@@ -43,6 +43,8 @@ def _version_2(data: dict[str, Any]) -> Manifest:
         raise ValueError("task is missing")
     if (manifest.task == "embedding") != (manifest.embedding is not None):
         raise ValueError(f"the task is {manifest.task!r}, and embedding is {data.get('embedding')!r}")
+    if manifest.threshold is not None and not 0 < manifest.threshold < 1:
+        raise ValueError(f"threshold is {manifest.threshold!r}")
     return manifest
 
 

@@ -125,7 +125,7 @@ class Manifest:
     """What manifest.json holds, apart from the schema version. `task` says what the graphs' answer means.
 
     `labels` names the classes, in the order of the logits; an embedding has none, and says in `embedding` what its
-    vectors are.
+    vectors are. `threshold` is the score from which one of several labels counts, 0..1, where the checkpoint has one.
     """
 
     model: dict[str, Any]
@@ -138,6 +138,7 @@ class Manifest:
     choice: Choice | None = None
     task: TaskName = "single_label"
     embedding: EmbeddingSpec | None = None
+    threshold: float | None = None
 
     @property
     def width(self) -> int:
@@ -151,11 +152,13 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         chosen = {} if self.choice is None else {"choice": self.choice.to_json()}
         embedding = {} if self.embedding is None else {"embedding": self.embedding.to_json()}
+        threshold = {} if self.threshold is None else {"threshold": self.threshold}
         return {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "task": self.task,
             **embedding,
+            **threshold,
             "labels": list(self.labels),
             "preprocess": self.preprocess.to_json(),
             "inputs": [spec.to_json() for spec in self.inputs],

@@ -172,7 +172,7 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Score from which a label counts, of models with several labels an image.",
+    help="Score from which a label counts, of several labels an image.  [default: the bundle's, or 0.5]",
 )
 @click.option(
     "--max-drop",

@@ -92,7 +92,8 @@ def _show_bundle(console: Console, report: BundleReport) -> None:
     else:
         facts.append(("Labels", _labels(manifest.labels)))
     if manifest.task != "single_label":
-        facts.append(("Answers", TASKS[manifest.task].title))
+        from_score = "" if manifest.threshold is None else f", a label from a score of {manifest.threshold:.4g}"
+        facts.append(("Answers", TASKS[manifest.task].title + from_score))
     if "zero_shot" in manifest.provenance:
         facts += _rows("Words in", map(on_one_line, manifest.provenance["zero_shot"]["templates"]))
     facts += _rows("Preprocessing", describe_preprocessing(manifest.preprocess))

@@ -31,6 +31,11 @@ __all__ = ["command"]
 @precision_option("Precision of the form to run.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
 @click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Score from which a label counts, of several labels an image. Default: the model's own.",
+)
+@click.option(
     "--output",
     type=click.Path(),
     help="Write one row per image to this .parquet, .csv or .jsonl file; IMAGE may then be folders and parquet files.",
@@ -53,6 +58,7 @@ def command(
     backend: str,
     precision: str,
     threads: int | None,
+    threshold: float | None,
     output: str | None,
     overwrite: bool,
     image_column: str | None,
@@ -70,6 +76,8 @@ def command(
 
     The bundle is a folder, or OWNER/NAME on the Hugging Face Hub, which is fetched into its cache. The folder of a
     checkpoint will do for a first look: PyTorch runs it then.
+
+    Where an image may have several labels, those in bold are the ones that it has: their score reaches the threshold.
 
     An image that can't be used is named on standard error, the others are still answered, and the exit code is 1.
 
@@ -99,7 +107,8 @@ def command(
             "batch": batch_size,
             "overwrite": overwrite,
         }
-        form = {"backend": backend, "precision": precision, "threads": threads, "revision": revision}
+        form: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "revision": revision}
+        form["threshold"] = threshold
         if of_ray is not None:
             if csv_safe:
                 raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
@@ -120,12 +129,14 @@ def command(
     if _is_checkpoint(model):
         from vitdeploy.runtime.checkpoint import predict_checkpoint
 
-        answers = predict_checkpoint(model, sources, top_k, threads=threads, trust_remote_code=trust_remote_code)
+        answers = predict_checkpoint(
+            model, sources, top_k, threads=threads, threshold=threshold, trust_remote_code=trust_remote_code
+        )
         progress.note(f"Note: {model} is a checkpoint, run by PyTorch. For a device: {_export(model)}")
         return _show(images, answers, {"backend": "pytorch", "precision": "fp32"}, as_json)
     from vitdeploy.runtime import load
 
-    with load(model, backend, precision, threads=threads, revision=revision) as classifier:
+    with load(model, backend, precision, threads=threads, threshold=threshold, revision=revision) as classifier:
         answers = classifier.predict(sources, top_k, errors="return")
         how = {"backend": classifier.backend, "precision": classifier.precision}
     return _show(images, answers, how, as_json)
@@ -217,12 +228,19 @@ def _table(good: list[tuple[str, Any]], how: dict[str, str]) -> None:
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
+    several = any(prediction.labels is not None for _, prediction in good)
+    if several:
+        table.add_column("has it")
     for image, prediction in good:
-        for place, score in enumerate(prediction.top_k):
+        given = prediction.top_k[:1] if prediction.labels is None else prediction.labels
+        shown = (*given, *(score for score in prediction.top_k if score not in given))  # all that it has
+        for place, score in enumerate(shown):
+            is_given = place < len(given)
             table.add_row(
                 Text(on_one_line(image) if place == 0 else ""),
-                Text(on_one_line(score.label), style="bold" if place == 0 else "dim"),
-                Text(score.text, style="" if place == 0 else "dim"),
+                Text(on_one_line(score.label), style="bold" if is_given else "dim"),
+                Text(score.text, style="" if is_given else "dim"),
+                *(["yes" if is_given else ""] if several else ()),
             )
     console = new_console()
     if not console.is_terminal:

@@ -129,6 +129,7 @@ class _Traced:
     labels: tuple[str, ...]
     task: Task
     embedding: EmbeddingSpec | None
+    threshold: float | None
     templates: tuple[str, ...]
     spec: PreprocessSpec
     preprocessing: ir.Model
@@ -189,6 +190,7 @@ def _traced(
         labels,
         checkpoint.task,
         checkpoint.embedding,
+        checkpoint.threshold,
         checkpoint.templates,
         spec,
         preprocessing,
@@ -223,6 +225,7 @@ def _written(
         labels=made.labels,
         task=made.task.name,
         embedding=made.embedding,
+        threshold=made.threshold,
         preprocess=made.spec,
         inputs=tuple(_tensor_spec(value) for value in whole.graph.inputs),
         outputs=tuple(_tensor_spec(value) for value in whole.graph.outputs),

@@ -176,13 +176,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best class of one image, and the `top_k` best in falling order (the first is the best)."""
+    """The best class of one image, and the `top_k` best in falling order (the first is the best).
+
+    Where an image may have several labels, `labels` are those that it has, the best first: all whose score reaches the
+    threshold, so there may be none. It is None for other tasks.
+    """
 
     label: str
     index: int
     score: float | None
     top_k: tuple[Score, ...] = field(repr=False)
     value: float | None = None
+    labels: tuple[Score, ...] | None = None
 
     @classmethod
     def listed_later(
@@ -208,7 +213,7 @@ class Prediction:
             return held["top_k"]
 
     def __reduce__(self) -> tuple[Any, ...]:  # copies and pickles hold no more than the fields
-        return type(self), (self.label, self.index, self.score, self.top_k, self.value)
+        return type(self), (self.label, self.index, self.score, self.top_k, self.value, self.labels)
 
     def _repr_html_(self) -> str:
         """For a notebook: a bar for each of the best classes."""
@@ -219,4 +224,5 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         best = Score(self.label, self.index, self.score, self.value).to_json()
-        return {**best, "top_k": [score.to_json() for score in self.top_k]}
+        some = {} if self.labels is None else {"labels": [score.to_json() for score in self.labels]}
+        return {**best, "top_k": [score.to_json() for score in self.top_k], **some}

@@ -179,7 +179,7 @@ def model_card(bundle: Bundle, repository: str) -> str:
         _BEGIN,
         f"# {repository.partition('/')[2]}",
         f"A vitdeploy bundle of an {task.kind.noun} ({task.title}; {task.kind.numbers}: {manifest.width}). Its graphs "
-        "take raw uint8 images: the preprocessing is inside.",
+        f"take raw uint8 images: the preprocessing is inside.{_threshold(manifest.threshold)}",
         f"```python\nimport vitdeploy\n\nwith vitdeploy.load({repository!r}) as model:\n"
         f'    print(model.{task.kind.method}("image.jpg"))\n```',
         f"Classes: {_classes(manifest.labels)}" if manifest.embedding is None else f"Vectors: {manifest.embedding}",
@@ -196,6 +196,10 @@ def _classes(names: Sequence[str]) -> str:
     labels = [escape(on_one_line(label), quote=False) for label in names]
     more = f" and {len(labels) - _CLASSES_SHOWN} more" if len(labels) > _CLASSES_SHOWN else ""
     return ", ".join(labels[:_CLASSES_SHOWN]) + more
+
+
+def _threshold(threshold: float | None) -> str:
+    return "" if threshold is None else f" A label counts from a score of {threshold:.4g}."
 
 
 def _measured(bundle: Bundle) -> str:

@@ -3,10 +3,13 @@
 With the images in the order of a label's scores, P_k and R_k are its precision and recall among the first k (images of
 equal scores enter together), and its average precision is AP = sum_k (R_k - R_(k-1)) P_k; mAP is the mean over the
 labels that some image has. F1 = 2 tp / (2 tp + fp + fn): micro over all labels at once, macro the mean over labels.
+A label counts from a threshold on; the best one for micro F1 is found among all scores of some images: with these in
+falling order, the first k of them count, F1(k) = 2 tp_k / (k + the labels that the images have), and the threshold is
+halfway between the score of the best k and the next one.
 
 Intervals of mAP and F1, and of their change against a baseline, are percentiles of a paired bootstrap (Efron 1979): the
-same resampled images for every form. Exact match, all labels of an image right, is a share of images, and has those of
-`statistics`: Wilson's, and Bonett and Price's for its change.
+same resampled images for every form, and of macro F1 the labels that a resample has or finds. Exact match, all labels
+of an image right, is a share of images, and has those of `statistics`: Wilson's, and Bonett and Price's for its change.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.statistics import Interval, Share, paired_difference, wilson
 from vitdeploy.models.tasks import sigmoid
 
-__all__ = ["UNKNOWN", "MultiLabelAccuracy", "average_precision", "summarise_sets"]
+__all__ = [
+    "UNKNOWN",
+    "MultiLabelAccuracy",
+    "SetMetrics",
+    "average_precision",
+    "best_threshold",
+    "set_metrics",
+    "summarise_sets",
+]
 
 UNKNOWN = -1  # in the truth: of labels that the dataset does not know
 _RESAMPLES, _SEED = 500, 0
@@ -58,6 +69,45 @@ class MultiLabelAccuracy:
     exact_match_delta: float | None = None
     exact_match_delta_ci95: Interval | None = None
     agreement: Share | None = None
+    f1_micro_ci95: Interval | None = None
+    f1_macro_ci95: Interval | None = None
+
+
+@dataclass(frozen=True)
+class SetMetrics:
+    """How well logits find the labels of images, without intervals: see `MultiLabelAccuracy` for each number."""
+
+    mean_average_precision: float
+    f1_micro: float
+    f1_macro: float
+    exact_match: float
+
+
+def set_metrics(logits: _Numbers, has: npt.NDArray[np.bool_], threshold: float) -> SetMetrics:
+    """The numbers alone, as training looks at them; F1 is 0 where there is nothing to find and nothing was found.
+
+    Args:
+        logits: (images, labels); `has`: whether the image has the label, the same shape, true somewhere.
+        threshold: the score, 0..1, from which a label counts.
+    """
+    found = _Found(logits, has, threshold)
+    return SetMetrics(found.map, found.micro or 0.0, found.macro or 0.0, float(found.exact.mean()))
+
+
+def best_threshold(logits: _Numbers, has: npt.NDArray[np.bool_]) -> float:
+    """The score, 0..1, from which labels must count for the highest micro F1 on these images.
+
+    Args:
+        logits: (images, labels); `has`: whether the image has the label, the same shape, true somewhere.
+    """
+    scores = sigmoid(logits).reshape(-1)
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(has.reshape(-1)[order])
+    last = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))  # those of one score count together
+    f1 = 2 * hits[last] / (last + 1 + hits[-1])
+    best = int(last[f1.argmax()])
+    following = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float(np.clip((ranked[best] + following) / 2, np.nextafter(0, 1), np.nextafter(1, 0)))
 
 
 def summarise_sets(
@@ -107,19 +157,21 @@ def summarise_sets(
         count=len(has),
         labels=int(known.sum()),
         per_label=tuple(_share(next(precisions)) if is_known else None for is_known in known),
+        f1_micro_ci95=None if own.micro is None else _interval(own.micros),
+        f1_macro_ci95=None if own.macro is None else _interval(own.macros),
         **comparison,
     )
 
 
-class _Run:
-    """One form's numbers on all images, and on each resample of them.
+class _Found:
+    """What one form's logits find of the labels, on all images.
 
     Args:
         logits: (images, labels).
         has: whether the image has the label, (images, labels).
     """
 
-    def __init__(self, logits: npt.NDArray[np.float32], has: npt.NDArray[np.bool_], threshold: float) -> None:
+    def __init__(self, logits: _Numbers, has: npt.NDArray[np.bool_], threshold: float) -> None:
         self.found = sigmoid(logits) >= threshold
         self.exact: npt.NDArray[np.bool_] = (self.found == has).all(axis=1)
         everything = np.ones((1, len(has)))
@@ -127,20 +179,33 @@ class _Run:
             [average_precision(z, y, everything)[0] for z, y in zip(logits.T, has.T, strict=True)]
         )
         self.map = float(np.nanmean(self.precisions))
-        hits, wrong = (self.found & has), (self.found != has)
-        self.micro = _share(_f1(hits.sum(), wrong.sum()))
-        by_label = _f1(hits.sum(axis=0), wrong.sum(axis=0))
+        self.hits, self.wrong = (self.found & has), (self.found != has)
+        self.micro = _share(_f1(self.hits.sum(), self.wrong.sum()))
+        by_label = _f1(self.hits.sum(axis=0), self.wrong.sum(axis=0))
         self.macro = None if np.isnan(by_label).all() else float(np.nanmean(by_label))
+
+
+class _Run(_Found):
+    """The same, and on each resample of the images."""
+
+    def __init__(self, logits: _Numbers, has: npt.NDArray[np.bool_], threshold: float) -> None:
+        super().__init__(logits, has, threshold)
+        hits, wrong = self.hits, self.wrong
         generator = np.random.default_rng(_SEED)
         chunk = max(1, min(_RESAMPLES, _AT_ONCE // len(has)))
-        maps, micros = [], []
+        maps, micros, macros = [], [], []
         for start in range(0, _RESAMPLES, chunk):
             count = min(chunk, _RESAMPLES - start)
             times = generator.multinomial(len(has), np.full(len(has), 1 / len(has)), count).astype(np.float32)
             drawn = [average_precision(z, y, times) for z, y in zip(logits.T, has.T, strict=True) if y.any()]
             maps.append(np.nanmean(drawn, axis=0))
             micros.append(_f1(times @ hits.sum(axis=1), times @ wrong.sum(axis=1)))
-        self.maps, self.micros = np.concatenate(maps), np.concatenate(micros)
+            by_label = _f1(times @ hits, times @ wrong)  # (resamples, labels)
+            some = ~np.isnan(by_label)
+            macros.append(
+                np.where(some, by_label, 0).sum(axis=1) / np.where(some.any(axis=1), some.sum(axis=1), np.nan)
+            )
+        self.maps, self.micros, self.macros = map(np.concatenate, (maps, micros, macros))
 
 
 def average_precision(scores: _Numbers, has: npt.NDArray[np.bool_], times: _Numbers) -> _Numbers:

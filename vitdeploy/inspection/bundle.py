@@ -94,6 +94,7 @@ class BundleReport:
             "model": manifest["model"],
             "task": manifest["task"],
             "embedding": manifest.get("embedding"),
+            "threshold": manifest.get("threshold"),
             "labels": manifest["labels"],
             "preprocess": manifest["preprocess"],
             "preprocess_text": describe_preprocessing(self.manifest.preprocess),

@@ -21,7 +21,7 @@ from vitdeploy.models import hub
 from vitdeploy.models.configs import code_refused, configuration, custom_code
 from vitdeploy.models.folders import CheckpointFolder, open_folder
 from vitdeploy.models.processors import first_line, load_processor
-from vitdeploy.models.tasks import CLASSES, TASKS, Task, TaskRequest, task_of
+from vitdeploy.models.tasks import CLASSES, TASKS, THRESHOLD_KEY, Task, TaskRequest, task_of
 from vitdeploy.models.towers import Tower, is_tower, tower_of
 from vitdeploy.models.words import words_of
 
@@ -71,6 +71,22 @@ class Checkpoint:
     def task(self) -> Task:
         """What the answer means."""
         return task_of(self.module.config) if self.given_task is None else self.given_task
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which one of several labels counts, as `finetune` found it on its validation images; None
+        where the checkpoint has none.
+
+        Raises:
+            ModelError: what it has is no number between 0 and 1.
+        """
+        found = getattr(self.module.config, THRESHOLD_KEY, None) if self.task.several else None
+        if found is not None and not (isinstance(found, (int, float)) and 0 < found < 1):
+            raise ModelError(
+                f"{THRESHOLD_KEY} in config.json of {self.source} is {found!r}",
+                hint="write a score between 0 and 1, such as 0.5, or remove it",
+            )
+        return None if found is None else float(found)
 
 
 def load_checkpoint(

@@ -30,6 +30,8 @@ __all__ = [
     "SINGLE_LABEL",
     "TASKS",
     "TEMPLATE",
+    "THRESHOLD",
+    "THRESHOLD_KEY",
     "Kind",
     "Task",
     "TaskRequest",
@@ -122,7 +124,8 @@ def kind_of(output: str) -> Kind:
 class Task:
     """What an answer (batch, n) stands for, and what makes scores of 0..1 of logits (None: they have none).
 
-    `one_class`: exactly one class of an image is right, so that top-1 is its measure.
+    `one_class`: exactly one class of an image is right, so that top-1 is its measure. `several`: an image has any
+    number of the classes, none or all: those whose score reaches a threshold.
     """
 
     name: TaskName
@@ -130,6 +133,7 @@ class Task:
     activation: Literal["softmax", "sigmoid"] | None
     kind: Kind = CLASSIFICATION
     one_class: bool = False
+    several: bool = False
 
     def scores(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """Scores (..., classes) of logits (..., classes); None where there are none, as of a regression."""
@@ -148,6 +152,29 @@ class Task:
         """
         if not self.one_class:
             raise ModelError(f"{what} is not supported for {model}, which gives {self.title}", hint=hint)
+
+    def threshold(self, given: float | None, model: str) -> float | None:
+        """The score from which a class counts, where an image has any number of them; None of the other tasks.
+
+        Args:
+            given: what was asked for, or what comes with the model; None: `THRESHOLD`.
+            model: its name.
+
+        Raises:
+            InputError: it is not between 0 and 1, or the task has no use for it.
+        """
+        if not self.several:
+            if given is not None:
+                raise InputError(
+                    f"a threshold is for several labels an image, and {model} gives {self.title}",
+                    hint="leave the threshold out: the score of each class is in the answer",
+                )
+            return None
+        if given is None:
+            return THRESHOLD
+        if not 0 < given < 1:
+            raise InputError(f"the threshold is {given}", hint="give a score between 0 and 1, such as 0.5")
+        return float(given)
 
     def require(self, kind: Kind, model: str, what: str = "") -> None:
         """Refuse to be asked for another kind of answer; the hint names what asks for this one.
@@ -173,12 +200,16 @@ TASKS: dict[str, Task] = {
     for task in (
         SINGLE_LABEL,
         Task("single_label_sigmoid", "one class an image, each with a score of its own", "sigmoid", one_class=True),
-        Task("multi_label", "several labels an image", "sigmoid"),
-        Task("binary", "one score an image: of the class, or against it", "sigmoid"),
+        Task("multi_label", "several labels an image", "sigmoid", several=True),
+        Task("binary", "one score an image: of the class, or against it", "sigmoid", several=True),
         Task("regression", "numbers, not classes (a regression)", None),
         Task("embedding", "an embedding, one vector an image", None, EMBEDDING),
     )
 }
+THRESHOLD = 0.5
+"""The score from which one of several labels counts where neither the model nor the caller says another."""
+THRESHOLD_KEY = "label_threshold"
+"""Under which name config.json of a checkpoint holds its own."""
 EXPORTS = ("classification", "embedding", "zero-shot")
 """What `export --task` makes of a checkpoint: its own classes, its embedding, or a classifier of named words."""
 TEMPLATE = "This is a photo of {}."

@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 from vitdeploy.core.text import visible
+from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
 from vitdeploy.evaluation.vectors import VectorQuality
 from vitdeploy.report.records import BenchReport, Latency, Ratio, Row
 from vitdeploy.report.table import VECTORS
@@ -98,8 +99,21 @@ def _accuracy(row: Row) -> dict[str, Any]:
         "delta_low": interval[0],
         "delta_high": interval[1],
         **{name: several and getattr(several, name) for name in names},
+        **_intervals(several),
         **_vectors(row.embedding),
     }
+
+
+def _intervals(found: MultiLabelAccuracy | None) -> dict[str, Any]:
+    """Of several labels, and from which score one counts."""
+    intervals = {
+        "mean_average_precision": found and found.ci95,
+        **{name: found and getattr(found, f"{name}_ci95") for name in ("f1_micro", "f1_macro", "exact_match")},
+    }
+    values: dict[str, Any] = {"threshold": found and found.threshold}
+    for name, interval in intervals.items():
+        values[f"{name}_low"], values[f"{name}_high"] = interval or (None, None)
+    return values
 
 
 def _vectors(found: VectorQuality | None) -> dict[str, Any]:

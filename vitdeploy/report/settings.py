@@ -55,7 +55,8 @@ class BenchSettings:
         rates: for each number, latency while that many requests per second arrive.
         load_seconds: how long each form is under each such load.
         match_labels: how the dataset's classes are found among the model's, "name" or "position": see `data.labels`.
-        threshold: the score, 0..1, from which a label counts in F1 and exact match, of models with several labels.
+        threshold: the score, 0..1, from which a label counts in F1 and exact match, of models with several labels;
+            None: the bundle's own, or 0.5 where it holds none.
         max_drop_points: of top-1 against the baseline, that the form to ship may lose; of mAP with several labels; of
             an embedding, of a classifier by nearest neighbours, where the images have classes.
         neighbours: of an embedding: how many neighbours are looked at, the k of recall@k and of the classifier.
@@ -98,7 +99,7 @@ class BenchSettings:
     rates: Annotated[tuple[float, ...], ABOVE_ZERO, DIFFERENT] = ()
     load_seconds: Annotated[float, ABOVE_ZERO] = 6.0
     match_labels: Way = BY_NAME
-    threshold: Annotated[float, _BETWEEN] = 0.5
+    threshold: Annotated[float | None, _BETWEEN] = None
     max_drop_points: Annotated[float, AT_LEAST_ZERO] = 1.0
     neighbours: Annotated[int, AT_LEAST_ONE] = 10
     min_cosine: Annotated[float | None, _BETWEEN] = None

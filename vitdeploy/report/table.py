@@ -29,6 +29,7 @@ HEAD = {  # column: (what it is called, in a narrow terminal)
     "top1": ("top-1", "top-1"),
     "map": ("mAP", "mAP"),
     "f1": ("F1", "F1"),
+    "f1_macro": ("macro F1", "macro"),
     "exact": ("exact match", "exact"),
     "cosine": ("cosine", "cosine"),
     "cosine_p1": ("cosine p1", "p1"),
@@ -71,7 +72,7 @@ def columns(report: BenchReport) -> list[str]:
         if not any(row.quality for row in report.rows):
             left_out.update(dict.fromkeys(("top1", "change", "agreement"), True))
     several = any(row.multi_label for row in report.rows)
-    left_out.update(dict.fromkeys(("map", "f1", "exact"), not several))
+    left_out.update(dict.fromkeys(("map", "f1", "f1_macro", "exact"), not several))
     vectors = [row.embedding for row in report.rows if row.embedding]
     left_out.update(dict.fromkeys(VECTORS, not any(found.cosine for found in vectors)))
     left_out["knn"] = not any(found.knn for found in vectors)
@@ -115,9 +116,18 @@ def cells(row: Row, latency: Latency | None, *, is_baseline: bool, intervals: bo
         kept = {name: getattr(row.embedding, name) for name in VECTORS}
         values.update({name: _kept(number, intervals) for name, number in kept.items()})
     if several is not None:
-        f1 = NONE if several.f1_micro is None else f"{100 * several.f1_micro:.2f} %"
-        values.update(f1=f1, exact=f"{100 * several.exact_match:.2f} %")
+        values.update(
+            f1=_share(several.f1_micro, several.f1_micro_ci95 if intervals else None),
+            f1_macro=_share(several.f1_macro, several.f1_macro_ci95 if intervals else None),
+            exact=_share(several.exact_match, several.exact_match_ci95 if intervals else None),
+        )
     return values
+
+
+def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return NONE
+    return f"{100 * value:.2f} %" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
 
 
 def _kept(number: Kept | None, interval: bool) -> str:
@@ -170,8 +180,9 @@ def about(report: BenchReport) -> list[str]:
     if several is not None:
         found.append(
             f"Accuracy: the same images for every form, each with any of {several.labels} labels; mAP, its change in"
-            " percentage points with a paired 95 % interval (bootstrap), micro F1 and exact match of labels that count"
-            f" from a score of {several.threshold:g}; agreement is how often a form's labels are the baseline's."
+            " percentage points with a paired 95 % interval (bootstrap), micro and macro F1 (bootstrap) and exact match"
+            f" (Wilson) of labels that count from a score of {several.threshold:.4g}; agreement is how often a form's"
+            " labels are the baseline's."
         )
     vectors = next((row.embedding for row in report.rows if row.embedding), None)
     if vectors is not None:

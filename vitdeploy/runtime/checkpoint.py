@@ -21,6 +21,7 @@ def predict_checkpoint(
     top_k: int = 5,
     *,
     threads: int | None = None,
+    threshold: float | None = None,
     trust_remote_code: bool = False,
 ) -> list[Prediction | ImageError]:
     """Classify images, one at a time, with a checkpoint and the image processor that it was trained with.
@@ -30,6 +31,7 @@ def predict_checkpoint(
         images: as `vitdeploy.data.images.decode` takes them.
         top_k: how many of the best classes each prediction lists.
         threads: CPU threads of PyTorch; None: its own choice.
+        threshold: the score from which one of several labels counts; None: the checkpoint's own, else 0.5.
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Returns:
@@ -37,12 +39,14 @@ def predict_checkpoint(
 
     Raises:
         ModelError: the checkpoint can't be loaded.
+        InputError: a threshold that is not between 0 and 1, or for a model that has no use for it.
     """
     from vitdeploy.backends.pytorch.runner import PyTorchRunner
 
     answers: list[Prediction | ImageError] = []
     with PyTorchRunner(model, threads, trust_remote_code=trust_remote_code) as runner:
-        namer = Namer(runner.labels, f"{os.fspath(model)} in PyTorch", runner.task)
+        given = runner.threshold if threshold is None else threshold
+        namer = Namer(runner.labels, f"{os.fspath(model)} in PyTorch", runner.task, given)
         for image in images:
             try:
                 pixels = decode(image)

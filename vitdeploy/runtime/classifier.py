@@ -57,6 +57,7 @@ class Classifier:
         chosen: Candidate,
         passed_over: tuple[Candidate, ...],
         serving: Serving,
+        threshold: float | None = None,
     ) -> None:
         self._bundle = bundle
         self._labels, self._width = bundle.manifest.labels, bundle.manifest.width
@@ -67,7 +68,8 @@ class Classifier:
         self._scorer = Scorer(runner, serving.max_pixels)
         self._request = self._scorer.inputs.request
         self._task = TASKS[bundle.manifest.task]
-        self._namer = Namer(self._labels, chosen.name, self._task)
+        given = bundle.manifest.threshold if threshold is None else threshold
+        self._namer = Namer(self._labels, chosen.name, self._task, given)
         self._classifies = self._task.kind is CLASSIFICATION
         self._named: Callable[[npt.NDArray[np.float32], int], Any] = (
             self._namer.prediction if self._classifies else self._namer.vector
@@ -99,6 +101,11 @@ class Classifier:
     def task(self) -> Task:
         """What the model answers: `task.name`, `task.kind`, and `task.scores(logits)`, which `predict` gives."""
         return self._task
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which one of several labels counts, 0..1; None where an image does not have several."""
+        return self._namer.threshold
 
     @property
     def backend(self) -> str:
@@ -163,6 +170,7 @@ class Classifier:
             "sha256": self._chosen.artifact.sha256,
             "task": self._task.name,
             "classes": len(self.labels),
+            "threshold": self.threshold,
             "embedding": None if embedding is None else embedding.to_json(),
             "instruction_set": getattr(self._runner, "instruction_set", None),  # of our own kernels
             "cuda_graphs": getattr(self._runner, "cuda_graphs", None),  # of an engine: by, kept, why_not

@@ -16,6 +16,7 @@ from vitdeploy.core.errors import BundleError, DependencyError, EngineError, Inp
 from vitdeploy.core.machine import check_threads
 from vitdeploy.core.text import quoted
 from vitdeploy.data.images import most_pixels
+from vitdeploy.models.tasks import TASKS
 from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.remote import open_bundle
 from vitdeploy.runtime.selection import Candidate, candidates, runner_for
@@ -41,6 +42,7 @@ def load(
     max_queue: int = 256,
     when_full: Literal["wait", "raise"] = "wait",
     max_pixels: int | None = None,
+    threshold: float | None = None,
     verify: bool | Literal["once"] = False,
 ) -> Classifier:
     """Open a bundle to classify images with.
@@ -74,6 +76,8 @@ def load(
         when_full: "wait" lets the next one wait in line, "raise" refuses it with QueueFullError.
         max_pixels: most pixels of one image; a larger one is refused before it is decoded. None: 89 million, fewer
             where the machine or the container has less than 24 bytes of memory for each.
+        threshold: of a model with several labels an image: the score from which a label counts (`Prediction.labels`).
+            None: the bundle's own, which fine-tuning found on its validation images, or 0.5 where it holds none.
         verify: True: a form is taken only if it passes the bundle's self-test here, else the next one is tried. "once":
             what passed before on this machine with these versions is not asked again; the user's cache folder has it.
 
@@ -93,9 +97,11 @@ def load(
     most = most_pixels() if max_pixels is None else max_pixels
     serving = Serving(max_batch, max_delay_ms, max_queue, when_full, most)
     bundle = open_bundle(path, revision)
+    if threshold is not None:
+        TASKS[bundle.manifest.task].threshold(threshold, str(bundle.path))
     found = candidates(bundle, backend, precision, device)
     make = partial(runner_for, threads=threads, performance=performance)
-    return _first_that_opens(bundle, found, make, serving, _verifier(bundle, verify))
+    return _first_that_opens(bundle, found, make, serving, _verifier(bundle, verify), threshold)
 
 
 def _verifier(bundle: Bundle, verify: bool | str) -> Verifier | None:
@@ -112,6 +118,7 @@ def _first_that_opens(
     make: Callable[[Bundle, Candidate], Runner],
     serving: Serving,
     verifier: Verifier | None,
+    threshold: float | None,
 ) -> Classifier:
     """A classifier with the first of the candidates that works here; it is told of those that were passed over."""
     passed: list[Candidate] = []
@@ -139,7 +146,7 @@ def _first_that_opens(
                 last = _stumbled(candidate, error)
                 passed.append(replace(candidate, reason=last.message))
                 continue
-            classifier = Classifier(bundle, runner, candidate, tuple(passed), serving)
+            classifier = Classifier(bundle, runner, candidate, tuple(passed), serving, threshold)
             stack.pop_all()  # the classifier holds the runner from here on
             return classifier
     raise _nothing(bundle, passed, last)

@@ -47,10 +47,15 @@ class Measured:
         return next((str(form.reason) for form in failed), None)
 
     def loss(self, artifact: Artifact, backend: str, device: str) -> float | None:
-        """Points of top-1 that the file loses: on that backend, or on any where it was not compared there."""
+        """Points of `metric` that the file loses: on that backend, or on any where it was not compared there."""
         same_file = (form for form in self._forms if form.sha256 == artifact.sha256)
         forms = [*self._own(artifact, backend, device), *same_file]
         return next((form.loss for form in forms if form.loss is not None), None)
+
+    @property
+    def metric(self) -> str:
+        """What `loss` and the budget are of, in words."""
+        return next((form.metric for form in self._forms if form.loss is not None), "top-1")
 
     def timed(self, artifact: Artifact, backend: str, device: str) -> MeasuredForm | None:
         """The measurement with a time on this machine."""

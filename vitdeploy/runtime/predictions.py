@@ -34,12 +34,16 @@ class Namer:
         labels: name of each class.
         form: the form's name, for errors.
         task: what the logits mean.
+        threshold: the score from which one of several labels counts; None: of such a task the usual one.
     """
 
-    def __init__(self, labels: Sequence[str], form: str, task: Task = SINGLE_LABEL) -> None:
+    def __init__(
+        self, labels: Sequence[str], form: str, task: Task = SINGLE_LABEL, threshold: float | None = None
+    ) -> None:
         self._labels = labels
         self._form = form
         self._task = task
+        self.threshold = task.threshold(threshold, form)
         self._in_numpy = len(labels) > _FEW_CLASSES or task is not SINGLE_LABEL
 
     def prediction(self, logits: npt.NDArray[np.float32], top_k: int) -> Prediction:
@@ -97,7 +101,13 @@ class Namer:
             top = tuple([Score(self._labels[index], index, scores.item(index)) for index in best])
         else:
             top = tuple([Score(self._labels[index], index, None, logits.item(index)) for index in best])
-        return Prediction(top[0].label, top[0].index, top[0].score, top, top[0].value)
+        some = None if self.threshold is None or scores is None else self._reached(scores, self.threshold)
+        return Prediction(top[0].label, top[0].index, top[0].score, top, top[0].value, some)
+
+    def _reached(self, scores: npt.NDArray[np.float64], threshold: float) -> tuple[Score, ...]:
+        """All classes of a score of at least `threshold`, the best first, the first of equal ones before the others."""
+        order = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
+        return tuple(Score(self._labels[index], index, scores.item(index)) for index in order.tolist())
 
     def _not_finite(self) -> ModelError:
         return ModelError(

@@ -1,8 +1,8 @@
 """Which form of a bundle runs on which backend here: every candidate, best first, or why it is out.
 
 Out is a form whose backend is not installed, whose engine does not fit the GPU, or which the bundle's own benchmark
-(bench/report.json) found to fail on that backend or, where no precision was asked for, to lose more top-1 than that
-benchmark's budget. The order of the others:
+(bench/report.json) found to fail on that backend or, where no precision was asked for, to lose more top-1 (mAP of
+several labels) than that benchmark's budget. The order of the others:
 
 1. the form that `vitdeploy bench` chose on a machine like this one;
 2. the forms that it timed on a machine like this one, the fastest first;
@@ -199,7 +199,7 @@ def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
     if row is not None:
         unit = "point" if measured.budget == 1 else "points"
         return (
-            f"the fastest within {measured.budget:g} {unit} of top-1 in the benchmark of this machine:"
+            f"the fastest within {measured.budget:g} {unit} of {measured.metric} in the benchmark of this machine:"
             f" {row.time_ms:.3g} ms an image at batch {row.batch_size}{measured.settings}"
         )
     ground = {None: "it was not benchmarked", False: "its benchmark is of another machine"}.get(
@@ -216,4 +216,6 @@ def _against(candidate: Candidate, measured: Measured, wish: _Wish) -> str | Non
     loss = measured.loss(candidate.artifact, candidate.backend, candidate.device)
     if loss is None or loss <= measured.budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
         return None
-    return f"it lost {loss:.2f} points of top-1 in the bundle's benchmark; the budget was {measured.budget:g}"
+    return (
+        f"it lost {loss:.2f} points of {measured.metric} in the bundle's benchmark; the budget was {measured.budget:g}"
+    )

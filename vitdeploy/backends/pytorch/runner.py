@@ -77,6 +77,7 @@ class PyTorchRunner(RunnerBase):
         self.device_ms: float | None = None
         self.labels: tuple[str, ...] = ()
         self.task: Task = SINGLE_LABEL
+        self.threshold: float | None = None
         self._lock = threading.Lock()
         self._torch: Any = None
         self._module: Any = None
@@ -95,7 +96,7 @@ class PyTorchRunner(RunnerBase):
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
         self._torch, self._processor = torch, checkpoint.processor
-        self.labels, self.task = checkpoint.labels, checkpoint.task
+        self.labels, self.task, self.threshold = checkpoint.labels, checkpoint.task, checkpoint.threshold
         module = checkpoint.module.to(self._device, torch.float16 if self._half else torch.float32)
         self._module = torch.compile(module) if self._compiled else module
         self._inputs = (TensorSpec("image", "uint8", ("batch", "height", "width", 3)),)

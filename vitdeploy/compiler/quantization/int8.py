@@ -132,7 +132,11 @@ class Int8Stage:
                 hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
             )
         if self.request.max_drop is not None:
-            _require_single_label(self._bundle, "a budget of top-1", "leave --max-drop out")
+            path = quoted(self._bundle.path)
+            hint = (
+                f"leave it out here, and let mAP judge what was built: vitdeploy bench {path} --dataset D --max-drop 1"
+            )
+            _require_single_label(self._bundle, "a budget of top-1", hint)
         _ = self.truth
 
     def calibration(self) -> tuple[Calibration, dict[str, Any]]:

@@ -20,14 +20,15 @@ from vitdeploy.runtime.loading import load
 
 __all__ = ["Predictor", "open_classifier"]
 
-_COLUMNS = ("label", "index", "score", "top_k", "error")
+_COLUMNS = ("label", "index", "score", "top_k")
 
 
 class Predictor:
     """Classifies the images of batches; an actor of Ray Data opens it once.
 
-    A row gets the columns of `predict --output`: `label`, `index`, `score`, `top_k`, `error`. Its other columns stay,
-    but for the images themselves. An image that can't be used is a row with its error.
+    A row gets the columns of `predict --output`: `label`, `index`, `score`, `top_k`, of several labels an image
+    `labels`, and `error`. Its other columns stay, but for the images themselves. An image that can't be used is a row
+    with its error.
 
     Example:
         ds = ray.data.read_binary_files("s3://bucket/photos")
@@ -47,6 +48,7 @@ class Predictor:
         prefix: stands before the names of the new columns, where the rows have a `label` or the like already.
         backend, precision, device: see `load`.
         threads: CPU threads of one call; None: the CPUs that Ray gave the actor.
+        threshold: from which score one of several labels counts; see `load`.
         workers, batch: see `Classifier.stream`.
 
     Raises:
@@ -64,10 +66,12 @@ class Predictor:
         precision: str = "auto",
         device: str | None = None,
         threads: int | None = None,
+        threshold: float | None = None,
         workers: int | None = None,
         batch: int | None = None,
     ) -> None:
-        self._classifier = open_classifier(bundle, backend, precision, device, threads)
+        self._classifier = open_classifier(bundle, backend, precision, device, threads, threshold)
+        self._columns = (*_COLUMNS, *(("labels",) if self._classifier.task.several else ()), "error")
         self._column, self._top_k, self._prefix = column, top_k, prefix
         self._workers, self._batch = workers or self._cpus(), batch
         check_task(self._classifier.task, self._classifier.describe()["bundle"])
@@ -80,7 +84,7 @@ class Predictor:
             InputError: it has no column of images, or has columns of the names of the new ones.
         """
         column = self._image_column(batch)
-        names = [self._prefix + name for name in _COLUMNS]
+        names = [self._prefix + name for name in self._columns]
         if taken := [name for name in names if name in batch and name != column]:
             raise InputError(
                 f"the rows have a column {taken[0]!r} already", hint='give the new ones a prefix: prefix="predicted_"'
@@ -89,7 +93,7 @@ class Predictor:
         found = answers(self._classifier, wanted, self._top_k, self._workers, self._batch)
         rows = [to_row("", None, answer) for _, answer in found]
         kept = {name: values for name, values in batch.items() if name != column or isinstance(values[0], str)}
-        return kept | {self._prefix + name: _objects([row[name] for row in rows]) for name in _COLUMNS}
+        return kept | {self._prefix + name: _objects([row[name] for row in rows]) for name in self._columns}
 
     def _image_column(self, batch: Mapping[str, Any]) -> str:
         if not isinstance(batch, Mapping):
@@ -108,10 +112,15 @@ class Predictor:
 
 
 def open_classifier(
-    bundle: Shipped | str | os.PathLike[str], backend: str, precision: str, device: str | None, threads: int | None
+    bundle: Shipped | str | os.PathLike[str],
+    backend: str,
+    precision: str,
+    device: str | None,
+    threads: int | None,
+    threshold: float | None = None,
 ) -> Classifier:
     """A classifier in an actor or task of Ray's, on the CPUs that Ray gave it."""
-    return load(folder_of(bundle), backend, precision, device, threads or assigned_cpus())
+    return load(folder_of(bundle), backend, precision, device, threads or assigned_cpus(), threshold=threshold)
 
 
 def assigned_cpus() -> int | None:

@@ -34,7 +34,7 @@ __all__ = ["RayResult", "check_output", "embed_files", "predict_files"]
 
 _RETRIES = 3  # where the first worker is killed as it opens the bundle
 _BLOCKS_A_CALL = 8
-_ORIGIN = ("model", "precision", "backend", "labels", "top_k", "embedding")  # of a job, in each part
+_ORIGIN = ("model", "precision", "backend", "labels", "top_k", "threshold", "embedding")  # of a job, in each part
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def predict_files(
     top_k: int = 5,
     image_column: str | None = None,
     threads: int | None = None,
+    threshold: float | None = None,
     workers: int | None = None,
     batch: int | None = None,
     block: int = 1024,
@@ -88,7 +89,7 @@ def predict_files(
         address: of the cluster; None: RAY_ADDRESS, or this machine alone.
         num_gpus: of each worker, as Ray counts them: 0.5 lets two share one. 0: they run on the CPU.
         num_cpus: of each worker; None: see `cluster.plan`.
-        backend, precision, threads: see `load`; threads None: the worker's CPUs.
+        backend, precision, threads, threshold: see `load`; threads None: the worker's CPUs.
         top_k, image_column: see `vitdeploy.predict_files`.
         workers, batch: see `Classifier.stream`; workers None: the worker's CPUs.
         block: images of a part.
@@ -105,8 +106,8 @@ def predict_files(
     check_task(TASKS[opened.manifest.task], str(opened.path))
     return _answer_all(
         opened, paths, output, address=address, num_gpus=num_gpus, num_cpus=num_cpus, backend=backend,
-        precision=precision, top_k=top_k, image_column=image_column, threads=threads, workers=workers, batch=batch,
-        block=block, overwrite=overwrite,
+        precision=precision, top_k=top_k, image_column=image_column, threads=threads, threshold=threshold,
+        workers=workers, batch=batch, block=block, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def embed_files(
 
     Args:
         bundle: of an embedding.
-        options: those of `predict_files` but `top_k`.
+        options: those of `predict_files` but `top_k` and `threshold`.
 
     Raises:
         InputError: a bundle of a classifier; the others are those of `predict_files`.
@@ -145,6 +146,7 @@ def _answer_all(
     top_k: int = 1,
     image_column: str | None = None,
     threads: int | None = None,
+    threshold: float | None = None,
     workers: int | None = None,
     batch: int | None = None,
     block: int = 1024,
@@ -160,9 +162,10 @@ def _answer_all(
     with cluster(address) as ray:
         team = plan((node["Resources"] for node in ray.nodes() if node["Alive"]), num_gpus, num_cpus)
         shipped = ship(opened)
-        form = _form(ray, team, shipped, backend, precision, threads)
+        form = _form(ray, team, shipped, backend, precision, threads, threshold)
         job = job_of(form, opened.manifest.labels, list(map(without_secrets, names)), images, top_k)
-        layout = Layout(images.has_rows, min(top_k, len(opened.manifest.labels)))
+        several = TASKS[opened.manifest.task].several
+        layout = Layout(images.has_rows, min(top_k, len(opened.manifest.labels)), several=several)
         if form.get("embedding"):
             job |= {"embedding": form["embedding"]}
             layout = Layout(images.has_rows, dimensions=form["embedding"]["dimensions"])
@@ -215,13 +218,19 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool, inputs: Seq
 
 
 def _form(
-    ray: Any, team: Workers, shipped: Shipped, backend: str, precision: str, threads: int | None
+    ray: Any,
+    team: Workers,
+    shipped: Shipped,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    threshold: float | None,
 ) -> dict[str, Any]:
     """What the first worker to be found room for would run."""
     task = ray.remote(num_cpus=team.num_cpus, num_gpus=team.num_gpus, max_retries=_RETRIES)(describe)
     with progress.task("Opening the bundle on a worker"), _translated(ray):
         device = "cuda" if team.num_gpus else "cpu"
-        found: dict[str, Any] = ray.get(task.remote(shipped, backend, precision, device, threads))
+        found: dict[str, Any] = ray.get(task.remote(shipped, backend, precision, device, threads, threshold))
     return found
 
 

@@ -65,7 +65,12 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings, form = settings, settings.form
         self._classifier = open_classifier(
-            settings.bundle, form["backend"], form["precision"], form["device"], settings.threads
+            settings.bundle,
+            form["backend"],
+            form["precision"],
+            form["device"],
+            settings.threads,
+            form["threshold"],
         )
         found = self._classifier.describe()
         if found["sha256"] != form["sha256"]:
@@ -109,7 +114,9 @@ class Worker:
             )
 
 
-def describe(bundle: Shipped, backend: str, precision: str, device: str, threads: int | None) -> dict[str, Any]:
+def describe(
+    bundle: Shipped, backend: str, precision: str, device: str, threads: int | None, threshold: float | None
+) -> dict[str, Any]:
     """Which form of the bundle runs on this machine: what all workers are to run."""
-    with open_classifier(bundle, backend, precision, device, threads) as classifier:
+    with open_classifier(bundle, backend, precision, device, threads, threshold) as classifier:
         return classifier.describe()

@@ -80,15 +80,17 @@ def _flow_card(row: Row, changes: Changes, labels: tuple[str, ...]) -> str:
 
 
 def classes_section(report: BenchReport) -> str:
-    """Share of each class that is recognised, and its change by form."""
+    """Share of each class that is recognised, or of several labels an image the average precision of each, and its
+    change by form."""
     base = report.base
-    others = [row for row in report.rows if row.accuracy and row is not base]
-    if base is None or base.accuracy is None or not others:
+    shares = _by_class(base)
+    others = [row for row in report.rows if _by_class(row) and row is not base]
+    if base is None or not shares or not others:
         return ""
     changes = {
         label: [_class_change(row, base, index) for row in others]
         for index, label in enumerate(report.labels)
-        if base.accuracy.per_class[index] is not None
+        if shares[index] is not None
     }
     strongest = sorted(changes, key=lambda label: -max(abs(change or 0) for change in changes[label]))[:_MOST_CLASSES]
     shown = [label for label in changes if label in set(strongest)]
@@ -98,26 +100,38 @@ def classes_section(report: BenchReport) -> str:
     )
     index = {label: place for place, label in enumerate(report.labels)}
     lines = "".join(
-        f'<tr><td class="name">{escape(label)}</td><td>{100 * (base.accuracy.per_class[index[label]] or 0):.1f} %</td>'
+        f'<tr><td class="name">{escape(label)}</td><td>{100 * (shares[index[label]] or 0):.1f} %</td>'
         + "".join(_heat(change, most) for change in changes[label])
         + "</tr>"
         for label in shown
     )
-    cut = f" The {len(shown)} classes that change most, of {len(changes)}." if len(shown) < len(changes) else ""
-    lead = (
-        "Share of each class that the baseline recognises, and the change in points by form. "
-        f"One class has few images, so small changes mean little.{cut}"
+    several = base.multi_label is not None
+    one, many, title = ("label", "labels", "Label by label") if several else ("class", "classes", "Class by class")
+    cut = f" The {len(shown)} {many} that change most, of {len(changes)}." if len(shown) < len(changes) else ""
+    what = (
+        "The baseline's average precision of each label"
+        if several
+        else "Share of each class that the baseline recognises"
     )
+    lead = f"{what}, and the change in points by form. One {one} has few images, so small changes mean little.{cut}"
     card = (
-        '<div class="card scroll"><table class="heat"><thead><tr><th class="name" scope="col">class</th>'
-        f'<th scope="col">baseline</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+        '<div class="card scroll"><table class="heat"><thead><tr><th class="name" scope="col">'
+        f'{one}</th><th scope="col">baseline</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
-    return section("Class by class", lead, card)
+    return section(title, lead, card)
+
+
+def _by_class(row: Row | None) -> tuple[float | None, ...]:
+    """How well each class or label is found, 0..1, None where no image has it; nothing where that is not known."""
+    if row is None:
+        return ()
+    if row.multi_label is not None:
+        return row.multi_label.per_label
+    return row.accuracy.per_class if row.accuracy is not None else ()
 
 
 def _class_change(row: Row, base: Row, index: int) -> float | None:
-    assert row.accuracy is not None and base.accuracy is not None
-    own, theirs = row.accuracy.per_class[index], base.accuracy.per_class[index]
+    own, theirs = _by_class(row)[index], _by_class(base)[index]
     return None if own is None or theirs is None else own - theirs
 
 

@@ -158,10 +158,11 @@ def _how(report: BenchReport) -> list[tuple[str, Any]]:
         "the same images for all forms; Wilson's interval for top-1; for the change, Bonett and Price's interval "
         "for paired shares and McNemar's exact test"
     )
-    if any(row.multi_label for row in report.rows):
+    several = next((row.multi_label for row in report.rows if row.multi_label), None)
+    if several is not None:
         kept = (
-            "the same images for all forms; for mAP and its change, percentiles of a paired bootstrap; for exact "
-            f"match, Wilson's interval; a label counts from a score of {settings.threshold:g}"
+            "the same images for all forms; for mAP, F1 and their change, percentiles of a paired bootstrap; for exact "
+            f"match, Wilson's interval; a label counts from a score of {several.threshold:.4g}"
         )
     if any(row.embedding for row in report.rows):
         kept = next(line for line in about(report) if line.startswith("Embedding: ")).removeprefix("Embedding: ")

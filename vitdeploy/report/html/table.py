@@ -76,7 +76,7 @@ def _quality_heads(report: BenchReport) -> list[str]:
         knn = [f"{vectors[0].k}NN top-1", "change"] if any(found.knn for found in vectors) else []
         return [*(HEAD[name][0] for name in VECTORS), *knn]
     labels = any(row.multi_label for row in report.rows)
-    return ["mAP", "change", "F1", "exact match"] if labels else ["top-1", "change"]
+    return ["mAP", "change", "F1", "macro F1", "exact match"] if labels else ["top-1", "change"]
 
 
 def _line(report: BenchReport, row: Row, latency: Latency | None, heads: list[str], *, first: bool) -> str:
@@ -156,7 +156,15 @@ def _accuracy(row: Row) -> dict[str, str]:
         low, high = quality.delta_ci95
         values["change"] = f"{points(quality.delta)}<small>{points(low)} to {points(high)}</small>"
     if several is not None:
-        low, high = several.exact_match_ci95
-        values["F1"] = "–" if several.f1_micro is None else percent(several.f1_micro)
-        values["exact match"] = f"{percent(several.exact_match)}<small>{100 * low:.1f} to {100 * high:.1f}</small>"
+        values["F1"] = _share(several.f1_micro, several.f1_micro_ci95)
+        values["macro F1"] = _share(several.f1_macro, several.f1_macro_ci95)
+        values["exact match"] = _share(several.exact_match, several.exact_match_ci95)
     return values
+
+
+def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "–"
+    return percent(value) + (
+        "" if interval is None else f"<small>{100 * interval[0]:.1f} to {100 * interval[1]:.1f}</small>"
+    )
