@@ -211,10 +211,23 @@ def _print_result(result: FinetuneResult) -> None:
         f" ({test['name']} has no splits: a fixed part of its {test['carved_from']})" if "carved_from" in test else ""
     )
     tested = f"{test['count']} images of {test['name']}/{test['split']}{part}, looked at once"
-    echo(f"test accuracy        {result.test_accuracy:.2%} of {tested}")
+    found = result.multi_label
+    if found is None:
+        echo(f"test accuracy        {result.test_accuracy:.2%} of {tested}")
+    else:
+        low, high = found.ci95
+        echo(f"test mAP             {found.mean_average_precision:.2%} ({low:.1%} to {high:.1%}) of {tested}")
+        echo(f"test F1              {found.f1_micro or 0:.2%} micro, {found.f1_macro or 0:.2%} macro")
+        echo(f"test exact match     {found.exact_match:.2%}")
     if result.validation_accuracy is not None:
         count, step = result.data["validation"]["count"], result.curve.best_step
-        echo(f"validation accuracy  {result.validation_accuracy:.2%} of {count} images, best at step {step}")
+        name, value = "accuracy", result.validation_accuracy
+        if found is not None:
+            name, value = "mAP", result.metrics["validation_mean_average_precision"]
+        echo(f"{f'validation {name}':<21}{value:.2%} of {count} images, best at step {step}")
+    if found is not None:
+        why = "" if result.threshold is None else ", the best for micro F1 on the validation images"
+        echo(f"threshold            {found.threshold:.4g}: a label counts from this score{why}")
     for split, bad in result.skipped.items():
         for line in bad:
             echo(f"skipped in {split:9} {line}")

@@ -31,7 +31,7 @@ def find_metadata(folder: Path, *, needs_labels: bool) -> Path | None:
 def read_metadata(
     folder: Path, file: Path | None, image_column: str | None, label_column: str | None
 ) -> list[tuple[Path, Any]]:
-    """The image and the label of each row.
+    """The image and the label of each row; of several labels an image their list, which CSV has as JSON: ["cat"].
 
     Raises:
         DatasetError: there is no file, it is damaged or lacks a column, or a row names an image that is not there.
@@ -60,7 +60,27 @@ def read_metadata(
         found.append((folder / name, value))
     if all(isinstance(value, str) and value.strip().isdecimal() for _, value in found):
         return [(path, int(str(value))) for path, value in found]  # in the order of numbers
+    if file.suffix == ".csv" and all(_is_bracketed(value) for _, value in found):
+        return [(path, _list(value, f"row {number} of {file}")) for number, (path, value) in enumerate(found)]
     return found
+
+
+def _is_bracketed(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
+
+
+def _list(text: Any, what: str) -> list[Any]:
+    """The labels of a cell."""
+    try:
+        found = json.loads(text)
+        if not all(isinstance(label, (str, int)) for label in found):
+            raise ValueError("it holds something else than texts and whole numbers")
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{what} has {text[:80]!r} for its labels: {error}", hint='write each list as JSON: ["cat", "dog"], or []'
+        ) from error
+    labels: list[Any] = found
+    return labels
 
 
 def _table(file: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,16 @@
-"""What a finished run leaves beside the model: settings, metrics, curves, confusion matrix, model card."""
+"""What a finished run leaves beside the model: settings, metrics, curves, confusion matrix or the numbers of each
+label, model card."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitdeploy.core.errors import require
 from vitdeploy.core.storage import files_below
-from vitdeploy.training.card import model_card
+from vitdeploy.training.card import headline, model_card
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.confusion import draw_confusion
 from vitdeploy.training.curve import draw_curve
@@ -42,20 +44,31 @@ def save_report(folder: Path, config: FinetuneConfig, result: FinetuneResult, *,
         "resumed_from": list(result.resumed_from),
     }
     test = result.data["test"]["name"]
-    title = f"{test}: test accuracy {result.test_accuracy:.2%} after {result.steps} steps"
-    confusion = {"labels": list(result.labels), "rows_are": "label", "counts": [list(row) for row in result.confusion]}
+    name, value = headline(result)
+    title = f"{test}: test {name} {value:.2%} after {result.steps} steps"
     files = {
         "finetune.toml": to_toml(repeatable(config, Path(config.output)), "vitdeploy finetune --config finetune.toml"),
         "training_curve.json": _json(result.curve.to_json()),
         "training_curve.svg": draw_curve(result.curve, title),
-        "confusion_matrix.json": json.dumps(confusion, ensure_ascii=False) + "\n",
-        "confusion_matrix.svg": draw_confusion(result.confusion, result.labels, f"{test}: test images"),
+        **_by_class(result, test),
         "README.md": model_card(config, result, model_is_local=model_is_local),
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
     settings["files"] = files_below(folder)  # --overwrite replaces a folder that holds nothing else
     (folder / SETTINGS_FILE).write_text(_json(settings), encoding="utf-8")
+
+
+def _by_class(result: FinetuneResult, test: str) -> dict[str, str]:
+    """What the test images say of each class."""
+    if result.multi_label is not None:
+        numbers = {"names": list(result.labels), "threshold_is": "the best for micro F1 on the validation images"}
+        return {"labels.json": _json({**numbers, **asdict(result.multi_label)})}
+    confusion = {"labels": list(result.labels), "rows_are": "label", "counts": [list(row) for row in result.confusion]}
+    return {
+        "confusion_matrix.json": json.dumps(confusion, ensure_ascii=False) + "\n",
+        "confusion_matrix.svg": draw_confusion(result.confusion, result.labels, f"{test}: test images"),
+    }
 
 
 def _json(value: Any) -> str:

@@ -4,7 +4,8 @@ Every draw depends on (seed, epoch, position of the image) alone, so that an int
 several processes see the same images as one that was never disturbed.
 
 - RandAugment: https://arxiv.org/abs/1909.13719. Two operations an image, on pixels of 0..1, then normalised again.
-- mixup: https://arxiv.org/abs/1710.09412. x = l x_i + (1 - l) x_j, the targets alike, l ~ Beta(alpha, alpha).
+- mixup: https://arxiv.org/abs/1710.09412. x = l x_i + (1 - l) x_j, the targets alike (of several labels an image each
+  label's), l ~ Beta(alpha, alpha).
 - CutMix: https://arxiv.org/abs/1905.04899. A box of x_j in x_i; targets by area.
 """
 
@@ -91,19 +92,21 @@ class Mixer:
         self._alpha, self._classes, self._seed = mixup, classes, seed
 
     def __call__(self, pixels: Any, labels: Any, draw: Draw) -> tuple[Any, Any]:
-        """(batch, 3, height, width) and (batch,) class ids -> mixed pixels and (batch, classes) probabilities."""
+        """(batch, 3, height, width) and (batch,) class ids, or (batch, classes) of several labels -> mixed pixels and
+        (batch, classes) probabilities."""
         torch = self._torch
+        wanted = torch.nn.functional.one_hot(labels, self._classes).float() if labels.ndim == 1 else labels
+        places = torch.arange(len(labels))  # kornia takes one number an image, and says which two were mixed
         with _seeded(torch, _MIX, self._seed, *draw):
             both = self._mixup is not None and self._cutmix is not None
             if self._cutmix is None or (both and bool(torch.rand(()) < 0.5)):
-                pixels, mixed = self._mix(pixels, labels)
+                pixels, mixed = self._mix(pixels, places)
             else:
-                pixels, mixed = self._cutmix(pixels, labels)
+                pixels, mixed = self._cutmix(pixels, places)
                 mixed = mixed[0]  # (mixes, batch, 3) with one mix
                 mixed[:, 2] = 1 - mixed[:, 2]  # kornia's CutMix gives the first image's share, its mixup the second's
         first, second, share = mixed[:, 0].long(), mixed[:, 1].long(), mixed[:, 2:].float()
-        one_hot = torch.nn.functional.one_hot
-        targets = (1 - share) * one_hot(first, self._classes) + share * one_hot(second, self._classes)
+        targets = (1 - share) * wanted[first] + share * wanted[second]
         return pixels, targets  # (batch, 3, height, width), (batch, classes)
 
     def _mix(self, pixels: Any, labels: Any) -> Any:

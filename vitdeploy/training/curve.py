@@ -8,6 +8,7 @@ from typing import Any
 
 from vitdeploy.core.svg import linear
 from vitdeploy.training.result import Curve
+from vitdeploy.training.scoring import SCORINGS, Scoring
 
 __all__ = ["curve_from_log", "draw_curve"]
 
@@ -16,7 +17,7 @@ _BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#9ca3af"
 Point = tuple[float, float]
 
 
-def curve_from_log(history: Sequence[dict[str, Any]], best_step: int | None) -> Curve:
+def curve_from_log(history: Sequence[dict[str, Any]], best_step: int | None, scoring: Scoring = SCORINGS[0]) -> Curve:
     """Pick the curve out of the log that the Trainer keeps."""
 
     def points(wanted: dict[str, str]) -> tuple[dict[str, float], ...]:
@@ -32,19 +33,21 @@ def curve_from_log(history: Sequence[dict[str, Any]], best_step: int | None) -> 
 
     return Curve(
         train=points({"loss": "loss", "learning_rate": "learning_rate"}),
-        validation=points({"eval_accuracy": "accuracy", "eval_loss": "loss"}),
+        validation=points({f"eval_{scoring.metric}": scoring.metric, "eval_loss": "loss"}),
         best_step=best_step,
     )
 
 
 def draw_curve(curve: Curve, title: str) -> str:
-    """An SVG of two panels: the losses and the validation accuracy, over steps."""
+    """An SVG of two panels: the losses and the validation accuracy (of several labels mAP), over steps."""
+    named = {scoring.metric: scoring.title for scoring in SCORINGS}
+    metric = next((name for point in curve.validation for name in named if name in point), SCORINGS[0].metric)
     train = [(point["step"], point["loss"]) for point in curve.train]
     losses = [(point["step"], point["loss"]) for point in curve.validation]
-    accuracies = [(point["step"], 100 * point["accuracy"]) for point in curve.validation]
+    accuracies = [(point["step"], 100 * point[metric]) for point in curve.validation]
     panels = [
         _panel(0, "loss", [("train", _BLUE, train), ("validation", _ORANGE, losses)], curve.best_step),
-        _panel(1, "validation accuracy, %", [("validation", _ORANGE, accuracies)], curve.best_step),
+        _panel(1, f"validation {named[metric]}, %", [("validation", _ORANGE, accuracies)], curve.best_step),
     ]
     width, height = 2 * (_PANEL_WIDTH + 2 * _MARGIN), _TOP + _PANEL_HEIGHT + 2 * _MARGIN
     return (

@@ -11,6 +11,7 @@ import numpy as np
 from vitdeploy.core.errors import require
 from vitdeploy.data import ImageDataset
 from vitdeploy.training.augment import Augmenter, Mixer
+from vitdeploy.training.scoring import targets
 
 __all__ = ["Batcher", "EpochSampler", "Example", "Rows"]
 
@@ -74,9 +75,10 @@ def processed(processor: Any, dataset: ImageDataset, indices: Iterable[int]) -> 
 class Batcher:
     """The collate function: rows -> {pixel_values (batch, 3, height, width) float32, labels}.
 
-    Labels are (batch,) int64, or (batch, classes) float32 where images were mixed. Processed images of the training
-    set are kept when all of them fit into 256 MiB (and no worker process would keep its own), so that later epochs
-    neither decode nor resize; a larger set is decoded again each time. Only training images are augmented.
+    Labels are (batch,) int64, or (batch, classes) float32 where images were mixed or may have several labels.
+    Processed images of the training set are kept when all of them fit into 256 MiB (and no worker process would keep
+    its own), so that later epochs neither decode nor resize; a larger set is decoded again each time. Only training
+    images are augmented.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Batcher:
     def __call__(self, rows: Sequence[Example]) -> dict[str, Any]:
         dataset = rows[0].dataset
         indices = [row.index for row in rows]
-        labels = self._torch.as_tensor(dataset.label_ids[np.array(indices)])
+        labels = self._torch.as_tensor(targets(dataset, np.array(indices)))
         if dataset is not self._train:
             return {"pixel_values": self.process(dataset, indices), "labels": labels}
         draws = [(row.epoch, row.index) for row in rows]

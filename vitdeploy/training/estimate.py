@@ -19,12 +19,12 @@ from vitdeploy.data import ImageDataset
 from vitdeploy.models import hub
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.data import EpochSampler, Rows
-from vitdeploy.training.distill import load_distillation
+from vitdeploy.training.distill import Distillation
 from vitdeploy.training.loop import resolve_precision
-from vitdeploy.training.objective import CrossEntropy, Objective
+from vitdeploy.training.objective import Objective
 from vitdeploy.training.parameters import parameter_counts, parameter_groups
 from vitdeploy.training.processes import Processes
-from vitdeploy.training.run import Prepared, device, make_batcher, own_randomness, prepare, threads
+from vitdeploy.training.run import Prepared, device, make_batcher, objective_of, own_randomness, prepare, threads
 from vitdeploy.training.settings import repeatable
 
 __all__ = ["DryRun", "dry_run"]
@@ -79,10 +79,11 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     """
     run = prepare(config, Processes(0, processes), decode=False)
     config, plan, splits = run.config, run.plan, run.splits
-    teacher = load_distillation(config, run.model, splits.train.labels)
+    objective = objective_of(run)
+    teacher = objective if isinstance(objective, Distillation) else None
     with hub.quiet_libraries(), own_randomness(), threads(config.threads), progress.task("Timing a few steps"):
         meter = BusyMeter()
-        measured = _measure(run, teacher or CrossEntropy(config.label_smoothing))
+        measured = _measure(run, objective)
         others = meter.other_share()
     total, trainable = parameter_counts(run.model.module)
     head = (

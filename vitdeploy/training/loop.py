@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import InputError, require
@@ -21,24 +22,21 @@ from vitdeploy.training.data import EpochSampler, Rows
 from vitdeploy.training.objective import Objective
 from vitdeploy.training.processes import Processes
 from vitdeploy.training.regularise import MovingAverage
-from vitdeploy.training.trainer import CROSS_ENTROPY, evaluations_since_best, load_weights, run_callback, trainer_class
+from vitdeploy.training.scoring import CHOICE, CROSS_ENTROPY, SCORINGS, scoring_of
+from vitdeploy.training.trainer import evaluations_since_best, load_weights, run_callback, trainer_class
 from vitdeploy.training.workspace import Workspace
 
 __all__ = [
-    "CHOICE",
     "Plan",
     "build_trainer",
-    "evaluate",
     "keep_best",
+    "look",
     "make_plan",
     "resolve_precision",
     "resolve_workers",
-    "score",
-    "test",
     "train",
 ]
 
-CHOICE = "choice"
 _EVAL_CHOICE = f"eval_{CHOICE}"
 _MIN_EVALUATIONS = 5
 _LOSS_POINTS = 50
@@ -107,21 +105,6 @@ def resolve_workers(workers: int | None) -> int:
     return min(_MOST_WORKERS, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def score(prediction: Any) -> dict[str, float]:
-    """For `compute_metrics`: top-1 accuracy (0..1), mean cross-entropy, and what the best weights are chosen by.
-
-    `choice` is the accuracy, ties decided by the cross-entropy: small validation sets have many ties, and the first
-    of them is the least trained.
-    """
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    logits, labels = np.asarray(logits, np.float64), prediction.label_ids
-    top = logits.max(axis=-1, keepdims=True)
-    log_sums = top[:, 0] + np.log(np.exp(logits - top).sum(axis=-1))
-    loss = float(np.mean(log_sums - logits[np.arange(len(labels)), labels]))
-    accuracy = float(np.mean(np.argmax(logits, axis=-1) == labels))
-    return {"accuracy": accuracy, CROSS_ENTROPY: loss, CHOICE: accuracy - 1e-6 * min(loss, 100.0)}
-
-
 def build_trainer(
     config: FinetuneConfig,
     plan: Plan,
@@ -151,7 +134,7 @@ def build_trainer(
         train_dataset=Rows(train_set),
         eval_dataset=Rows(validation_set) if validation_set is not None else None,
         processing_class=processor,
-        compute_metrics=score,
+        compute_metrics=scoring_of(train_set),
     )
     _refuse_sharding(trainer)
     trainer.remove_callback(transformers.PrinterCallback)
@@ -257,26 +240,29 @@ def keep_best(trainer: Any, module: Any) -> int:
     return step
 
 
-def evaluate(trainer: Any, dataset: ImageDataset, name: str) -> dict[str, float]:
-    """Loss and accuracy of the trainer's model on `dataset`, as `name`_accuracy and so on."""
-    with _evaluating(trainer, dataset):
-        metrics: dict[str, float] = trainer.evaluate(Rows(dataset), metric_key_prefix=name)
-    return _without_choice(metrics)
+def look(
+    trainer: Any, dataset: ImageDataset, name: str, threshold: float | None = None
+) -> tuple[dict[str, float], npt.NDArray[np.float32], float | None]:
+    """The metrics of the trainer's model on a dataset, as `name`_accuracy and so on, its logits (count, classes), and
+    from which score one of several labels counts.
 
-
-def test(trainer: Any, dataset: ImageDataset) -> tuple[dict[str, float], Any]:
-    """The metrics of the test split, as test_accuracy and so on, and its logits (count, classes)."""
+    Args:
+        threshold: that score; None: the best one for these images, which then is given back (of one class None).
+    """
+    scoring = scoring_of(dataset)
     with _evaluating(trainer, dataset):
-        output = trainer.predict(Rows(dataset), metric_key_prefix="test")
-    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    metrics = {**output.metrics, "test_samples": len(dataset)}
-    metrics = _without_choice(metrics)
+        output = trainer.predict(Rows(dataset), metric_key_prefix=name)
+    found = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    logits = np.asarray(found, np.float32)
+    if threshold is None:
+        threshold = scoring.threshold(logits, dataset)
+    metrics = {key: value for key, value in output.metrics.items() if not key.endswith(CHOICE)}
+    if threshold is not None:
+        numbers = scoring.numbers(logits.astype(np.float64), output.label_ids, threshold)
+        metrics |= {f"{name}_{key}": value for key, value in numbers.items() if key != CROSS_ENTROPY}
+    metrics[f"{name}_samples"] = len(dataset)
     trainer.log(dict(metrics))
-    return metrics, np.asarray(logits, np.float32)
-
-
-def _without_choice(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if not key.endswith(CHOICE)}
+    return metrics, logits, threshold
 
 
 @contextmanager
@@ -310,8 +296,9 @@ def _progress_callback(step: progress.Step, *, batch: int = 0, images: int | Non
             logs = logs or {}
             if "loss" in logs:
                 self.loss = f", loss {float(logs['loss']):.3f}"
-            if "eval_accuracy" in logs:
-                self.validation = f", validation {logs['eval_accuracy']:.1%}"
+            for scoring in SCORINGS:
+                if f"eval_{scoring.metric}" in logs:
+                    self.validation = f", validation {logs[f'eval_{scoring.metric}']:.1%}"
 
         def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if images is not None:

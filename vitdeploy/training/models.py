@@ -13,7 +13,9 @@ from vitdeploy.core.errors import DatasetError, InputError, ModelError, require
 from vitdeploy.data.labels import BY_NAME, LabelMatch, match_labels
 from vitdeploy.models.checkpoints import CheckpointFolder, load_processor, load_weights, reading_weights
 from vitdeploy.models.configs import configuration
+from vitdeploy.models.tasks import THRESHOLD_KEY, Task, task_of
 from vitdeploy.training.regularise import takes_drop_path_rate
+from vitdeploy.training.scoring import SCORINGS, Scoring
 
 __all__ = ["Trainable", "load_trainable"]
 
@@ -35,8 +37,10 @@ def load_trainable(
     seed: int,
     drop_path: float = 0.0,
     way: str = BY_NAME,
+    scoring: Scoring = SCORINGS[0],
 ) -> Trainable:
-    """Load the weights; give them a new head unless theirs is trained for these very classes, in whatever order.
+    """Load the weights; give them a new head unless theirs is trained for these very classes, in whatever order, and
+    for as many of them an image as `scoring` is for.
 
     `drop_path` is given to models that have stochastic depth of their own; `way` to match labels: see `data.labels`.
 
@@ -45,7 +49,7 @@ def load_trainable(
     """
     torch = require("torch", extra="build")
     notes: list[str] = []
-    config = _config(folder, labels)
+    config = _config(folder, labels, scoring)
     if drop_path and takes_drop_path_rate(config):
         config.drop_path_rate = drop_path
     module, missing, other_shape = load_weights(folder, config, new_head=True)
@@ -53,7 +57,13 @@ def load_trainable(
     if missing:
         notes.append(f"{folder.source} has no classification head: a new one for {len(labels)} classes is trained.")
     match = None if missing or other_shape else _same_classes(_own_labels(folder), labels, way)
-    if not missing and match is None:
+    if not missing and (own := _own_task(folder)) is not scoring.task:
+        problem = folder.config.get("problem_type")
+        notes.append(
+            f"{folder.source} gives {own.title}{f' ({problem})' if problem else ''}: a new head is trained, for"
+            f" {scoring.task.title}."
+        )
+    elif not missing and match is None:
         notes.append(
             f"The head of {folder.source} was for {len(_own_labels(folder))} other classes: a new one for"
             f" {len(labels)} classes is trained."
@@ -63,10 +73,6 @@ def load_trainable(
     elif match is not None and match.sentence:
         notes.append(f"The head of {folder.source} is kept: {match.sentence}.")
         _reorder(torch, head, match)
-    if folder.config.get("problem_type") not in (None, config.problem_type):
-        notes.append(
-            f"{folder.source} was a {folder.config['problem_type']} model: it is trained for one class an image."
-        )
     if folder.config.get("dtype", folder.config.get("torch_dtype")) in ("float16", "bfloat16"):
         notes.append(f"The weights of {folder.source} are stored in 16 bits: they are trained and saved in float32.")
     if image_size is not None and image_size != config.image_size:
@@ -79,7 +85,7 @@ def load_trainable(
     return Trainable(module, processor, (*notes, *note))
 
 
-def _config(folder: CheckpointFolder, labels: tuple[str, ...]) -> Any:
+def _config(folder: CheckpointFolder, labels: tuple[str, ...], scoring: Scoring) -> Any:
     if folder.config["model_type"] == "timm_wrapper":
         raise ModelError(
             f"{folder.name} is a model of timm, which can be exported and not fine-tuned here",
@@ -87,7 +93,9 @@ def _config(folder: CheckpointFolder, labels: tuple[str, ...]) -> Any:
         )
     with reading_weights(folder):
         config = configuration(folder)
-    config.problem_type = "single_label_classification"  # an inherited one would have it read otherwise
+    config.problem_type = scoring.problem_type  # an inherited one would have it read otherwise
+    if hasattr(config, THRESHOLD_KEY):  # of the labels that it was trained for before
+        delattr(config, THRESHOLD_KEY)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.num_labels = len(labels)
@@ -107,6 +115,12 @@ def _config(folder: CheckpointFolder, labels: tuple[str, ...]) -> Any:
 
 def _prefix(module: Any) -> str:
     return f"{module.base_model_prefix}."
+
+
+def _own_task(folder: CheckpointFolder) -> Task:
+    """What the checkpoint's own head answers."""
+    with reading_weights(folder):
+        return task_of(configuration(folder))
 
 
 def _own_labels(folder: CheckpointFolder) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from vitdeploy.core.errors import ModelError, require
 from vitdeploy.data import ImageDataset
 from vitdeploy.training.data import Batcher, Example
 from vitdeploy.training.processes import Processes
+from vitdeploy.training.scoring import targets
 
 __all__ = ["FeatureBatcher", "fold_probe", "make_probe"]
 
@@ -33,7 +34,7 @@ def _head_of(module: Any) -> Any:
 
 
 class FeatureBatcher:
-    """The collate function of a probe: rows -> {pixel_values (batch, hidden) float32: features, labels (batch,)}.
+    """The collate function of a probe: rows -> {pixel_values (batch, hidden) float32: features, labels as `Batcher`'s}.
 
     The features of a dataset are computed when it is first asked for, each process doing its share.
     """
@@ -50,7 +51,7 @@ class FeatureBatcher:
         indices = np.array([row.index for row in rows])
         return {
             "pixel_values": self.features(dataset)[self._torch.from_numpy(indices)],
-            "labels": self._torch.as_tensor(dataset.label_ids[indices]),
+            "labels": self._torch.as_tensor(targets(dataset, indices)),
         }
 
     def features(self, dataset: ImageDataset) -> Any:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.core import progress
-from vitdeploy.core.errors import require
+from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.machine import quota_threads
 from vitdeploy.core.storage import check_apart, check_output, lists_all, staged_folder
+from vitdeploy.evaluation.accuracy import Answers
+from vitdeploy.evaluation.multi_label import summarise_sets
 from vitdeploy.models import hub
 from vitdeploy.models.checkpoints import CheckpointFolder, open_folder
+from vitdeploy.models.tasks import THRESHOLD_KEY
 from vitdeploy.training import parameters
 from vitdeploy.training.artifacts import SETTINGS_FILE, save_metrics, save_report
 from vitdeploy.training.augment import Augmenter, Mixer, RandAugmenter
@@ -26,18 +29,19 @@ from vitdeploy.training.confusion import count_confusion
 from vitdeploy.training.curve import curve_from_log
 from vitdeploy.training.data import Batcher
 from vitdeploy.training.distill import load_distillation
-from vitdeploy.training.loop import Plan, build_trainer, evaluate, keep_best, make_plan, resolve_workers, test, train
+from vitdeploy.training.loop import Plan, build_trainer, keep_best, look, make_plan, resolve_workers, train
 from vitdeploy.training.models import Trainable, load_trainable
-from vitdeploy.training.objective import CrossEntropy, Objective
+from vitdeploy.training.objective import Objective
 from vitdeploy.training.probe import FeatureBatcher, fold_probe, make_probe
 from vitdeploy.training.processes import Processes, joined
 from vitdeploy.training.regularise import add_stochastic_depth, takes_drop_path_rate
 from vitdeploy.training.result import FinetuneResult, SamplePrediction
+from vitdeploy.training.scoring import scoring_of
 from vitdeploy.training.splits import Splits, load_splits
 from vitdeploy.training.watch import watching
 from vitdeploy.training.workspace import Workspace, workspace
 
-__all__ = ["Prepared", "device", "finetune", "make_batcher", "own_randomness", "prepare", "threads"]
+__all__ = ["Prepared", "device", "finetune", "make_batcher", "objective_of", "own_randomness", "prepare", "threads"]
 
 _WHAT = "folder of vitdeploy finetune"
 
@@ -76,7 +80,13 @@ def prepare(config: FinetuneConfig, processes: Processes, *, decode: bool = True
         seed=config.seed,
         drop_path=config.drop_path,
         way=config.match_labels,
+        scoring=scoring_of(splits.train),
     )
+    if config.distill is not None and splits.train.label_sets is not None:
+        raise InputError(
+            f"learning from a teacher is not supported for {splits.train}, which has several labels an image",
+            hint="leave --distill out",
+        )
     if config.drop_path and not takes_drop_path_rate(model.module.config):
         add_stochastic_depth(model.module, config.drop_path)
     if config.freeze:
@@ -103,16 +113,24 @@ def make_batcher(run: Prepared) -> Batcher:
     return Batcher(processor, run.splits.train, augmenter, mixer, keep=resolve_workers(config.workers) == 0)
 
 
+def objective_of(run: Prepared) -> Objective:
+    """What the settings and the data ask for: a teacher's loss, or that of one class or of several labels an image."""
+    taught = load_distillation(run.config, run.model, run.splits.train.labels)
+    return taught or scoring_of(run.splits.train).objective(run.config.label_smoothing)
+
+
 def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> FinetuneResult:
     """Fine-tune a checkpoint on a dataset and write the result to `config.output`.
 
-    `objective` replaces the loss (None: what the config says: a teacher's, or cross-entropy).
+    A dataset with one class an image makes a classifier of one class an image, one with a list of labels an image
+    makes one of several labels: see `training.scoring`. `objective` replaces the loss (None: what the config and the
+    data say: a teacher's, cross-entropy, or binary cross-entropy of several labels).
 
     The folder holds the model (config.json, model.safetensors), preprocessor_config.json, metrics (all_results.json
     and one file a split), trainer_state.json, the settings (finetune.json, finetune.toml), training_curve and
-    confusion_matrix (.json and .svg), and a model card (README.md). The best weights by accuracy on a validation part
-    of train are kept; test is looked at once, at the end. Under `torchrun` or `accelerate launch` every process calls
-    this and gets the same result; the first one writes.
+    confusion_matrix (.json and .svg; of several labels labels.json, the numbers of each), and a model card (README.md).
+    The best weights by accuracy, or mAP, on a validation part of train are kept; test is looked at once, at the end.
+    Under `torchrun` or `accelerate launch` every process calls this and gets the same result; the first one writes.
 
     Raises:
         OutputExistsError, DatasetError, ModelError, InputError: before any training.
@@ -122,7 +140,7 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
     started = time.perf_counter()
     with joined() as processes:
         run = prepare(config, processes)
-        loss = objective or load_distillation(run.config, run.model, run.splits.train.labels)
+        loss = objective or objective_of(run)
         run = replace(run, teacher_notes=getattr(loss, "notes", ()))
         settings = {**run.config.fixed(), "processes": processes.count, **run.splits.identity()}
         with workspace(
@@ -131,7 +149,6 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
             for note in run.notes:
                 progress.note(note)
             with hub.quiet_libraries(), own_randomness(), threads(config.threads):
-                loss = loss or CrossEntropy(config.label_smoothing)
                 trainer, module, result, metrics = _train_and_test(run, loss, work, processes)
                 if processes.is_main:
                     result = _publish(run, trainer, module, result, metrics, work, started)
@@ -143,7 +160,7 @@ def _train_and_test(
     run: Prepared, objective: Objective, work: Workspace, processes: Processes
 ) -> tuple[Any, Any, FinetuneResult, dict[str, dict[str, float]]]:
     """The trainer, the trained classifier, and what is to be said of it."""
-    splits, module = run.splits, run.model.module
+    splits, module, scoring = run.splits, run.model.module, scoring_of(run.splits.train)
     collate: Any = make_batcher(run)
     if run.config.linear_probe:
         where = device()
@@ -154,30 +171,40 @@ def _train_and_test(
     )
     watched = run.config.tensorboard and processes.is_main
     with watching(trainer, work.tensorboard if watched else None):
-        metrics = {"train": train(trainer, run.plan)}
+        metrics: dict[str, dict[str, float]] = {"train": train(trainer, run.plan), "validation": {}}
         kept = keep_best(trainer, module)
-        metrics["validation"] = {} if splits.validation is None else evaluate(trainer, splits.validation, "validation")
-        metrics["test"], logits = test(trainer, splits.test)
+        threshold = None
+        if splits.validation is not None:
+            metrics["validation"], _, threshold = look(trainer, splits.validation, "validation")
+        at = scoring.task.threshold(threshold, str(run.config.output))  # nothing is tuned on the test images
+        metrics["test"], logits, _ = look(trainer, splits.test, "test", at)
     if run.config.linear_probe:
         fold_probe(module, run.model.module)
         module = run.model.module
-    curve = curve_from_log(trainer.state.log_history, kept if splits.validation is not None else None)
-    predicted = logits.argmax(-1)
+    curve = curve_from_log(trainer.state.log_history, kept if splits.validation is not None else None, scoring)
+    sets, several, confusion = splits.test.label_sets, None, tuple[tuple[int, ...], ...]()
+    if sets is None:
+        confusion = count_confusion(splits.test.label_ids, logits.argmax(-1), len(splits.test.labels))
+    else:
+        assert at is not None
+        several = summarise_sets(Answers(logits, np.ones(len(logits), np.bool_)), sets.astype(np.int8), at)
     result = FinetuneResult(
         output=Path(run.config.output),
         labels=splits.train.labels,
-        test_accuracy=metrics["test"]["test_accuracy"],
-        validation_accuracy=metrics["validation"].get("validation_accuracy"),
+        test_accuracy=metrics["test"][f"test_{scoring.right}"],
+        validation_accuracy=metrics["validation"].get(f"validation_{scoring.right}"),
         steps=trainer.state.global_step,
         seconds=0.0,
-        sample=_first_prediction(run, logits[0]),
+        sample=_first_prediction(run, logits[0], at),
         curve=curve,
-        confusion=count_confusion(splits.test.label_ids, predicted, len(splits.test.labels)),
+        confusion=confusion,
         metrics={**metrics["train"], **metrics["validation"], **metrics["test"]},
         data=splits.describe(),
         notes=run.notes,
         skipped=splits.skipped,
         resumed_from=work.resumed_from,
+        multi_label=several,
+        threshold=threshold,
     )
     return trainer, module, result, metrics
 
@@ -195,6 +222,8 @@ def _publish(
     output = Path(run.config.output)
     result = replace(result, seconds=time.perf_counter() - started)
     with staged_folder(output, overwrite=run.config.overwrite, ours=is_ours, what=_WHAT) as staging:
+        if result.threshold is not None:
+            setattr(module.config, THRESHOLD_KEY, result.threshold)
         module.save_pretrained(staging)
         for weights in staging.glob("*.safetensors"):
             shutil.copymode(staging / "config.json", weights)  # they are written for the owner alone
@@ -207,13 +236,18 @@ def _publish(
     return result
 
 
-def _first_prediction(run: Prepared, logits: Any) -> SamplePrediction:
+def _first_prediction(run: Prepared, logits: Any, threshold: float | None) -> SamplePrediction:
     """What the model says of the first test image, from its logits (classes,)."""
     test_set = run.splits.test
-    scores = np.exp(logits - logits.max())
-    best = int(logits.argmax())
-    label = test_set.labels[int(test_set.label_ids[0])]
-    return SamplePrediction(0, label, test_set.labels[best], float(scores[best] / scores.sum()))
+    scores = scoring_of(test_set).task.scores(logits)
+    assert scores is not None
+    if test_set.label_sets is None:
+        right, found = [int(test_set.label_ids[0])], [int(logits.argmax())]
+    else:
+        assert threshold is not None
+        right, found = (np.flatnonzero(given).tolist() for given in (test_set.label_sets[0], scores >= threshold))
+    label, predicted = (", ".join(test_set.labels[place] for place in places) for places in (right, found))
+    return SamplePrediction(0, label, predicted, float(scores.max()))
 
 
 def is_ours(folder: Path) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from vitdeploy.core.errors import DatasetError
 from vitdeploy.data import (
     ImageDataset,
@@ -16,7 +18,9 @@ from vitdeploy.data import (
     stratified_split,
     without_images,
 )
+from vitdeploy.models.tasks import THRESHOLD
 from vitdeploy.training.config import FinetuneConfig
+from vitdeploy.training.scoring import targets
 
 __all__ = ["Splits", "check_different", "load_splits"]
 
@@ -54,8 +58,9 @@ class Splits:
         for role, split in (("training images", self.train), ("validation images", self.validation)):
             digest = hashlib.sha256("\n".join(self.train.labels).encode())
             if split is not None:
-                for index, label in zip(split.indices.tolist(), split.label_ids.tolist(), strict=True):
-                    digest.update(f"{split.source.where(index)}\0{label}\n".encode("utf-8", "surrogateescape"))
+                answers = targets(split, np.arange(len(split))).astype(np.int64).tolist()
+                for index, answer in zip(split.indices.tolist(), answers, strict=True):
+                    digest.update(f"{split.source.where(index)}\0{answer}\n".encode("utf-8", "surrogateescape"))
             found[role] = {"count": 0 if split is None else len(split), "sha256": digest.hexdigest()}
         return found
 
@@ -74,8 +79,6 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
         for role, split in asked.items()
         if split is not None
     }
-    for split in loaded.values():
-        split.require_single_label("fine-tuning")
     check_different(loaded)
     _check_classes(loaded)
     for role, limit in (("train", config.limit_train), ("test", config.limit_test)):
@@ -97,12 +100,13 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
     if test.split == "validation":
         notes.append(f"The final test is on {test}, so the validation split chooses nothing.")
     if missing := _without_images(test):
-        notes.append(f"The limited test images have none of {', '.join(missing[:5])}.")
+        notes.append(f"The test images have none of {', '.join(missing[:5])}.")
     if "validation" in loaded:
         notes.append(
             f"The best weights are chosen by the {len(loaded['validation'])} images of {loaded['validation']}."
         )
         _check_learnable(whole)
+        _check_findable(loaded["validation"], test)
         return Splits(whole, loaded["validation"], test, tuple(notes), skipped)
     count = min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES) if config.validation is None else config.validation
     if count >= len(whole):
@@ -112,9 +116,14 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
         )
     if count == 0:
         _check_learnable(whole)
-        return Splits(whole, None, test, (*notes, "No validation images: the last weights are kept."), skipped)
+        _check_findable(test)
+        kept = "No validation images: the last weights are kept"
+        if test.label_sets is not None:
+            kept += f", and labels count from a score of {THRESHOLD:g}"
+        return Splits(whole, None, test, (*notes, f"{kept}."), skipped)
     validation, train = stratified_split(whole, [count], seed=config.seed)
     _check_learnable(train)
+    _check_findable(validation, test)
     notes.append(f"{count} of the {len(whole)} training images are set aside to choose the best weights by.")
     missing = _without_images(validation)
     if missing:
@@ -143,7 +152,14 @@ def _check_classes(splits: dict[str, ImageDataset]) -> None:
             raise DatasetError(
                 f"train and {role} of {train.name} have different classes", hint="give both splits the same class names"
             )
-        empty = _without_images(split) if role != "validation" else []
+        if (split.label_sets is None) != (train.label_sets is None):
+            raise DatasetError(
+                f"train and {role} of {train.name} differ: one has several labels an image, the other one class",
+                hint="write both splits the same way; name the column of either with --label-column",
+            )
+        # Of several labels, rare ones are often not among the test images; of those that are the numbers are.
+        required = ("train", "test") if split.label_sets is None else ("train",)
+        empty = _without_images(split) if role in required else []
         if empty and len(train.labels) > 1:
             raise DatasetError(
                 f"{split} has no image of {', '.join(empty[:5])}", hint="add images of it, or remove the class"
@@ -162,6 +178,16 @@ def _check_learnable(train: ImageDataset) -> None:
             f"the {len(train)} images to train on have none of {', '.join(missing[:5])}",
             hint="use a larger --limit-train or a smaller --validation, or add images of it",
         )
+
+
+def _check_findable(*splits: ImageDataset) -> None:
+    """Of several labels an image, where no image has any there is nothing to choose or to judge by."""
+    for split in splits:
+        if split.label_sets is not None and not split.label_sets.any():
+            raise DatasetError(
+                f"none of the {len(split)} images of {split} has a label",
+                hint="use a larger --validation or --limit-test, or add labelled images",
+            )
 
 
 def _without_images(split: ImageDataset) -> list[str]:

@@ -18,11 +18,11 @@ from vitdeploy.training.objective import Objective
 from vitdeploy.training.parameters import parameter_groups
 from vitdeploy.training.processes import Processes
 from vitdeploy.training.regularise import MovingAverage
+from vitdeploy.training.scoring import CROSS_ENTROPY
 from vitdeploy.training.workspace import Workspace
 
-__all__ = ["CROSS_ENTROPY", "evaluations_since_best", "load_weights", "run_callback", "trainer_class"]
+__all__ = ["evaluations_since_best", "load_weights", "run_callback", "trainer_class"]
 
-CROSS_ENTROPY = "cross_entropy"
 _STATE = "trainer_state.json"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.core.errors import require
+from vitdeploy.training.scoring import SCORINGS
 
 __all__ = ["watching"]
 
@@ -16,9 +17,13 @@ _NAMES = {
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/gradient_norm",
     "eval_loss": "validation/loss",
-    "eval_accuracy": "validation/accuracy",
-    "validation_accuracy": "final/validation_accuracy",
-    "test_accuracy": "final/test_accuracy",
+    **{f"eval_{name}": f"validation/{name}" for scoring in SCORINGS for name in scoring.names},
+    **{
+        f"{split}_{name}": f"final/{split}_{name}"
+        for split in ("validation", "test")
+        for scoring in SCORINGS
+        for name in scoring.names
+    },
 }
 
 
