@@ -11,50 +11,28 @@ float32 where they were left out of INT8 (`MatMul`); attention's two products in
 values. Each node of the graph has to be the one that stands there in this, and none may be left over; the first that is
 not is named. The last layer may work on all tokens or on the first one alone: what is read of it is the same.
 
-A graph may come from a stranger. What is read means what ONNX says it means, with its defaults, or the graph is
-refused. Its numbers are finite and not so large that sums of them could overflow, its sizes fit C's int, and no sum of
-INT8 products leaves 32 bits.
+A graph may come from a stranger: see `graph_reader`. Sums of its numbers do not overflow, its sizes fit C's int, and no
+sum of INT8 products leaves 32 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from vitdeploy.core.errors import ModelError, VitdeployError, require
+from vitdeploy.backends.native.graph_reader import LARGEST, Array, GraphReader, refused
+from vitdeploy.core.errors import VitdeployError
 from vitdeploy.core.specs import PIXEL_VALUES
 
 __all__ = ["Factors", "Layer", "Norm", "PlainVit", "Product", "read_plain_vit"]
 
-_Array = npt.NDArray[Any]
-_OPSET = 17  # the first with LayerNormalization; what Softmax and Pad take has not changed since 18
-_CONTRIBUTED = "com.microsoft"
 _MOST_INPUTS = 1 << 16  # of a product: 255 * 128 times as many fits 32 bits
 _MOST_VALUES = 1 << 31  # of one buffer of the kernels
 _PADDING = 64  # more, at most, that a width gets to be whole tiles
 _LEAST, _MOST = 1.2e-38, 1e3  # a scale: its inverse is a normal number, and zero points cancel in float32
-_LARGEST = 1e18  # of a constant: the product of two is finite
-_VIEWED: dict[int, np.dtype[Any]] = {
-    1: np.dtype("<f4"),
-    3: np.dtype(np.int8),
-}  # of ONNX's types those that are read where they lie
-_DEFAULTS: dict[str, Any] = {
-    "alpha": 1.0,
-    "beta": 1.0,
-    "epsilon": 1e-5,
-    "axis": -1,
-    "group": 1,
-    "approximate": b"none",
-    "mode": b"constant",
-    "dilations": [1, 1],
-    "strides": [1, 1],
-    "pads": [0, 0, 0, 0],
-    "stash_type": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -66,9 +44,9 @@ class Product:
 
     scale: float
     zero: int
-    weight: _Array
-    weight_scale: _Array
-    bias: _Array
+    weight: Array
+    weight_scale: Array
+    bias: Array
 
     @property
     def exact(self) -> bool:
@@ -79,8 +57,8 @@ class Product:
 class Norm:
     """LayerNorm's vectors, (width,)."""
 
-    weight: _Array
-    bias: _Array
+    weight: Array
+    bias: Array
     epsilon: float
 
 
@@ -124,13 +102,13 @@ class PlainVit:
 
     heads: int
     image: tuple[int, int, int]  # channels, height, width
-    kernel: _Array
-    kernel_bias: _Array
-    positions: _Array
+    kernel: Array
+    kernel_bias: Array
+    positions: Array
     layers: tuple[Layer, ...]
     norm: Norm
-    classifier: _Array
-    classifier_bias: _Array
+    classifier: Array
+    classifier_bias: Array
 
 
 def read_plain_vit(model: Any, large: Mapping[str, memoryview] | None = None) -> PlainVit:
@@ -149,7 +127,7 @@ def read_plain_vit(model: Any, large: Mapping[str, memoryview] | None = None) ->
     except VitdeployError:
         raise
     except Exception as error:  # of a broken graph, such as a node without inputs
-        raise _refused(f"{reader.where}: {type(error).__name__}: {error}") from error
+        raise refused(f"{reader.where}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -173,24 +151,9 @@ class _Branch:
     rows: int  # tokens that it has
 
 
-class _Reader:
+class _Reader(GraphReader):
     def __init__(self, model: Any, large: Mapping[str, memoryview]) -> None:
-        self._large = large
-        helper = require("onnx.numpy_helper", extra="native")
-        self._number = helper.to_array
-        self._schema = require("onnx.defs", extra="native").get_schema
-        graph = model.graph
-        self.where = "the graph"  # the node that is looked at
-        self._opsets = {entry.domain.replace("ai.onnx", ""): entry.version for entry in model.opset_import}
-        self._functions = {function.name for function in model.functions}
-        self._stored = {tensor.name: tensor for tensor in graph.initializer}
-        self._readers: dict[str, list[Any]] = {}
-        self._makers = {name: node for node in graph.node for name in node.output}
-        for node in graph.node:
-            for name in dict.fromkeys(node.input):
-                self._readers.setdefault(name, []).append(node)
-        self._graph = graph
-        self._seen: set[str] = set()  # outputs of the nodes that were read
+        super().__init__(model, large)
         self._tokens = 0
         self._cut = False  # whether a layer worked on the first token alone
         self._steps: dict[str, list[str]] = {}  # names of scale and zero point by the quantised activation
@@ -211,31 +174,14 @@ class _Reader:
         self._expect(row, index.dtype.kind == "i" and index.shape == () and index == 0, "it takes another token")
         classifier = self._next(row.output[0], "Gemm", transB=1, alpha=1.0, beta=1.0, transA=0)
         self._expect(classifier, list(classifier.output) == [self._graph.output[0].name], "it is not the last")
-        self._nothing_left()
+        self._nothing_left(PIXEL_VALUES)
         form = PlainVit(
             heads.pop(), image, *conv, positions, tuple(layers), self._norm(last), *self._with_bias(classifier)
         )
         _check_shapes(form)
         return form
 
-    def _well_formed(self) -> None:
-        """Every name is made once, before it is read: what follows relies on it."""
-        if not self._graph.node or len(self._graph.output) != 1:
-            raise _refused("it has no nodes, or another number of outputs than one")
-        if self._opsets.get("", 0) < _OPSET:
-            raise _refused(f"its operators are of opset {self._opsets.get('', 0)}, before {_OPSET}")
-        made = {*self._stored, *(value.name for value in self._graph.input), ""}
-        if len(self._stored) != len(self._graph.initializer):
-            raise _refused("two constants have the same name")
-        for node in self._graph.node:
-            self.where = _name(node)
-            outputs = [name for name in node.output if name]
-            fits = outputs and made.isdisjoint(outputs) and len({*outputs}) == len(outputs)
-            self._expect(node, bool(fits), "it makes nothing, or what another node makes")
-            self._expect(node, made.issuperset(node.input), "it reads what no node before it makes")
-            made.update(outputs)
-
-    def _embeddings(self) -> tuple[tuple[int, int, int], tuple[_Array, _Array], _Array, str]:
+    def _embeddings(self) -> tuple[tuple[int, int, int], tuple[Array, Array], Array, str]:
         conv = self._next(PIXEL_VALUES, "Conv", group=1, dilations=[1, 1], pads=[0, 0, 0, 0])
         kernel, bias = self._with_bias(conv)
         shaped = self._attribute(conv, "kernel_shape") in (0, list(kernel.shape[2:]))
@@ -393,125 +339,11 @@ class _Reader:
         self._steps[node.output[0]] = self._steps.get(node.input[0], [])
         return str(node.output[0])
 
-    def _next(self, value: str, operation: str, *, among: tuple[str, ...] = (), **attributes: Any) -> Any:
-        """The only node that reads a value (beside nodes of the operations `among`), which has to be that operation."""
-        readers = self._readers.get(value, [])
-        found = [node for node in readers if node.op_type == operation]
-        if len(found) != 1 or any(node.op_type not in among for node in readers if node is not found[0]):
-            wrong = next((node for node in readers if node.op_type not in (operation, *among)), None)
-            if wrong is None:
-                self._unread(value, operation)
-            self._refuse(wrong, f"{operation} was expected behind {value}")
-        self._expect(found[0], found[0].output[0] not in self._seen, "it is there twice")
-        self._take(found[0], operation)
-        for name, wanted in attributes.items():
-            self._expect(found[0], self._attribute(found[0], name) == wanted, f"its {name} is not {wanted!r}")
-        return found[0]
-
-    def _take(self, node: Any, operation: str) -> None:
-        self.where = _name(node)
-        self._expect(node, node.op_type == operation and len(node.output) == 1, f"{operation} was expected")
-        home = _CONTRIBUTED if operation == "MatMulIntegerToFloat" else ""
-        own = operation not in self._functions and node.domain.replace("ai.onnx", "") == home and home in self._opsets
-        self._expect(node, own, f"it is not the {operation} of {home or 'ONNX'}")
-        known = () if home else self._schema(operation, self._opsets[""]).attributes
-        names = [attribute.name for attribute in node.attribute]
-        fits = len({*names}) == len(names) and {*names} <= {*known}
-        self._expect(node, fits, "it has an attribute twice, or one that ONNX does not know")
-        self._seen.add(node.output[0])
-
-    def _expect(self, node: Any, holds: bool, otherwise: str) -> None:
-        if not holds:
-            self._refuse(node, otherwise)
-
-    def _refuse(self, node: Any, why: str) -> NoReturn:
-        raise _refused(f"{_name(node)}: {why}")
-
-    def _unread(self, value: str, operation: str) -> NoReturn:
-        why = f"{value} is not read by one {operation}"
-        raise _refused(f"{_name(self._makers[value])}: {why}" if value in self._makers else why)
-
-    def _nothing_left(self) -> None:
-        """Every node that depends on the pixel values has to be one that was read."""
-        behind = {PIXEL_VALUES}
-        for node in self._graph.node:  # in the order of computation
-            if not behind.isdisjoint(node.input):
-                self._expect(node, node.output[0] in self._seen, "it has no place in a plain ViT")
-                behind.update(node.output)
-
-    def _attribute(self, node: Any, name: str) -> Any:
-        for attribute in node.attribute:
-            if attribute.name == name:
-                value = {1: attribute.f, 2: attribute.i, 3: attribute.s}.get(attribute.type)
-                return list(attribute.ints) if value is None else value
-        return _DEFAULTS.get(name, 0)
-
-    def _given(self, node: Any, place: int) -> bool:
-        return place < len(node.input) and bool(node.input[place])
-
-    def _reshapes(self, node: Any, shape: tuple[int, ...]) -> None:
-        """Whether a Reshape makes (images, *shape), where one size may be -1 and, as ONNX has it, 0 what was there."""
-        asked = self._sizes(node, 1)
-        self._expect(node, len(asked) == 1 + len(shape), f"it makes {len(asked)} dimensions")
-        zero = self._attribute(node, "allowzero")
-        self._expect(node, zero in (0, 1), f"its allowzero is {zero}")
-        kept = zero == 0 and asked[0] == 0
-        # the images, or all but them, may be what is left
-        named = asked[1:] == list(shape) and (asked[0] == -1 or kept)
-        left = kept and asked.count(-1) == 1 and all(a in (b, -1) for a, b in zip(asked[1:], shape, strict=True))
-        self._expect(node, named or left, f"it does not make (images, {', '.join(map(str, shape))})")
-
-    def _constant(self, node: Any, place: int) -> _Array:
-        name = node.input[place] if place < len(node.input) else ""
-        if name not in self._stored:
-            self._refuse(node, f"its input {place} is not a constant")
-        self.where = f"{_name(node)}, its input {place}"
-        tensor = self._stored[name]
-        outside = tensor.external_data or tensor.data_location
-        self._expect(node, not outside, f"its input {place} is in another file")
-        self._expect(node, min(tensor.dims, default=0) >= 0, f"its input {place} has a negative size")
-        array = self._array(tensor)
-        finite = array.dtype.kind != "f" or bool((np.abs(array) <= _LARGEST).all())  # not where it is not a number
-        self._expect(node, finite, f"its input {place} is not finite, or too large to compute with")
-        return array
-
-    def _array(self, tensor: Any) -> _Array:
-        raw, kind = self._large.get(tensor.name), _VIEWED.get(tensor.data_type)
-        if raw is None:
-            return np.asarray(self._number(tensor))
-        if kind is None:
-            whole = type(tensor)()
-            whole.CopyFrom(tensor)
-            whole.raw_data = bytes(raw)
-            return np.asarray(self._number(whole))
-        return np.frombuffer(raw, kind).reshape(tuple(tensor.dims))
-
-    def _sizes(self, node: Any, place: int) -> list[int]:
-        array = self._constant(node, place)
-        self._expect(node, array.dtype == np.int64 and array.ndim == 1, f"its input {place} is not a list of sizes")
-        return [int(size) for size in array]
-
-    def _floats(self, node: Any, place: int) -> _Array:
-        array = self._constant(node, place)
-        self._expect(node, array.dtype == np.float32, f"its input {place} is {array.dtype}, not float32")
-        return array
-
-    def _one(self, node: Any, place: int) -> Any:
-        """A number, which ONNX Runtime takes as a vector of one too."""
-        array = self._constant(node, place)
-        self._expect(node, array.size == 1 and array.ndim < 2, f"its input {place} is not one number")
-        return array.reshape(())[()]
-
-    def _with_bias(self, node: Any) -> tuple[_Array, _Array]:
-        """Weights (outputs, ...) of a Conv or Gemm, and their biases, zeros where it has none."""
-        weight = self._floats(node, 1)
-        return weight, self._floats(node, 2) if self._given(node, 2) else np.zeros(len(weight), np.float32)
-
     def _norm(self, node: Any) -> Norm:
         self._expect(node, self._attribute(node, "axis") == -1, "it is not over the channels")
         self._expect(node, self._attribute(node, "stash_type") == 1, "it is not computed in float32")
         epsilon = float(self._attribute(node, "epsilon"))
-        self._expect(node, 0 <= epsilon < _LARGEST, f"its epsilon is {epsilon}")
+        self._expect(node, 0 <= epsilon < LARGEST, f"its epsilon is {epsilon}")
         return Norm(self._floats(node, 1), self._floats(node, 2), epsilon)
 
     def _numbers(self, node: Any) -> Product:
@@ -530,7 +362,7 @@ class _Reader:
         self._expect(node, _LEAST <= scale <= _MOST, f"its scale is {scale}")
         self._expect(node, 0 < len(weight) <= _MOST_INPUTS, f"it has {len(weight)} inputs")
         largest = np.abs(weight_scale.astype(np.float64)) * scale * (255 * 128 * len(weight))
-        self._expect(node, bool((largest < _LARGEST).all()), "its scales are too large")
+        self._expect(node, bool((largest < LARGEST).all()), "its scales are too large")
         alike = self._steps.get(node.input[0]) == [node.input[2], node.input[4]]
         self._expect(node, alike, "it has another scale or zero point than its activation")
         return Product(float(scale), int(zero), weight, weight_scale, bias)
@@ -541,7 +373,7 @@ def _check_shapes(form: PlainVit) -> None:
     width, first = len(form.kernel), form.layers[0]
     inner, hidden, classes = first.query.weight.shape[-1], first.fc1.weight.shape[-1], len(form.classifier)
     if inner % form.heads:
-        raise _refused(f"{inner} is not a multiple of its {form.heads} heads")
+        raise refused(f"{inner} is not a multiple of its {form.heads} heads")
     vectors = {"kernel_bias": width, "classifier_bias": classes}
     wrong = [name for name, size in vectors.items() if getattr(form, name).shape != (size,)]
     wrong += ["classifier"] * (form.classifier.shape != (classes, width)) + ["kernel"] * (form.kernel.ndim != 4)
@@ -557,22 +389,11 @@ def _check_shapes(form: PlainVit) -> None:
         if len({(each.scale, each.zero) for each in (layer.query, layer.key, layer.value)}) > 1:
             wrong.append(f"scales of layer {number}")
     if wrong:
-        raise _refused(f"{', '.join(wrong)} do not fit the rest")
+        raise refused(f"{', '.join(wrong)} do not fit the rest")
     tokens, patch, head = len(form.positions), form.kernel[0].size, inner // form.heads
     buffers = [(tokens, max(width, hidden, 4 * form.heads * (head + _PADDING))), (tokens, patch), (width, patch)]
     buffers += [(classes, width), (tokens, tokens), (width, max(3 * inner, hidden))]
     if min(width, inner, hidden, classes) < 1 or any(
         (rows + _PADDING) * (columns + _PADDING) >= _MOST_VALUES for rows, columns in buffers
     ):
-        raise _refused("it has a size of 0, or buffers of 2^31 values")
-
-
-def _name(node: Any) -> str:
-    return f"node {node.name or (*node.output, '?')[0]!r} ({node.op_type})"
-
-
-def _refused(why: str) -> ModelError:
-    return ModelError(
-        f"the kernels run plain ViTs in INT8 only, and this is not one: {why}",
-        hint="backend='onnxruntime' and 'openvino' run every form",
-    )
+        raise refused("it has a size of 0, or buffers of 2^31 values")
