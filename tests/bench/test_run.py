@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests.tools.backends import needs_openvino
-from tests.tools.simulated_gpu import GPU, SimulatedCuda, SimulatedTensorRT, write_engine_bundle
+from tests.tools.simulated_cuda import SimulatedCuda
+from tests.tools.simulated_gpu import GPU, SimulatedTensorRT, write_engine_bundle
 from tests.tools.small_bundle import write_small_bundle
 from vitdeploy.backends.tensorrt import runner
 from vitdeploy.bench import BenchReport, bench, forms, markdown, render_html, save

@@ -10,7 +10,8 @@ import pytest
 
 from tests.tools.command_line import invoke
 from tests.tools.engine_layers import LAYERS
-from tests.tools.simulated_gpu import GPU, SimulatedCuda, SimulatedTensorRT, plan, write_engine_bundle
+from tests.tools.simulated_cuda import SimulatedCuda
+from tests.tools.simulated_gpu import GPU, SimulatedTensorRT, plan, write_engine_bundle
 from vitdeploy.backends.tensorrt import runner
 from vitdeploy.inspection import engine
 

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from tests.tools import simulated_gpu
 from tests.tools.backends import needs_torch
 from tests.tools.command_line import invoke
+from tests.tools.simulated_cuda import SimulatedCuda
 from tests.tools.tiny import copy_frozen_bundle, write_checkpoint
 from vitdeploy import Bundle, load, verify
 from vitdeploy.backends import registry
@@ -196,7 +197,7 @@ def test_a_form_of_another_model_is_caught(tiny_bundle_copy: Path, tmp_path: Pat
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated machine with TensorRT."""
-    cuda = simulated_gpu.SimulatedCuda()
+    cuda = SimulatedCuda()
     modules = {"tensorrt": simulated_gpu.SimulatedTensorRT(cuda), "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(tensorrt_runner, "require", lambda module, extra: modules[module])
     spec = replace(registry.find("tensorrt"), obstacle=lambda: None)
