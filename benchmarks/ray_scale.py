@@ -32,7 +32,7 @@ from ray.cluster_utils import Cluster
 from vitdeploy import load
 from vitdeploy.bulk import predict_files as predict_here
 from vitdeploy.core.machine import machine, versions
-from vitdeploy.deploy.ray import predict_files
+from vitdeploy.deploy.ray import RaySettings, predict_files
 
 SIDES = ("one process", "Ray, 1 node", "Ray, 2 nodes")
 
@@ -65,7 +65,8 @@ def by_ray(bundle: str, images: Path, output: Path, form: dict[str, Any], nodes:
             cluster.add_node(num_cpus=cpus, include_dashboard=False)
         ray.init(address=cluster.address, log_to_driver=False)
         start = time.perf_counter()
-        predict_files(bundle, [images], output / f"rows-{nodes}", num_cpus=cpus, block=block, **form)
+        settings = RaySettings(num_cpus=cpus, block=block, **form)
+        predict_files(bundle, [images], output / f"rows-{nodes}", settings)
         return time.perf_counter() - start
     finally:
         ray.shutdown()

@@ -27,17 +27,17 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 parquet = pytest.importorskip("pyarrow.parquet")
 arrow = pytest.importorskip("pyarrow")
 
-from vitdeploy.deploy.ray import Predictor, predict_files, ship  # noqa: E402
+from vitdeploy.deploy.ray import Predictor, RaySettings, predict_files, ship  # noqa: E402
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
 FORM = {"backend": "onnxruntime", "precision": "fp32"}
 DRIVER = """
 import json, sys
-from vitdeploy.deploy.ray import predict_files
+from vitdeploy.deploy.ray import RaySettings, predict_files
 bundle, images, output, address = sys.argv[1:]
-result = predict_files(bundle, [images], output, address=address, backend="onnxruntime", precision="fp32", batch=1,
-                       block=25)
+settings = RaySettings(address=address, backend="onnxruntime", precision="fp32", batch=1, block=25)
+result = predict_files(bundle, [images], output, settings)
 print(json.dumps(result.to_json()))
 """
 
@@ -198,7 +198,7 @@ def test_images_and_tables_in_s3(classifier: Classifier, tiny_bundle: Path, tiny
         wanted = [f"s3://me:hidden@bucket/{folder}{query}" for folder in ("photos", "tables")]
         output = f"s3://me:hidden@bucket/results{query}"
         with outside_paths(True):
-            result = predict_files(tiny_bundle, wanted, output, **FORM, batch=1, block=10)  # type: ignore[arg-type]
+            result = predict_files(tiny_bundle, wanted, output, RaySettings(batch=1, block=10, **FORM))  # type: ignore[arg-type]
             predict_here(classifier, [data / "photos", data / "tables"], tmp_path / "here.parquet", batch=1)
         assert (result.images, result.failed, result.output) == (85, 3, "s3://bucket/results")
         parts = client.list_objects_v2(Bucket="bucket", Prefix="results/")["Contents"]
@@ -228,7 +228,8 @@ def test_an_image_that_kills_every_worker_is_named_and_the_others_are_kept(
         os.link(file, tmp_path / f"{number}.png")
     (tmp_path / "killer.png").write_bytes(b"")
     with pytest.raises(VitdeployError, match=r"killer\.png to .*killer\.png killed 3 workers one after another"):
-        predict_files(tiny_bundle, [f"killer://{tmp_path}"], tmp_path / "results", **FORM, block=1)  # type: ignore[arg-type]
+        settings = RaySettings(block=1, **FORM)  # type: ignore[arg-type]
+        predict_files(tiny_bundle, [f"killer://{tmp_path}"], tmp_path / "results", settings)
     assert len(list((tmp_path / "results").glob("part-*"))) > 0
 
 
@@ -259,7 +260,7 @@ def test_a_stage_of_a_pipeline(classifier: Classifier, tiny_bundle: Path, tiny_i
 @pytest.mark.usefixtures("joined")
 def test_what_the_cluster_has_not_is_refused(tiny_bundle: Path, tiny_images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no machine of the cluster has 1 GPUs .* 1 CPUs and 0 GPUs; 1 CPUs"):
-        predict_files(tiny_bundle, [tiny_images], tmp_path / "out", num_gpus=1)
+        predict_files(tiny_bundle, [tiny_images], tmp_path / "out", RaySettings(num_gpus=1))
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +15,9 @@ from vitdeploy.data.images import is_address
 
 if TYPE_CHECKING:
     from vitdeploy.bulk import BulkResult
+    from vitdeploy.runtime import Classifier
 
-__all__ = ["bulk_options", "by_engine", "check_patterns", "engine_options", "show_bulk"]
+__all__ = ["BulkOptions", "Opening", "answer_files", "bulk_options", "check_patterns", "engine_options"]
 
 _FAILURES_SHOWN = 5
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
@@ -68,18 +70,119 @@ def engine_options(command: _Command) -> _Command:
     return command
 
 
-def by_engine(engine: str, address: str | None, num_gpus: float | None) -> dict[str, Any] | None:
-    """What Ray is told; None where it is not asked.
+@dataclass(frozen=True)
+class BulkOptions:
+    """What `bulk_options` and `engine_options` were given, and `--csv-safe`, which is for classes alone."""
 
-    Raises:
-        click.UsageError: an option that is for Ray alone.
+    overwrite: bool
+    image_column: str | None
+    workers: int | None
+    batch_size: int | None
+    engine: str
+    address: str | None
+    num_gpus: float | None
+    csv_safe: bool = False
+
+    def __post_init__(self) -> None:
+        of_cluster = {"--address": self.address, "--num-gpus": self.num_gpus}
+        given = [name for name, value in of_cluster.items() if value is not None]
+        if given and not self.by_ray:
+            raise click.UsageError(f"{', '.join(given)}: only with --engine ray.")
+        if self.csv_safe and self.by_ray:
+            raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
+
+    @property
+    def by_ray(self) -> bool:
+        return self.engine == "ray"
+
+    def require_none(self) -> None:
+        """Refuse them where no file is written.
+
+        Raises:
+            click.UsageError: one was given.
+        """
+        asked = {
+            "--overwrite": self.overwrite,
+            "--image-column": self.image_column,
+            "--workers": self.workers,
+            "--batch-size": self.batch_size,
+            "--csv-safe": self.csv_safe,
+            "--engine ray": self.by_ray,
+        }
+        if given := [name for name, value in asked.items() if value]:
+            raise click.UsageError(f"{', '.join(given)}: only with --output.")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is run, and how it is opened: see `load`."""
+
+    model: str
+    backend: str
+    precision: str
+    threads: int | None
+    revision: str | None
+    threshold: float | None = None
+
+    def load(self) -> Classifier:
+        from vitdeploy.runtime import load
+
+        return load(
+            self.model,
+            self.backend,
+            self.precision,
+            threads=self.threads,
+            revision=self.revision,
+            threshold=self.threshold,
+        )
+
+
+def answer_files(
+    opening: Opening,
+    images: tuple[str, ...],
+    output: str,
+    options: BulkOptions,
+    *,
+    top_k: int | None,
+    as_json: bool,
+) -> int:
+    """Write the answers to all images, here or by Ray, and say what was done; the exit code: 1 if all images failed.
+
+    `top_k` is None of an embedding, which gives vectors.
     """
-    of_cluster = {"--address": address, "--num-gpus": num_gpus}
-    if engine == "ray":
-        return {"address": address, "num_gpus": num_gpus or 0}
-    if given := [name for name, value in of_cluster.items() if value is not None]:
-        raise click.UsageError(f"{', '.join(given)}: only with --engine ray.")
-    return None
+    own = {} if top_k is None else {"top_k": top_k}
+    shared: dict[str, Any] = {
+        "image_column": options.image_column,
+        "workers": options.workers,
+        "batch": options.batch_size,
+        "overwrite": options.overwrite,
+        **own,
+    }
+    if options.by_ray:
+        from vitdeploy.deploy import ray
+
+        settings = ray.RaySettings(
+            address=options.address,
+            num_gpus=options.num_gpus or 0,
+            backend=opening.backend,
+            precision=opening.precision,
+            threads=opening.threads,
+            threshold=opening.threshold,
+            **shared,
+        )
+        run = ray.embed_files if top_k is None else ray.predict_files
+        done = run(opening.model, images, output, settings, revision=opening.revision)
+        return _show(done, {"backend": done.backend, "precision": done.precision}, as_json)
+    from vitdeploy import bulk
+
+    bulk.check_output(output, overwrite=options.overwrite, inputs=images, vectors=top_k is None)
+    with opening.load() as model:
+        if top_k is None:
+            result = bulk.embed_files(model, images, output, **shared)
+        else:
+            result = bulk.predict_files(model, images, output, csv_safe=options.csv_safe, **shared)
+        how = {"backend": model.backend, "precision": model.precision}
+    return _show(result, how, as_json)
 
 
 def check_patterns(images: tuple[str, ...]) -> None:
@@ -98,8 +201,7 @@ def check_patterns(images: tuple[str, ...]) -> None:
             )
 
 
-def show_bulk(result: BulkResult, how: dict[str, str], as_json: bool) -> int:
-    """Say what a run did; the exit code: 1 if all images failed."""
+def _show(result: BulkResult, how: dict[str, str], as_json: bool) -> int:
     if as_json:
         echo_json({**how, **result.to_json()})
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.bulk import bulk_options, by_engine, check_patterns, engine_options, show_bulk
+from vitdeploy.cli.bulk import BulkOptions, Opening, answer_files, bulk_options, check_patterns, engine_options
 from vitdeploy.cli.parameters import backend_option, precision_option
 from vitdeploy.cli.types import outside_paths_option, revision_option
 
@@ -37,15 +37,9 @@ def command(
     backend: str,
     precision: str,
     threads: int | None,
-    overwrite: bool,
-    image_column: str | None,
-    workers: int | None,
-    batch_size: int | None,
-    engine: str,
-    address: str | None,
-    num_gpus: float | None,
     revision: str | None,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Write the embedding of each IMAGE, a file, a folder of images or a parquet file, with a bundle.
 
@@ -67,24 +61,5 @@ def command(
       vitdeploy embed bundles/clip cat.png dog.jpg --output vectors.npy
     """
     check_patterns(images)
-    options: dict[str, Any] = {
-        "image_column": image_column,
-        "workers": workers,
-        "batch": batch_size,
-        "overwrite": overwrite,
-    }
-    of_ray = by_engine(engine, address, num_gpus)
-    if of_ray is not None:
-        from vitdeploy.deploy.ray import embed_files as embed_by_ray
-
-        form: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "revision": revision}
-        done = embed_by_ray(bundle, images, output, **form, **options, **of_ray)
-        return show_bulk(done, {"backend": done.backend, "precision": done.precision}, as_json)
-    from vitdeploy.bulk import check_output, embed_files
-    from vitdeploy.runtime import load
-
-    check_output(output, overwrite=overwrite, inputs=images, vectors=True)
-    with load(bundle, backend, precision, threads=threads, revision=revision) as model:
-        result = embed_files(model, images, output, **options)
-        how = {"backend": model.backend, "precision": model.precision}
-    return show_bulk(result, how, as_json)
+    opening = Opening(bundle, backend, precision, threads, revision)
+    return answer_files(opening, images, output, BulkOptions(**options), top_k=None, as_json=as_json)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from vitdeploy.cli.bulk import bulk_options, by_engine, check_patterns, engine_options, show_bulk
+from vitdeploy.cli.bulk import BulkOptions, Opening, answer_files, bulk_options, check_patterns, engine_options
 from vitdeploy.cli.parameters import backend_option, precision_option
 from vitdeploy.cli.terminal import echo_json, echo_problem, new_console, program
 from vitdeploy.cli.types import outside_paths_option, revision_option, trust_remote_code
 from vitdeploy.core import progress
 from vitdeploy.core.text import on_one_line, quoted
-
-if TYPE_CHECKING:
-    from vitdeploy.bulk import BulkResult
 
 __all__ = ["command"]
 
@@ -60,17 +57,10 @@ def command(
     threads: int | None,
     threshold: float | None,
     output: str | None,
-    overwrite: bool,
-    image_column: str | None,
-    workers: int | None,
-    batch_size: int | None,
-    csv_safe: bool,
-    engine: str,
-    address: str | None,
-    num_gpus: float | None,
     revision: str | None,
     trust_remote_code: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Classify each IMAGE, a file, with a bundle; "-" reads one from standard input.
 
@@ -98,32 +88,10 @@ def command(
     check_patterns(images)
     if _is_checkpoint(model):
         _bundles_only(model, backend, precision, output)
-    of_ray = by_engine(engine, address, num_gpus)
+    bulk, opening = BulkOptions(**options), Opening(model, backend, precision, threads, revision, threshold)
     if output is not None:
-        options: dict[str, Any] = {
-            "top_k": top_k,
-            "image_column": image_column,
-            "workers": workers,
-            "batch": batch_size,
-            "overwrite": overwrite,
-        }
-        form: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "revision": revision}
-        form["threshold"] = threshold
-        if of_ray is not None:
-            if csv_safe:
-                raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
-            return show_bulk(*_predict_by_ray(model, images, output, **form, **options, **of_ray), as_json)
-        return show_bulk(*_predict_here(model, images, output, form, csv_safe=csv_safe, **options), as_json)
-    bulk_only = {
-        "--overwrite": overwrite,
-        "--image-column": image_column,
-        "--workers": workers,
-        "--batch-size": batch_size,
-        "--csv-safe": csv_safe,
-        "--engine ray": engine == "ray",
-    }
-    if given := [name for name, value in bulk_only.items() if value]:
-        raise click.UsageError(f"{', '.join(given)}: only with --output.")
+        return answer_files(opening, images, output, bulk, top_k=top_k, as_json=as_json)
+    bulk.require_none()
     _check_files(images)
     sources: list[Any] = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     if _is_checkpoint(model):
@@ -134,33 +102,10 @@ def command(
         )
         progress.note(f"Note: {model} is a checkpoint, run by PyTorch. For a device: {_export(model)}")
         return _show(images, answers, {"backend": "pytorch", "precision": "fp32"}, as_json)
-    from vitdeploy.runtime import load
-
-    with load(model, backend, precision, threads=threads, threshold=threshold, revision=revision) as classifier:
+    with opening.load() as classifier:
         answers = classifier.predict(sources, top_k, errors="return")
         how = {"backend": classifier.backend, "precision": classifier.precision}
     return _show(images, answers, how, as_json)
-
-
-def _predict_here(
-    model: str, images: tuple[str, ...], output: str, form: dict[str, Any], **options: Any
-) -> tuple[BulkResult, dict[str, str]]:
-    from vitdeploy.bulk import check_output, predict_files
-    from vitdeploy.runtime import load
-
-    check_output(output, overwrite=options["overwrite"], inputs=images)
-    with load(model, **form) as classifier:
-        result = predict_files(classifier, images, output, **options)
-        return result, {"backend": classifier.backend, "precision": classifier.precision}
-
-
-def _predict_by_ray(
-    model: str, images: tuple[str, ...], output: str, **options: Any
-) -> tuple[BulkResult, dict[str, str]]:
-    from vitdeploy.deploy.ray import predict_files
-
-    result = predict_files(model, images, output, **options)
-    return result, {"backend": result.backend, "precision": result.precision}
 
 
 def _is_checkpoint(model: str) -> bool:

@@ -141,46 +141,64 @@ def load_folders(
     existing = list(layout.splits) or [found for found in tables if found] or ([own] if own else [])
     chosen = choose_split(name, split, existing, unlabelled=layout.left)
     place = layout.splits.get(chosen.name, layout.top)
-    left_out: dict[str, Counter[str]] = {}
-    label_sets = None
     if tables:
-        key, what = chosen.name if chosen.name in tables else "", f"the metadata of {name}"
-        rows = tables.get(key, [])
-        files, every = [file for file, _ in rows], {part: [row[1] for row in table] for part, table in tables.items()}
-        if any(isinstance(label, list) for column in every.values() for label in column):
-            classes, sets = label_sets_of(every, None, what)
-            label_sets = sets[key]
-            label_ids = rarest_labels(label_sets)
-        else:
-            classes, ids = label_ids_of([label for column in every.values() for label in column], what)
-            label_ids = np.array([ids[label] for _, label in rows], dtype=np.int64)
+        found = _from_metadata(tables, chosen.name, f"the metadata of {name}")
     else:
-        classes = tuple(sorted({folder.name for part in parts.values() for folder in part.with_images}))
-        if classes or labelled:
-            files, label_ids = _class_folders(place, classes, left_out)
-        else:
-            (files, others), classes = place.all_files(), (UNLABELLED,)
-            left_out = {UNLABELLED: others}
-            label_ids = np.zeros(len(files), dtype=np.int64)
-        if place.images and classes and classes != (UNLABELLED,):
-            layout.left.append(f"{place.images} images beside the folders of {place.name}")
-    if not files:
+        found = _from_folders(layout, place, parts, labelled=labelled)
+    if not found.files:
         raise _nothing(root, place)
-    left_out = {label: counts for label, counts in left_out.items() if counts}
+    left_out = {label: counts for label, counts in found.left_out.items() if counts}
     _say(f"{name}/{chosen.name}", left_out, layout.left)
-    indices = chosen.indices(label_ids)
+    indices = chosen.indices(found.label_ids)
     return ImageDataset(
         name,
         "local",
         chosen.name,
-        classes,
-        label_ids[indices],
+        found.classes,
+        found.label_ids[indices],
         indices,
-        FileSource(root, [path.relative_to(root).as_posix() for path in files]),
-        carved_from=len(files) if chosen.carve else None,
-        label_sets=None if label_sets is None else label_sets[indices],
+        FileSource(root, [path.relative_to(root).as_posix() for path in found.files]),
+        carved_from=len(found.files) if chosen.carve else None,
+        label_sets=None if found.label_sets is None else found.label_sets[indices],
         left_out=left_out,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The images of a split, their labels, and of each class how many files it holds that are no images, by suffix."""
+
+    files: list[Path]
+    classes: tuple[str, ...]
+    label_ids: Any
+    label_sets: Any = None
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def _from_metadata(tables: dict[str, list[tuple[Path, Any]]], split: str, what: str) -> _Found:
+    """What the metadata of a split, or of the whole, names; the classes are those of all splits."""
+    key = split if split in tables else ""
+    rows = tables.get(key, [])
+    files = [file for file, _ in rows]
+    every = {part: [row[1] for row in table] for part, table in tables.items()}
+    if any(isinstance(label, list) for column in every.values() for label in column):
+        classes, sets = label_sets_of(every, None, what)
+        return _Found(files, classes, rarest_labels(sets[key]), sets[key])
+    classes, ids = label_ids_of([label for column in every.values() for label in column], what)
+    return _Found(files, classes, np.array([ids[label] for _, label in rows], dtype=np.int64))
+
+
+def _from_folders(layout: _Layout, place: _Folder, parts: dict[str, _Folder], *, labelled: bool) -> _Found:
+    """The images in the class folders of `place`; the classes are those of all parts."""
+    classes = tuple(sorted({folder.name for part in parts.values() for folder in part.with_images}))
+    if not classes and not labelled:
+        files, others = place.all_files()
+        return _Found(files, (UNLABELLED,), np.zeros(len(files), dtype=np.int64), left_out={UNLABELLED: others})
+    left_out: dict[str, Counter[str]] = {}
+    files, label_ids = _class_folders(place, classes, left_out)
+    if place.images and classes:
+        layout.left.append(f"{place.images} images beside the folders of {place.name}")
+    return _Found(files, classes, label_ids, left_out=left_out)
 
 
 def _recognise(root: _Folder, *, labelled: bool) -> _Layout:

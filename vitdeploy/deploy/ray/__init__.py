@@ -10,6 +10,16 @@ from __future__ import annotations
 
 from vitdeploy.deploy.ray.predictor import Predictor
 from vitdeploy.deploy.ray.run import RayResult, check_output, embed_files, predict_files
+from vitdeploy.deploy.ray.settings import RaySettings
 from vitdeploy.deploy.ray.shipping import Shipped, ship
 
-__all__ = ["Predictor", "RayResult", "Shipped", "check_output", "embed_files", "predict_files", "ship"]
+__all__ = [
+    "Predictor",
+    "RayResult",
+    "RaySettings",
+    "Shipped",
+    "check_output",
+    "embed_files",
+    "predict_files",
+    "ship",
+]

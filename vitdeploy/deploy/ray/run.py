@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitdeploy.bulk.files import without_secrets
@@ -18,15 +18,16 @@ from vitdeploy.bulk.run import BulkResult, check_task, job_of
 from vitdeploy.bulk.sources import find_images
 from vitdeploy.bundle import Bundle
 from vitdeploy.core import progress
-from vitdeploy.core.errors import InputError, OutputExistsError, VitdeployError, require
+from vitdeploy.core.errors import OutputExistsError, VitdeployError, require
 from vitdeploy.core.storage import check_apart, parse_json
 from vitdeploy.data.outside import are_outside_paths_allowed
 from vitdeploy.deploy.ray import output as results
 from vitdeploy.deploy.ray.blocks import Block, cut, digest, places
 from vitdeploy.deploy.ray.cluster import Workers, cause_of, cluster, plan
 from vitdeploy.deploy.ray.output import DONE, JOB, Folder, folder_at, is_ours
+from vitdeploy.deploy.ray.settings import RaySettings
 from vitdeploy.deploy.ray.shipping import Shipped, ship
-from vitdeploy.deploy.ray.worker import Attempts, Settings, Worker, describe
+from vitdeploy.deploy.ray.worker import Attempts, Orders, Worker, describe
 from vitdeploy.models.tasks import EMBEDDING, TASKS
 from vitdeploy.runtime.remote import open_bundle
 
@@ -59,138 +60,96 @@ def predict_files(
     bundle: Bundle | str | os.PathLike[str],
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
+    settings: RaySettings = RaySettings(),  # noqa: B008 (it is frozen)
     *,
-    address: str | None = None,
-    num_gpus: float = 0,
-    num_cpus: int | None = None,
-    backend: str = "auto",
-    precision: str = "auto",
-    top_k: int = 5,
-    image_column: str | None = None,
-    threads: int | None = None,
-    threshold: float | None = None,
-    workers: int | None = None,
-    batch: int | None = None,
-    block: int = 1024,
-    overwrite: bool = False,
     revision: str | None = None,
 ) -> RayResult:
     """Classify images on the machines of a Ray cluster, and write one row an image into a folder of parquet files.
 
-    The rows are those of `vitdeploy.predict_files`, in the same order. Every worker runs the same form of the bundle:
-    the one that "auto" means on the first. A killed worker's blocks are done again by another one; a run that was
-    stopped is gone on with by the same call.
+    The rows are those of `vitdeploy.predict_files`, in the same order. Every worker runs the same form of the bundle. A
+    killed worker's blocks are done again by another one; a run that was stopped is gone on with by the same call.
 
     Args:
         bundle: an open one, its folder, or `owner/name` of one on the Hub.
         paths: files, folders and parquet files, by paths that every machine has, or by address (s3://, gs://, hdfs://,
             and what fsspec knows).
         output: a folder that every machine can write to, by path or address.
-        address: of the cluster; None: RAY_ADDRESS, or this machine alone.
-        num_gpus: of each worker, as Ray counts them: 0.5 lets two share one. 0: they run on the CPU.
-        num_cpus: of each worker; None: see `cluster.plan`.
-        backend, precision, threads, threshold: see `load`; threads None: the worker's CPUs.
-        top_k, image_column: see `vitdeploy.predict_files`.
-        workers, batch: see `Classifier.stream`; workers None: the worker's CPUs.
-        block: images of a part.
-        overwrite: replace results that are there, whole or not.
+        settings: how.
         revision: of a bundle on the Hub.
 
     Raises:
-        InputError: a wrong option, no such cluster, or none that has room for a worker.
+        InputError: no such cluster, or none that has room for a worker; a bundle whose answers are no classes.
         DatasetError: images that can't be found or read.
         OutputExistsError: the results are there, or others are, and `overwrite` is off.
         DependencyError: Ray is not installed.
     """
     opened = open_bundle(bundle, revision)
     check_task(TASKS[opened.manifest.task], str(opened.path))
-    return _answer_all(
-        opened, paths, output, address=address, num_gpus=num_gpus, num_cpus=num_cpus, backend=backend,
-        precision=precision, top_k=top_k, image_column=image_column, threads=threads, threshold=threshold,
-        workers=workers, batch=batch, block=block, overwrite=overwrite,
-    )  # fmt: skip
+    return _answer_all(opened, paths, output, settings)
 
 
 def embed_files(
     bundle: Bundle | str | os.PathLike[str],
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
+    settings: RaySettings = RaySettings(),  # noqa: B008 (it is frozen)
     *,
     revision: str | None = None,
-    **options: Any,
 ) -> RayResult:
     """Write the vectors of images, by the workers of a Ray cluster: the rows of `vitdeploy.embed_files`.
 
     Args:
-        bundle: of an embedding.
-        options: those of `predict_files` but `top_k` and `threshold`.
+        bundle: of an embedding; the others are those of `predict_files`.
 
     Raises:
         InputError: a bundle of a classifier; the others are those of `predict_files`.
     """
     opened = open_bundle(bundle, revision)
     TASKS[opened.manifest.task].require(EMBEDDING, str(opened.path))
-    return _answer_all(opened, paths, output, **options)
+    return _answer_all(opened, paths, output, replace(settings, top_k=1))
 
 
 def _answer_all(
     opened: Bundle,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    *,
-    address: str | None = None,
-    num_gpus: float = 0,
-    num_cpus: int | None = None,
-    backend: str = "auto",
-    precision: str = "auto",
-    top_k: int = 1,
-    image_column: str | None = None,
-    threads: int | None = None,
-    threshold: float | None = None,
-    workers: int | None = None,
-    batch: int | None = None,
-    block: int = 1024,
-    overwrite: bool = False,
+    settings: RaySettings,
 ) -> RayResult:
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise InputError(f"block is {block!r}", hint="give a whole number of images of at least 1")
     names = [os.fspath(path) for path in paths]
-    folder = check_output(output, overwrite=overwrite, inputs=names)
-    images = find_images(names, image_column=image_column, skip=(os.fspath(output),), addresses=True)
-    blocks = list(cut(images, block))
+    folder = check_output(output, overwrite=settings.overwrite, inputs=names)
+    images = find_images(names, image_column=settings.image_column, skip=(os.fspath(output),), addresses=True)
+    blocks = list(cut(images, settings.block))
     began = time.monotonic()
-    with cluster(address) as ray:
-        team = plan((node["Resources"] for node in ray.nodes() if node["Alive"]), num_gpus, num_cpus)
+    with cluster(settings.address) as ray:
+        machines = (node["Resources"] for node in ray.nodes() if node["Alive"])
+        team = plan(machines, settings.num_gpus, settings.num_cpus)
         shipped = ship(opened)
-        form = _form(ray, team, shipped, backend, precision, threads, threshold)
-        job = job_of(form, opened.manifest.labels, list(map(without_secrets, names)), images, top_k)
+        form = _form(ray, team, shipped, settings)
+        job = job_of(form, opened.manifest.labels, list(map(without_secrets, names)), images, settings.top_k)
         several = TASKS[opened.manifest.task].several
-        layout = Layout(images.has_rows, min(top_k, len(opened.manifest.labels)), several=several)
+        layout = Layout(images.has_rows, min(settings.top_k, len(opened.manifest.labels)), several=several)
         if form.get("embedding"):
             job |= {"embedding": form["embedding"]}
             layout = Layout(images.has_rows, dimensions=form["embedding"]["dimensions"])
         with folder.lock():
-            _take_up(folder, job | {"block": block, "images": digest(blocks)}, overwrite)
+            _take_up(folder, job | {"block": settings.block, "images": digest(blocks)}, settings.overwrite)
             done = results.finished(folder, ((one.number, len(one)) for one in blocks))
             left = [one for one in blocks if one.number not in done]
             run = _Run(folder, left, done, sum(map(len, blocks)))
-            settings = Settings(
+            orders = Orders(
                 shipped,
                 form,
-                threads,
+                replace(settings, workers=settings.workers or team.num_cpus or None),
                 tuple(places(images)),
                 are_outside_paths_allowed(),
                 folder,
                 layout,
                 {name: job[name] for name in _ORIGIN if name in job},
-                top_k,
-                workers or team.num_cpus or None,
-                batch,
-                side_by_side=2 if num_gpus else 1,
+                side_by_side=2 if settings.num_gpus else 1,
                 attempts=ray.remote(num_cpus=0, max_restarts=-1)(Attempts).remote(),
             )
             resumed = run.images - sum(map(len, left))
-            failed = _work(ray, run, team, settings)
+            failed = _work(ray, run, team, orders)
             return _finish(folder, failed, run.images, resumed, time.monotonic() - began, form)
 
 
@@ -217,20 +176,13 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool, inputs: Seq
     return folder
 
 
-def _form(
-    ray: Any,
-    team: Workers,
-    shipped: Shipped,
-    backend: str,
-    precision: str,
-    threads: int | None,
-    threshold: float | None,
-) -> dict[str, Any]:
+def _form(ray: Any, team: Workers, shipped: Shipped, settings: RaySettings) -> dict[str, Any]:
     """What the first worker to be found room for would run."""
     task = ray.remote(num_cpus=team.num_cpus, num_gpus=team.num_gpus, max_retries=_RETRIES)(describe)
     with progress.task("Opening the bundle on a worker"), _translated(ray):
         device = "cuda" if team.num_gpus else "cpu"
-        found: dict[str, Any] = ray.get(task.remote(shipped, backend, precision, device, threads, threshold))
+        asked = task.remote(shipped, settings.backend, settings.precision, device, settings.threads, settings.threshold)
+        found: dict[str, Any] = ray.get(asked)
     return found
 
 
@@ -258,7 +210,7 @@ def _take_up(folder: Folder, job: Mapping[str, Any], overwrite: bool) -> None:
     folder.write(JOB, _json({"schema_version": SCHEMA_VERSION, **job}))
 
 
-def _work(ray: Any, run: _Run, team: Workers, settings: Settings) -> dict[int, int]:
+def _work(ray: Any, run: _Run, team: Workers, orders: Orders) -> dict[int, int]:
     """Let the workers do the blocks that are left; {number: failed images} of all blocks."""
     failed, kept = dict(run.done), run.images - sum(map(len, run.blocks))
     if kept:
@@ -266,7 +218,7 @@ def _work(ray: Any, run: _Run, team: Workers, settings: Settings) -> dict[int, i
     try:
         with progress.task("Classifying", run.images, "images") as step, _translated(ray):
             step.update(completed=kept)
-            for row in _rows(ray, run.blocks, team, settings):
+            for row in _rows(ray, run.blocks, team, orders):
                 failed[row["number"]] = row["failed"]
                 kept += row["images"]
                 step.advance(row["images"])
@@ -276,7 +228,7 @@ def _work(ray: Any, run: _Run, team: Workers, settings: Settings) -> dict[int, i
     return failed
 
 
-def _rows(ray: Any, blocks: list[Block], team: Workers, settings: Settings) -> Iterator[dict[str, Any]]:
+def _rows(ray: Any, blocks: list[Block], team: Workers, orders: Orders) -> Iterator[dict[str, Any]]:
     """What the workers say of each block, as they come."""
     if not blocks:
         return
@@ -291,7 +243,7 @@ def _rows(ray: Any, blocks: list[Block], team: Workers, settings: Settings) -> I
     )
     yield from asked.map_batches(
         Worker,
-        fn_constructor_kwargs={"settings": settings},
+        fn_constructor_kwargs={"orders": orders},
         batch_size=a_call,
         compute=ray.data.ActorPoolStrategy(size=count),
         num_cpus=team.num_cpus,

@@ -16,9 +16,10 @@ from vitdeploy.core.errors import ModelError, VitdeployError, require
 from vitdeploy.deploy.ray.blocks import Block, fetched, items
 from vitdeploy.deploy.ray.output import Folder, finished, part_name
 from vitdeploy.deploy.ray.predictor import open_classifier
+from vitdeploy.deploy.ray.settings import RaySettings
 from vitdeploy.deploy.ray.shipping import Shipped
 
-__all__ = ["Attempts", "Settings", "Worker", "describe"]
+__all__ = ["Attempts", "Orders", "Worker", "describe"]
 
 _ATTEMPTS = 3  # at a block that kills its worker
 
@@ -36,7 +37,7 @@ class Attempts:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Orders:
     """What all workers of a run are told.
 
     `form` is what `Classifier.describe` said where the form was chosen; `origin` stands in the parts' metadata;
@@ -46,15 +47,12 @@ class Settings:
 
     bundle: Shipped
     form: Mapping[str, Any]
-    threads: int | None
+    settings: RaySettings
     places: tuple[Files, ...]
     outside: bool
     output: Folder
     layout: Layout
     origin: Mapping[str, Any]
-    top_k: int
-    workers: int | None
-    batch: int | None
     side_by_side: int
     attempts: Any
 
@@ -62,14 +60,14 @@ class Settings:
 class Worker:
     """An actor's state: an open classifier."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, form = settings, settings.form
+    def __init__(self, orders: Orders) -> None:
+        self._orders, form = orders, orders.form
         self._classifier = open_classifier(
-            settings.bundle,
+            orders.bundle,
             form["backend"],
             form["precision"],
             form["device"],
-            settings.threads,
+            orders.settings.threads,
             form["threshold"],
         )
         found = self._classifier.describe()
@@ -82,7 +80,7 @@ class Worker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """The blocks in the column `block` of a batch -> their numbers, images and failed images."""
         blocks = [Block.from_text(str(text)) for text in batch["block"]]
-        with ThreadPoolExecutor(self._settings.side_by_side) as pool:
+        with ThreadPoolExecutor(self._orders.side_by_side) as pool:
             failed = list(pool.map(self._finish, blocks))
         return {
             "number": [block.number for block in blocks],
@@ -91,23 +89,22 @@ class Worker:
         }
 
     def _finish(self, block: Block) -> int:
-        settings = self._settings
-        earlier = finished(settings.output, [(block.number, len(block))])  # by this block's worker that was killed
+        orders, settings = self._orders, self._orders.settings
+        earlier = finished(orders.output, [(block.number, len(block))])  # by this block's worker that was killed
         if block.number in earlier:
             return earlier[block.number]
-        place = settings.places[block.place]
+        place = orders.places[block.place]
         self._begin(block, place)
-        wanted = fetched(items(block, place, outside=settings.outside), place)
+        wanted = fetched(items(block, place, outside=orders.outside), place)
         found = answers(self._classifier, wanted, settings.top_k, settings.workers, settings.batch)
         rows = [to_row(item.name, item.row, answer) for item, answer in found]
-        format = Parquet() if settings.layout.dimensions is None else VectorParquet()
-        content = format.encode(rows, settings.layout, settings.origin)
-        settings.output.write(part_name(block.number), content)
+        format = Parquet() if orders.layout.dimensions is None else VectorParquet()
+        orders.output.write(part_name(block.number), format.encode(rows, orders.layout, orders.origin))
         return sum(row["error"] is not None for row in rows)
 
     def _begin(self, block: Block, place: Files) -> None:
         ray = require("ray", extra="ray")
-        if ray.get(self._settings.attempts.begin.remote(block.number)) > _ATTEMPTS:
+        if ray.get(self._orders.attempts.begin.remote(block.number)) > _ATTEMPTS:
             raise VitdeployError(
                 f"{block.title(place)} killed {_ATTEMPTS} workers one after another",
                 hint="one may need more memory than a worker has: find it with --engine local, or leave them out",
