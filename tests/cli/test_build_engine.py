@@ -159,7 +159,7 @@ def test_profiles_are_repeated_or_separated_by_commas(tiny_bundle_copy: Path, ar
         (["--fp16", "--batch", "1,2,4", "--image-size", "8,16"], 2, "3 of --batch and 2 of --image-size"),
         (["--fp16", "--batch", "1,"], 2, "is not N or N:N:N"),
         (["--fp16", "--batch", "2,2", "--target", "tensorrt-rtx"], 1, "profile 2 is the same as profile 1"),
-        ([], 2, "add --fp16, --bf16, --int8, --fp8 or more"),
+        ([], 2, "add --fp32, --fp16, --bf16, --int8, --fp8 or more"),
         (["--fp16", "--batch", "4:2:1"], 2, "minimum <= optimum"),
         (["--fp16", "--batch", "1:2"], 2, "is not N or N:N:N"),
         (["--fp16", "--image-size", "1x2x3"], 2, "is not NxN"),

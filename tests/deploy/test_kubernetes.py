@@ -19,6 +19,7 @@ import pytest
 from tests.tools.kubernetes_schemas import core_faults, keda_faults, kserve_faults
 from vitdeploy import InputError, OutputExistsError
 from vitdeploy.deploy.kubernetes.folder import kubernetes
+from vitdeploy.deploy.kubernetes.settings import KubernetesSettings
 from vitdeploy.deploy.triton.alive import is_alive
 
 pytest.importorskip("tritonclient", reason="tritonclient is not installed")
@@ -29,7 +30,8 @@ IMAGE = "registry.example.com/team/vit:1"
 @pytest.fixture(scope="module", params=["cpu", "gpu"])
 def folder(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("kubernetes") / request.param
-    kubernetes(tiny_bundle, output, image=IMAGE, name="Vit_B", device=request.param, namespace="models", queue_ms=25)
+    settings = KubernetesSettings(image=IMAGE, name="Vit_B", device=request.param, namespace="models", queue_ms=25)
+    kubernetes(tiny_bundle, output, settings)
     return output
 
 
@@ -152,7 +154,7 @@ def test_the_dockerfile_is_without_faults(folder: Path, tmp_path: Path) -> None:
 def test_the_image_gets_the_backend_that_its_device_needs(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     wanted = re.search(r'"(.*)==\$\{VITDEPLOY}"', (folder / "Dockerfile").read_text())
     assert wanted and wanted[1] == {"cpu": "vitdeploy[cpu]", "gpu": "vitdeploy"}[folder.name]
-    kubernetes(tiny_bundle, tmp_path / "k8s", image=IMAGE, device="gpu", via="load")
+    kubernetes(tiny_bundle, tmp_path / "k8s", KubernetesSettings(image=IMAGE, device="gpu", via="load"))
     assert '"vitdeploy[gpu-cu13]==$' in (tmp_path / "k8s" / "Dockerfile").read_text()
 
 
@@ -163,17 +165,17 @@ def test_the_image_gets_the_backend_that_its_device_needs(folder: Path, tiny_bun
         ({"cpus": "four"}, "cpus is"),
         ({"memory": "4 GB"}, "memory is"),
         ({"replicas": (3, 2)}, "replicas are 3 to 2"),
-        ({"queue_ms": 0.0}, "queue_ms is 0"),
-        ({"queue_ms": float("nan")}, "queue_ms is nan"),
+        ({"queue_ms": 0.0}, "queue_ms must be more than 0"),
+        ({"queue_ms": float("nan")}, "queue_ms must be more than 0"),
         ({"prometheus": "somewhere"}, "prometheus is"),
         ({"namespace": "A"}, "namespace is"),
         ({"name": "1"}, "name is"),
-        ({"device": "tpu"}, "device is"),
+        ({"device": "tpu"}, "no device 'tpu'"),
     ],
 )
 def test_what_can_not_be_is_refused(wrong: dict[str, Any], message: str, tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        kubernetes(tiny_bundle, tmp_path / "k8s", **{"image": IMAGE, "name": "vit", **wrong})
+        kubernetes(tiny_bundle, tmp_path / "k8s", KubernetesSettings(**{"image": IMAGE, "name": "vit", **wrong}))
     assert not (tmp_path / "k8s").exists()
 
 
@@ -188,7 +190,7 @@ def test_the_command_replaces_only_its_own_folder(tiny_bundle: Path, tmp_path: P
     assert cli(*arguments, "--overwrite").exit_code == 0
     (output / "notes.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="holds other files too"):
-        kubernetes(tiny_bundle, output, image=IMAGE, overwrite=True)
+        kubernetes(tiny_bundle, output, KubernetesSettings(image=IMAGE), overwrite=True)
 
 
 def test_a_server_that_is_not_there_is_not_alive() -> None:

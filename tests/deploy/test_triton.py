@@ -14,6 +14,7 @@ from vitdeploy import BundleError, InputError, OutputExistsError
 from vitdeploy.bundle import Bundle
 from vitdeploy.core.storage import sha256
 from vitdeploy.deploy.triton.repository import triton
+from vitdeploy.deploy.triton.settings import TritonSettings
 
 messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -41,7 +42,7 @@ def with_engine(tiny_bundle_copy: Path) -> Path:
 
 
 def test_the_front_takes_encoded_images_and_carries_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    written = triton(tiny_bundle, tmp_path / "models", name="vit", max_batch=16, instances=2, top_k=3)
+    written = triton(tiny_bundle, tmp_path / "models", TritonSettings(name="vit", max_batch=16, instances=2, top_k=3))
     front = config(tmp_path / "models", "vit")
     assert (front.name, front.backend, front.max_batch_size) == ("vit", "python", 16)
     assert [(i.name, i.data_type, list(i.dims)) for i in front.input] == [("IMAGE", messages.TYPE_STRING, [1])]
@@ -65,7 +66,7 @@ def test_the_front_takes_encoded_images_and_carries_the_bundle(tiny_bundle: Path
 def test_the_pixels_are_served_by_the_form_for_the_device(
     device: str, precision: str, file: str, kind: int, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    triton(tiny_bundle, tmp_path / "models", name="vit", device=device, precision=precision)
+    triton(tiny_bundle, tmp_path / "models", TritonSettings(name="vit", device=device, precision=precision))
     pixels = config(tmp_path / "models", "vit_pixels")
     assert (pixels.platform, pixels.backend, pixels.max_batch_size) == ("onnxruntime_onnx", "onnxruntime", 32)
     assert [(i.name, i.data_type, list(i.dims)) for i in pixels.input] == [("image", messages.TYPE_UINT8, [-1, -1, 3])]
@@ -80,7 +81,7 @@ def test_the_pixels_are_served_by_the_form_for_the_device(
 
 
 def test_an_engine_is_served_in_its_own_ranges(with_engine: Path, tmp_path: Path) -> None:
-    triton(with_engine, tmp_path / "models", name="vit", device="gpu")
+    triton(with_engine, tmp_path / "models", TritonSettings(name="vit", device="gpu"))
     pixels = config(tmp_path / "models", "vit_pixels")
     assert (pixels.platform, pixels.backend, pixels.max_batch_size) == ("tensorrt_plan", "tensorrt", 8)
     assert list(pixels.input[0].dims) == [-1, -1, 3]
@@ -92,15 +93,15 @@ def test_what_can_not_be_served_is_refused(tiny_bundle: Path, tiny_bundle_copy: 
     output = tmp_path / "models"
     for wrong, message in (
         ({"name": "a/b"}, "can't be the name"),
-        ({"max_batch": 0}, "max_batch is 0"),
-        ({"instances": 0}, "instances is 0"),
-        ({"device": "tpu"}, "device is 'tpu'"),
-        ({"via": "mail"}, "via is 'mail'"),
+        ({"max_batch": 0}, "max_batch must be at least 1, not 0"),
+        ({"instances": 0}, "instances must be at least 1, not 0"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"via": "mail"}, "no route 'mail'"),
     ):
         with pytest.raises(InputError, match=message):
-            triton(tiny_bundle, output, **wrong)  # type: ignore[arg-type]
+            triton(tiny_bundle, output, TritonSettings(**wrong))  # type: ignore[arg-type]
     with pytest.raises(BundleError, match="no bf16 form that Triton can run on a CPU") as error:
-        triton(tiny_bundle, output, precision="bf16")
+        triton(tiny_bundle, output, TritonSettings(precision="bf16"))
     assert "build-engine" in str(error.value.hint)
     (tiny_bundle_copy / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(BundleError, match="is not the file"):
@@ -118,9 +119,9 @@ def test_only_a_repository_of_ours_is_replaced(tiny_bundle: Path, tmp_path: Path
     assert shown.exit_code == 0 and json.loads(shown.stdout)["models"] == ["vit", "vit_pixels"]
     shutil.copytree(output / "vit", output / "other")  # a second model beside ours, without its pixels: not ours
     with pytest.raises(OutputExistsError, match="holds other files too"):
-        triton(tiny_bundle, output, name="vit", overwrite=True)
+        triton(tiny_bundle, output, TritonSettings(name="vit"), overwrite=True)
     shutil.rmtree(output / "other")
     (output / "vit" / "1" / "notes.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="holds other files too"):
-        triton(tiny_bundle, output, name="vit", overwrite=True)
+        triton(tiny_bundle, output, TritonSettings(name="vit"), overwrite=True)
     assert (output / "vit" / "1" / "notes.txt").read_text() == "mine"

@@ -20,6 +20,7 @@ from PIL import Image
 from tests.tools.triton_server import TritonServer, environment, run_there, triton_server
 from vitdeploy.deploy.triton.alive import is_alive
 from vitdeploy.deploy.triton.repository import triton
+from vitdeploy.deploy.triton.settings import TritonSettings
 
 pytestmark = [
     pytest.mark.full,
@@ -85,7 +86,7 @@ def expected(venv: Path, tiny_bundle: Path, images: list[Path]) -> list[list[tup
 
 def write(bundle: Path, repository: Path, via: str, code: str = IN_PYTHON) -> list[str]:
     """A repository, whose model of pixels runs in Python; the models to load."""
-    triton(bundle, repository, name="vit", precision="fp32", via=via, top_k=10, max_batch=8)
+    triton(bundle, repository, TritonSettings(name="vit", precision="fp32", via=via, top_k=10, max_batch=8))
     if via == "load":
         return ["vit"]
     config = repository / "vit_pixels" / "config.pbtxt"
@@ -219,7 +220,7 @@ def test_a_model_of_pixels_that_fails_the_self_test_answers_nothing(
 
 
 def test_another_bundle_than_the_configurations_is_not_served(venv: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    triton(tiny_bundle, tmp_path / "models", name="vit")
+    triton(tiny_bundle, tmp_path / "models", TritonSettings(name="vit"))
     manifest = tmp_path / "models" / "vit" / "1" / "bundle" / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
     with (
@@ -230,7 +231,7 @@ def test_another_bundle_than_the_configurations_is_not_served(venv: Path, tiny_b
 
 
 def test_a_damaged_file_of_the_bundle_is_not_served(venv: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    triton(tiny_bundle, tmp_path / "models", name="vit")
+    triton(tiny_bundle, tmp_path / "models", TritonSettings(name="vit"))
     (tmp_path / "models" / "vit" / "1" / "bundle" / "model.onnx").write_bytes(b"other")
     with (
         pytest.raises(RuntimeError, match="is not the file that the manifest describes"),
@@ -244,7 +245,7 @@ def test_the_server_reads_the_configuration_of_the_pixels(
     wrong: bool, venv: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """It has no such backend, which it says after it has read the file; of a field that there is not it says so."""
-    triton(tiny_bundle, tmp_path / "models", name="vit")
+    triton(tiny_bundle, tmp_path / "models", TritonSettings(name="vit"))
     config = tmp_path / "models" / "vit_pixels" / "config.pbtxt"
     if wrong:
         config.write_text(config.read_text().replace("max_batch_size", "most_images"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from vitdeploy.compiler.lint.feeds import ImageRequest
 from vitdeploy.compiler.lint.findings import TARGETS, TENSORRT
+from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.compiler.lint.rules import RULES
 from vitdeploy.compiler.lint.run import lint
 

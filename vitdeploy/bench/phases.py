@@ -27,6 +27,7 @@ from vitdeploy.backends.registry import open_runner
 from vitdeploy.bench.forms import Form
 from vitdeploy.bench.latency import Call, Clock, LatencyRun
 from vitdeploy.core.errors import VitdeployError
+from vitdeploy.core.specs import TOP_K
 from vitdeploy.core.storage import disk_errors
 from vitdeploy.data import ImageDataset
 from vitdeploy.evaluation.accuracy import Infers
@@ -128,7 +129,7 @@ class PhasesRun:
         if "logits" not in made:  # a vector is the answer as it is
             return 0.0
         logits = np.asarray(made["logits"], dtype=np.float32)
-        return _typical_ms(lambda: np.argsort(-softmax(logits), axis=-1, kind="stable")[:, :5], 50, self._clock)
+        return _typical_ms(lambda: np.argsort(-softmax(logits), axis=-1, kind="stable")[:, :TOP_K], 50, self._clock)
 
 
 def cut_preprocessing(graph: Path, path: Path) -> bool:

@@ -19,6 +19,7 @@ from vitdeploy.bulk.sources import Images, find_images, tables_below
 from vitdeploy.bulk.tables import Item
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ImageError, InputError, VitdeployError
+from vitdeploy.core.specs import TOP_K
 from vitdeploy.core.storage import check_apart
 from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, Task
 from vitdeploy.runtime.classifier import Classifier
@@ -70,7 +71,7 @@ def predict_files(
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    top_k: int = 5,
+    top_k: int = TOP_K,
     image_column: str | None = None,
     workers: int | None = None,
     batch: int | None = None,

@@ -11,6 +11,7 @@ from rich.table import Table
 from vitdeploy.bundle import CALIBRATIONS
 from vitdeploy.cli.terminal import echo_json, new_console
 from vitdeploy.cli.types import match_labels, outside_paths_option
+from vitdeploy.compiler.quantization.counts import ANALYSIS_IMAGES
 from vitdeploy.core.precisions import title
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ __all__ = ["command"]
     type=click.Choice(tuple(CALIBRATIONS)),
     help="What to rank the layers of. Default: INT8, or FP8 where that is all there is.",
 )
-@click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="How many images.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=ANALYSIS_IMAGES, show_default=True, help="How many images."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @outside_paths_option
 def command(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.backends.tensorrt.options import FLAVOURS
 from vitdeploy.cli.terminal import echo, echo_json, program
 from vitdeploy.cli.types import Names, ShapeRanges, match_labels, outside_paths_option
-from vitdeploy.core.precisions import precisions, title
+from vitdeploy.compiler.engine.target import TARGETS
+from vitdeploy.compiler.quantization.counts import VALIDATION_IMAGES
+from vitdeploy.core.precisions import asked_by, precisions, title
 from vitdeploy.core.text import quoted
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _a_flag_for_each_precision(function: Callable[..., None]) -> Callable[..., N
 @click.option(
     "--validation-images",
     type=click.IntRange(min=1),
-    default=2000,
+    default=VALIDATION_IMAGES,
     show_default=True,
     help="Measure that on this many images that are not used to calibrate.",
 )
@@ -65,7 +66,7 @@ def _a_flag_for_each_precision(function: Callable[..., None]) -> Callable[..., N
     "--target",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", *FLAVOURS, "onnx"]),
+    type=click.Choice(TARGETS),
     help="auto: what this machine can build. onnx: the forms only, for ONNX Runtime and OpenVINO.",
 )
 @click.option(
@@ -149,7 +150,7 @@ def command(
 
     wanted = [name for name in precisions() if engine.pop(name)]
     if not wanted:
-        raise click.UsageError("No precision was asked for: add --fp16, --bf16, --int8, --fp8 or more of them.")
+        raise click.UsageError(f"No precision was asked for: add {asked_by()}.")
     opened = Bundle.open(bundle)
     chosen = choose_target(target)
     result = build(

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitdeploy.cli.parameters import defaults_of
 from vitdeploy.cli.terminal import echo, echo_json, program
 from vitdeploy.core.text import quoted
+from vitdeploy.demo import demo
 
 if TYPE_CHECKING:
     from vitdeploy.demo import DemoResult
@@ -16,18 +18,15 @@ __all__ = ["command", "show_result"]
 
 
 @click.command("demo")
-@click.option(
-    "-o", "--output", default="demo", show_default=True, type=click.Path(file_okay=False), help="Folder to write."
-)
+@defaults_of(demo)
+@click.option("-o", "--output", type=click.Path(file_okay=False), help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo wrote.")
 @click.option(
     "--epochs",
     type=click.FloatRange(min=0, min_open=True),
     help="Train for this many epochs. Default: what the digits need.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, order and benchmark."
-)
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, order and benchmark.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_json: bool) -> None:
     """Run the whole pipeline on this machine, offline.
@@ -39,8 +38,6 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
     Example:
       vitdeploy demo --output demo
     """
-    from vitdeploy.demo import demo
-
     result = demo(output, overwrite=overwrite, epochs=epochs, seed=seed)
     if as_json:
         echo_json(result.report.to_json())

@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.parameters import precision_option
+from vitdeploy.cli.parameters import defaults_of, precision_option
 from vitdeploy.cli.terminal import echo, echo_json
 from vitdeploy.deploy.kubernetes.folder import kubernetes
-from vitdeploy.deploy.triton.repository import DEVICES, ROUTES, triton
+from vitdeploy.deploy.kubernetes.settings import KubernetesSettings
+from vitdeploy.deploy.triton.repository import triton
+from vitdeploy.deploy.triton.settings import DEVICES, ROUTES, TritonSettings
 from vitdeploy.deploy.web.site import PRECISIONS, web
 
 __all__ = ["command"]
@@ -21,26 +23,23 @@ def command() -> None:
 
 
 @command.command("triton")
+@defaults_of(TritonSettings)
 @click.argument("bundle")
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder of the model repository.")
 @click.option("--name", help="Name of the model. Default: the bundle's folder.")
-@click.option("--max-batch", type=click.IntRange(min=1), default=32, show_default=True, help="Most images of one call.")
-@click.option(
-    "--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Of each model, side by side."
-)
+@click.option("--max-batch", type=click.IntRange(min=1), help="Most images of one call.")
+@click.option("--instances", type=click.IntRange(min=1), help="Of each model, side by side.")
 @precision_option("Precision of the form to run.")
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="What the models run on.")
+@click.option("--device", type=click.Choice(DEVICES), help="What the models run on.")
 @click.option(
     "--via",
     type=click.Choice(ROUTES),
-    default="load",
-    show_default=True,
     help="NAME runs the bundle in its own process, or decodes and asks NAME_pixels.",
 )
-@click.option("-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes of an answer.")
+@click.option("-k", "--top-k", type=click.IntRange(min=1), help="Classes of an answer.")
 @click.option("--overwrite", is_flag=True, help="Replace a repository that this wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def triton_command(bundle: str, output: str, as_json: bool, **options: Any) -> None:
+def triton_command(bundle: str, output: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write a model repository for NVIDIA Triton, which starts as it is.
 
     It has two models. NAME takes encoded images (BYTES) of any size and answers with labels, scores and indices; its
@@ -52,7 +51,7 @@ def triton_command(bundle: str, output: str, as_json: bool, **options: Any) -> N
       vitdeploy deploy triton bundles/vit --output model_repository --device gpu
       tritonserver --model-repository=$PWD/model_repository
     """
-    written = triton(bundle, output, **options)
+    written = triton(bundle, output, TritonSettings(**options), overwrite=overwrite)
     if as_json:
         echo_json(written.to_json())
         return
@@ -64,6 +63,7 @@ def triton_command(bundle: str, output: str, as_json: bool, **options: Any) -> N
 
 
 @command.command("web")
+@defaults_of(web)
 @click.argument("bundle")
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder of the site.")
 @click.option(
@@ -75,8 +75,6 @@ def triton_command(bundle: str, output: str, as_json: bool, **options: Any) -> N
 @click.option(
     "--precision",
     type=click.Choice(("auto", *PRECISIONS)),
-    default="auto",
-    show_default=True,
     help="Form to take along; auto: each that there is.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a site that this wrote.")
@@ -106,28 +104,25 @@ def web_command(bundle: str, output: str, as_json: bool, **options: Any) -> None
 
 
 @command.command("kubernetes")
+@defaults_of(KubernetesSettings)
 @click.argument("bundle")
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder to write.")
 @click.option("--image", required=True, metavar="REGISTRY/NAME:TAG", help="What the image will be called.")
 @click.option("--name", help="Name of the model. Default: the bundle's folder.")
-@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True, help="What a pod runs on.")
+@click.option("--device", type=click.Choice(DEVICES), help="What a pod runs on.")
 @precision_option("Precision of the form to run.")
-@click.option("--cpus", default="4", show_default=True, help="Of a pod.")
-@click.option("--memory", default="4Gi", show_default=True, help="Of a pod.")
-@click.option("--replicas", type=(int, int), default=(1, 10), show_default=True, help="Fewest and most pods.")
-@click.option(
-    "--queue-ms", type=float, default=20.0, show_default=True, help="Mean wait in the queue that asks for more pods."
-)
+@click.option("--cpus", help="Of a pod.")
+@click.option("--memory", help="Of a pod.")
+@click.option("--replicas", type=(int, int), help="Fewest and most pods.")
+@click.option("--queue-ms", type=float, help="Mean wait in the queue that asks for more pods.")
 @click.option(
     "--prometheus",
-    default="http://prometheus-operated.monitoring.svc:9090",
-    show_default=True,
     help="What scrapes the pods.",
 )
 @click.option("--namespace", help="Of the objects. Default: kubectl's.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that this wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def kubernetes_command(bundle: str, output: str, as_json: bool, **options: Any) -> None:
+def kubernetes_command(bundle: str, output: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write a Dockerfile with the model in it, and manifests that serve it on Kubernetes with Triton.
 
     There is a plain Deployment with an autoscaler of KEDA's, and the same for KServe. Neither is applied, and no image
@@ -139,7 +134,7 @@ def kubernetes_command(bundle: str, output: str, as_json: bool, **options: Any) 
       docker build -t r.io/vit:1 k8s
       kubectl apply -f k8s/deployment.yaml -f k8s/autoscaler.yaml
     """
-    written = kubernetes(bundle, output, **options)
+    written = kubernetes(bundle, output, KubernetesSettings(**options), overwrite=overwrite)
     if as_json:
         echo_json(written.to_json())
         return

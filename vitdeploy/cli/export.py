@@ -9,12 +9,11 @@ import click
 
 from vitdeploy.cli.terminal import echo, echo_json, program
 from vitdeploy.cli.types import ImageSize, trust_remote_code
+from vitdeploy.core.specs import EXTRA_OUTPUTS
 from vitdeploy.core.text import quoted
 from vitdeploy.models.tasks import EXPORTS, TASKS, TEMPLATE
 
 __all__ = ["command"]
-
-_OUTPUTS = ("scores", "features", "attention")
 
 
 @click.command("export")
@@ -106,7 +105,7 @@ def command(model: str, output: str, words: Path | None, as_json: bool, **option
     """
     from vitdeploy.compiler.export import export
 
-    outputs = tuple(name for name in _OUTPUTS if options.pop(f"output_{name}"))
+    outputs = tuple(name for name in EXTRA_OUTPUTS if options.pop(f"output_{name}"))
     labels = () if words is None else _lines(words)
     bundle = export(model, output, outputs=outputs, labels=labels, **options)
     if as_json:

@@ -12,7 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from vitdeploy.cli.exits import DONE, INCONCLUSIVE, MET
+from vitdeploy.cli.parameters import defaults_of
 from vitdeploy.cli.terminal import echo_json, new_console
+from vitdeploy.compiler.lint.findings import TARGETS
+from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.core.text import on_one_line
 
 if TYPE_CHECKING:
@@ -25,15 +28,15 @@ __all__ = ["command"]
 _SHOWN, _MEASURED = 3, 8
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _CODES = {"error": MET, "warning": INCONCLUSIVE, "info": DONE, None: DONE}
-_TARGETS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx", "cpu")
 
 
 @click.command("lint")
+@defaults_of(ImageRequest)
 @click.argument("path", metavar="FILE_OR_BUNDLE", type=click.Path())
 @click.option(
     "--target",
     "targets",
-    type=click.Choice(_TARGETS),
+    type=click.Choice(tuple(TARGETS)),
     multiple=True,
     help="What the graph is for, once or more. Default: TensorRT 10.3, 11 and RTX; a bundle's graph for CPUs: cpu.",
 )
@@ -43,8 +46,8 @@ _TARGETS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx", "cpu")
     metavar="IMAGES",
     help="Run the graph on images: a dataset's name, Hub id or path, or a .npy file of what its input takes.",
 )
-@click.option("--split", default="train", show_default=True, help="Which part of the dataset to measure on.")
-@click.option("--count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images to measure.")
+@click.option("--split", help="Which part of the dataset to measure on.")
+@click.option("--count", type=click.IntRange(min=1), help="How many images to measure.")
 @click.option("--processor", metavar="CHECKPOINT", help="Whose image processor prepares images for a graph of floats.")
 @click.option("--all", "show_all", is_flag=True, help="List every place of a finding, not the first three.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -75,7 +78,6 @@ def command(
       vitdeploy lint bundles/vit --target tensorrt-10.3 --json
       vitdeploy lint model.onnx --measure photos --processor runs/vit
     """
-    from vitdeploy.compiler.lint.feeds import ImageRequest
     from vitdeploy.compiler.lint.run import lint
 
     request = None if images is None else ImageRequest(images, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,14 +40,15 @@ class BackendOption(click.Option):
         return found and (found[0], found[1].replace("{names}", ", ".join(registry.names(bundles=True))))
 
 
-def defaults_of(settings: type) -> Callable[[_Command], _Command]:
-    """Options named like fields of a settings object take their defaults from it; stands above them."""
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+def defaults_of(source: Callable[..., Any]) -> Callable[[_Command], _Command]:
+    """Options named like fields of a settings object, or like parameters of a function, take their defaults from it;
+    stands above them."""
+    defaults = {parameter.name: parameter.default for parameter in inspect.signature(source).parameters.values()}
 
     def decorate(function: _Command) -> _Command:
         for parameter in getattr(function, "__click_params__", ()):
             default = defaults.get(parameter.name)
-            if isinstance(parameter, click.Option) and default not in (None, dataclasses.MISSING):
+            if isinstance(parameter, click.Option) and default not in (None, inspect.Parameter.empty):
                 parameter.default = default
                 parameter.show_default = not isinstance(default, bool) and default != ()
         return function

@@ -13,6 +13,7 @@ from vitdeploy.cli.parameters import backend_option, precision_option
 from vitdeploy.cli.terminal import echo_json, echo_problem, new_console, program
 from vitdeploy.cli.types import outside_paths_option, revision_option, trust_remote_code
 from vitdeploy.core import progress
+from vitdeploy.core.specs import TOP_K
 from vitdeploy.core.text import on_one_line, quoted
 
 __all__ = ["command"]
@@ -22,7 +23,7 @@ __all__ = ["command"]
 @click.argument("model", metavar="BUNDLE_OR_MODEL")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
-    "-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
+    "-k", "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True, help="Classes shown per image."
 )
 @backend_option("What runs the model: auto, {names}.")
 @precision_option("Precision of the form to run.")

@@ -19,11 +19,11 @@ __all__ = ["command"]
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--revision", metavar="BRANCH", help="A branch that is there. Default: the repository's default one.")
 @click.option("--private", is_flag=True, help="Make a new repository a private one.")
-@click.option("--message", default="Upload a bundle of vitdeploy", show_default=True, help="Of the commit.")
+@click.option("--message", help="Of the commit. Default: that a bundle is uploaded.")
 @click.option("--dry-run", is_flag=True, help="Say what would be uploaded, and upload nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def command(
-    bundle: str, repository: str, revision: str | None, private: bool, message: str, dry_run: bool, as_json: bool
+    bundle: str, repository: str, revision: str | None, private: bool, message: str | None, dry_run: bool, as_json: bool
 ) -> None:
     """Upload BUNDLE to the Hugging Face Hub, where `load("OWNER/NAME")` and `vitdeploy predict OWNER/NAME` find it.
 

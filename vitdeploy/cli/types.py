@@ -6,7 +6,7 @@ import re
 
 import click
 
-from vitdeploy.core.specs import ShapeRange
+from vitdeploy.core.specs import LABEL_WAYS, ShapeRange
 
 __all__ = [
     "ImageSize",
@@ -20,8 +20,8 @@ __all__ = [
 
 match_labels = click.option(
     "--match-labels",
-    type=click.Choice(["name", "position"]),
-    default="name",
+    type=click.Choice(LABEL_WAYS),
+    default=LABEL_WAYS[0],
     show_default=True,
     help="Find the dataset's classes among the model's by name (or number), or by position.",
 )

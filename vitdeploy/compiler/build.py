@@ -16,14 +16,15 @@ from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.float16.check import rounded
 from vitdeploy.compiler.forms import FORMS, Form, Ingredients, Making
 from vitdeploy.compiler.passes.save import save
-from vitdeploy.compiler.quantization.int8 import VALIDATION_IMAGES, Int8Request
+from vitdeploy.compiler.quantization.counts import VALIDATION_IMAGES
+from vitdeploy.compiler.quantization.int8 import Int8Request
 from vitdeploy.compiler.quantization.recipe import Recipe
 from vitdeploy.compiler.selftest import SelftestStage
 from vitdeploy.core import machine, progress
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.precisions import FORMS as SPECS
+from vitdeploy.core.precisions import asked_by, spec_of, title
 from vitdeploy.core.precisions import precisions as known_precisions
-from vitdeploy.core.precisions import spec_of, title
 from vitdeploy.data.labels import BY_NAME
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
         if precision not in known:
             raise InputError(f"precision {precision!r} is not known", hint=f"one of {', '.join(known)}")
     if not precisions:
-        raise InputError("no precision was asked for", hint="add --fp16, --bf16, --int8, --fp8 or more of them")
+        raise InputError("no precision was asked for", hint=f"add {asked_by()}")
     return tuple(precision for precision in known if precision in precisions)
 
 

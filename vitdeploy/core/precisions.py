@@ -11,6 +11,7 @@ from dataclasses import dataclass
 __all__ = [
     "FORMS",
     "FormSpec",
+    "asked_by",
     "engine_order",
     "form_names",
     "load_order",
@@ -87,6 +88,11 @@ def register(spec: FormSpec) -> None:
 def precisions() -> tuple[str, ...]:
     """Every precision, in the order of tables."""
     return tuple(dict.fromkeys(spec.precision for spec in FORMS.values()))
+
+
+def asked_by() -> str:
+    """The options that ask for a form, for a sentence."""
+    return f"{', '.join(f'--{name}' for name in precisions())} or more of them"
 
 
 def form_names() -> tuple[str, ...]:

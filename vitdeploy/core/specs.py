@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 __all__ = [
     "ANSWERS",
+    "EXTRA_OUTPUTS",
+    "LABEL_WAYS",
     "PIXEL_VALUES",
+    "TOP_K",
     "Choice",
     "EmbeddingSpec",
+    "LabelWay",
     "Prediction",
     "PreprocessSpec",
     "ResizeSpec",
@@ -25,6 +29,13 @@ PIXEL_VALUES = "pixel_values"
 """The tensor between preprocessing and model, (batch, channels, height, width), by this name in every graph."""
 ANSWERS = ("logits", "embedding")
 """The output of a graph that holds its answer, (batch, n): each graph has one of them."""
+EXTRA_OUTPUTS = ("scores", "features", "attention")
+"""What a graph may give beside its answer; `compiler.frontend.tracing` says what each is."""
+LabelWay = Literal["name", "position"]
+LABEL_WAYS: tuple[LabelWay, ...] = get_args(LabelWay)
+"""How a dataset's classes are found among a model's; `data.labels` says what that means."""
+TOP_K = 5
+"""How many of the best classes an answer lists, unless told otherwise."""
 TaskName = Literal[
     "single_label",
     "single_label_sigmoid",

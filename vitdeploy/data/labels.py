@@ -19,19 +19,18 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdeploy.core.errors import DatasetError, InputError
+from vitdeploy.core.specs import LABEL_WAYS
 from vitdeploy.data.dataset import ImageDataset
 
-__all__ = ["BY_NAME", "BY_POSITION", "WAYS", "LabelMatch", "LabelPair", "Way", "match_dataset", "match_labels"]
+__all__ = ["BY_NAME", "BY_POSITION", "LabelMatch", "LabelPair", "match_dataset", "match_labels"]
 
-Way = Literal["name", "position"]
-WAYS: tuple[Way, ...] = get_args(Way)
-BY_NAME, BY_POSITION = WAYS
+BY_NAME, BY_POSITION = LABEL_WAYS
 _KINDS = ("exact", "normalised", "number", "id", "position")
 _NUMBER = re.compile(r"(?:label|class|category|cls|id)?[ _-]*([0-9]+)", re.IGNORECASE)
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
@@ -161,8 +160,8 @@ def match_labels(
         DatasetError: a class is not known, could be several, several would be one, or position contradicts names.
         InputError: there is no such way.
     """
-    if way not in WAYS:
-        raise InputError(f"labels can't be matched by {way!r}", hint=f"by one of {', '.join(WAYS)}")
+    if way not in LABEL_WAYS:
+        raise InputError(f"labels can't be matched by {way!r}", hint=f"by one of {', '.join(LABEL_WAYS)}")
     ours, theirs = tuple(model), tuple(dataset)
     needed = list(range(len(theirs))) if present is None else sorted(present)
     if ours == theirs:

@@ -29,6 +29,8 @@ CARD = "README.md"
 _BEGIN, _END = "<!-- vitdeploy: begin -->", "<!-- vitdeploy: end -->"
 _CLASSES_SHOWN = 50
 
+_MESSAGE = "Upload a bundle of vitdeploy"
+
 
 @dataclass(frozen=True)
 class Pushed:
@@ -58,7 +60,7 @@ def push(
     *,
     revision: str | None = None,
     private: bool = False,
-    message: str = "Upload a bundle of vitdeploy",
+    message: str | None = None,
     dry_run: bool = False,
 ) -> Pushed:
     """Upload a bundle in one commit, so that `load(repository)` sees the old bundle or the new one, never half of it.
@@ -72,7 +74,7 @@ def push(
         repository: `owner/name`; it is made if it is not there.
         revision: an existing branch; None: the default one.
         private: make a new repository a private one.
-        message: of the commit.
+        message: of the commit; None: that a bundle is uploaded.
         dry_run: upload nothing; with a repository that is not there yet, nothing is asked of the Hub but that.
 
     Raises:
@@ -91,7 +93,7 @@ def push(
         raise BundleError("the Hugging Face Hub can't be reached", hint="try again with a connection; see HF_ENDPOINT")
     api = hub.HfApi(library_name="vitdeploy")
     with _refusals(repository), quiet_libraries():
-        return _push(hub, api, opened, repository, revision, private, message, dry_run)
+        return _push(hub, api, opened, repository, revision, private, message or _MESSAGE, dry_run)
 
 
 def _push(

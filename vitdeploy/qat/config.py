@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union
 from vitdeploy.core.errors import InputError
 from vitdeploy.core.machine import check_threads
 from vitdeploy.core.settings import ABOVE_ZERO, AT_LEAST_ZERO, BELOW_ONE, PATH, SEED, SHARE, OneOf, check, shown
-from vitdeploy.data.labels import BY_NAME, WAYS
+from vitdeploy.core.specs import LABEL_WAYS
+from vitdeploy.data.labels import BY_NAME
 
 __all__ = ["QatConfig", "QatResult"]
 
@@ -69,7 +70,7 @@ class QatConfig:
     test_split: str = "test"
     image_column: str | None = None
     label_column: str | None = None
-    match_labels: Annotated[str, OneOf("way to match labels", WAYS)] = BY_NAME
+    match_labels: Annotated[str, OneOf("way to match labels", LABEL_WAYS)] = BY_NAME
     revision: str | None = None
     trust_remote_code: bool = False
     seed: Annotated[int, SEED] = 0

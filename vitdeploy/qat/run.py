@@ -17,7 +17,7 @@ from vitdeploy import __version__
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.quantization.calibration import Calibration
 from vitdeploy.core import progress
-from vitdeploy.core.errors import DatasetError, InputError, ModelError, require
+from vitdeploy.core.errors import InputError, ModelError, require
 from vitdeploy.core.storage import check_apart, check_output, files_below, lists_all, staged_folder
 from vitdeploy.core.text import quoted
 from vitdeploy.data import ImageDataset, load_dataset, stratified_sample, stratified_split
@@ -31,13 +31,12 @@ from vitdeploy.qat.rebuild import compare_logits, put_in_place, rebuilt, tuned_c
 from vitdeploy.qat.rounding import plan_rounding
 from vitdeploy.training.distill import Distillation, Settings, taught_by
 from vitdeploy.training.run import threads
-from vitdeploy.training.splits import check_different
+from vitdeploy.training.splits import check_different, validation_count
 
 __all__ = ["tune"]
 
 _FACTS = "qat.json"
 _WHAT = "folder of a quantisation-aware tune"
-_MOST_VALIDATION_IMAGES = 1000
 _COMPARED = 32
 _NOISE_IMAGES = 64
 
@@ -166,12 +165,7 @@ def _load_data(config: QatConfig, checkpoint: Checkpoint) -> _Data:
     if matches[0].sentence:
         progress.note(f"Note: {matches[0].sentence}.")
     whole, test = (match.relabelled(part) for match, part in zip(matches, (whole, test), strict=True))
-    count = config.validation or max(1, min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES))
-    if count >= len(whole):
-        raise DatasetError(
-            f"{count} validation images leave none of the {len(whole)} of {whole} to tune on",
-            hint="use a smaller --validation or a larger --limit-train",
-        )
+    count = validation_count(whole, config.validation, least=1)
     validation, train_set = stratified_split(whole, [count], seed=config.seed)
     return _Data(train_set, stratified_sample(validation, count), test, matches[0])
 

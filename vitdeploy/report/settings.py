@@ -19,7 +19,8 @@ from vitdeploy.core.settings import (
     check,
     frozen,
 )
-from vitdeploy.data.labels import BY_NAME, Way
+from vitdeploy.core.specs import LabelWay
+from vitdeploy.data.labels import BY_NAME
 
 __all__ = ["DEVICES", "PREFERENCES", "BenchSettings"]
 
@@ -98,7 +99,7 @@ class BenchSettings:
     callers: Annotated[tuple[int, ...], AT_LEAST_ONE, DIFFERENT] = ()
     rates: Annotated[tuple[float, ...], ABOVE_ZERO, DIFFERENT] = ()
     load_seconds: Annotated[float, ABOVE_ZERO] = 6.0
-    match_labels: Way = BY_NAME
+    match_labels: LabelWay = BY_NAME
     threshold: Annotated[float | None, _BETWEEN] = None
     max_drop_points: Annotated[float, AT_LEAST_ZERO] = 1.0
     neighbours: Annotated[int, AT_LEAST_ONE] = 10

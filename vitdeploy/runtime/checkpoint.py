@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitdeploy.core.errors import ImageError
-from vitdeploy.core.specs import Prediction
+from vitdeploy.core.specs import TOP_K, Prediction
 from vitdeploy.data.images import Source, decode
 from vitdeploy.runtime.predictions import Namer
 
@@ -18,7 +18,7 @@ __all__ = ["predict_checkpoint"]
 def predict_checkpoint(
     model: str | os.PathLike[str],
     images: Sequence[Source],
-    top_k: int = 5,
+    top_k: int = TOP_K,
     *,
     threads: int | None = None,
     threshold: float | None = None,

@@ -25,7 +25,7 @@ from vitdeploy.core import progress
 from vitdeploy.core.admission import Answer, Places, deadline_after, late, left, result_by, result_by_async
 from vitdeploy.core.errors import BundleError, ImageError, InputError, RunnerClosedError
 from vitdeploy.core.machine import usable_cores
-from vitdeploy.core.specs import Prediction
+from vitdeploy.core.specs import TOP_K, Prediction
 from vitdeploy.data.images import Source
 from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, TASKS, Kind, Task
 from vitdeploy.runtime.batching import MicroBatcher
@@ -183,7 +183,7 @@ class Classifier:
     def predict(
         self,
         images: list[Any] | tuple[Any, ...],
-        top_k: int = 5,
+        top_k: int = TOP_K,
         *,
         errors: Literal["raise"] = "raise",
         timeout_ms: float | None = None,
@@ -191,15 +191,17 @@ class Classifier:
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], top_k: int = 5, *, errors: str, timeout_ms: float | None = None
+        self, images: list[Any] | tuple[Any, ...], top_k: int = TOP_K, *, errors: str, timeout_ms: float | None = None
     ) -> list[Prediction | ImageError]: ...
 
     @overload
     def predict(
-        self, images: Source, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
+        self, images: Source, top_k: int = TOP_K, *, errors: str = "raise", timeout_ms: float | None = None
     ) -> Any: ...
 
-    def predict(self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None) -> Any:
+    def predict(
+        self, images: Any, top_k: int = TOP_K, *, errors: str = "raise", timeout_ms: float | None = None
+    ) -> Any:
         """Classify one image or several.
 
         Args:
@@ -228,7 +230,7 @@ class Classifier:
         return self._answer(images, top_k, errors, self._accepted(top_k, errors, timeout_ms))
 
     async def predict_async(
-        self, images: Any, top_k: int = 5, *, errors: str = "raise", timeout_ms: float | None = None
+        self, images: Any, top_k: int = TOP_K, *, errors: str = "raise", timeout_ms: float | None = None
     ) -> Any:
         """`predict` for an event loop, which goes on meanwhile. Takes, gives and raises what `predict` does.
 
@@ -251,7 +253,7 @@ class Classifier:
     def stream(
         self,
         images: Iterable[Any],
-        top_k: int = 5,
+        top_k: int = TOP_K,
         *,
         errors: str = "raise",
         workers: int | None = None,

@@ -23,7 +23,8 @@ from vitdeploy.core.settings import (
     marked,
     shown,
 )
-from vitdeploy.data.labels import BY_NAME, WAYS
+from vitdeploy.core.specs import LABEL_WAYS
+from vitdeploy.data.labels import BY_NAME
 
 __all__ = ["AUGMENTATIONS", "DISTILL_KINDS", "ONCE", "PRECISIONS", "FinetuneConfig"]
 
@@ -141,7 +142,7 @@ class FinetuneConfig:
     validation_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    match_labels: Annotated[str, OneOf("way to match labels", WAYS)] = BY_NAME
+    match_labels: Annotated[str, OneOf("way to match labels", LABEL_WAYS)] = BY_NAME
     skip_bad: Annotated[bool, _FREE] = False
     revision: str | None = None
     trust_remote_code: Annotated[bool, _FREE, ONCE] = False

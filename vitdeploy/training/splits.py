@@ -22,7 +22,7 @@ from vitdeploy.models.tasks import THRESHOLD
 from vitdeploy.training.config import FinetuneConfig
 from vitdeploy.training.scoring import targets
 
-__all__ = ["Splits", "check_different", "load_splits"]
+__all__ = ["Splits", "check_different", "load_splits", "validation_count"]
 
 _MOST_VALIDATION_IMAGES = 1000
 _USES = {
@@ -108,12 +108,7 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
         _check_learnable(whole)
         _check_findable(loaded["validation"], test)
         return Splits(whole, loaded["validation"], test, tuple(notes), skipped)
-    count = min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES) if config.validation is None else config.validation
-    if count >= len(whole):
-        raise DatasetError(
-            f"{count} validation images leave none of the {len(whole)} of {whole} to train on",
-            hint="use a smaller --validation or a larger --limit-train",
-        )
+    count = validation_count(whole, config.validation)
     if count == 0:
         _check_learnable(whole)
         _check_findable(test)
@@ -129,6 +124,21 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
     if missing:
         notes.append(f"The validation images are too few for every class: none of {', '.join(missing[:5])}.")
     return Splits(train, replace(validation, split="validation"), test, tuple(notes), skipped)
+
+
+def validation_count(whole: ImageDataset, asked: int | None, *, least: int = 0) -> int:
+    """How many training images are set aside to choose by: as many as asked for; None: a tenth, `least` to 1,000.
+
+    Raises:
+        DatasetError: none would be left to learn from.
+    """
+    count = max(least, min(round(len(whole) / 10), _MOST_VALIDATION_IMAGES)) if asked is None else asked
+    if count >= len(whole):
+        raise DatasetError(
+            f"{count} validation images leave none of the {len(whole)} of {whole} to learn from",
+            hint="use a smaller --validation or a larger --limit-train",
+        )
+    return count
 
 
 def check_different(splits: dict[str, ImageDataset]) -> None:

@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 from tests.tools.lint_graphs import DECOMPOSED, FLOATS, NORM, Example, half, linear, saved, spread, text
-from vitdeploy.compiler.lint.feeds import ImageRequest
 from vitdeploy.compiler.lint.measured import Measured, NodeRange
 from vitdeploy.compiler.lint.report import GraphReport
+from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.compiler.lint.run import lint
 from vitdeploy.core.errors import DatasetError, InputError, ModelError
 

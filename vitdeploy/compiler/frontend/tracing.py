@@ -22,7 +22,7 @@ import numpy as np
 
 from vitdeploy.compiler.frontend.plain_attention import Weights, plain_attention
 from vitdeploy.core.errors import ModelError, VitdeployError, require
-from vitdeploy.core.specs import ANSWERS
+from vitdeploy.core.specs import ANSWERS, EXTRA_OUTPUTS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["OPSET", "OUTPUTS", "Reference", "configured_size", "run_pytorch", "takes_interpolation", "trace"]
 
 OPSET = 20  # Gelu as one op (20), FP16 scales of Q/DQ (19), LayerNormalization (17); TensorRT 10.3 reads up to 20
-OUTPUTS = (*ANSWERS, "scores", "features", "attention")
+OUTPUTS = (*ANSWERS, *EXTRA_OUTPUTS)
 """What a graph may give: always its answer, logits (batch, classes) or embedding (batch, dimensions); the task's scores
 of logits; what the classifier reads (batch, width); the attention weights of the last layer (batch, heads, tokens,
 tokens)."""

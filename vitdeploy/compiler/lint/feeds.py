@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitdeploy.compiler.lint.request import ARRAYS, ImageRequest
 from vitdeploy.compiler.preprocessing.reference import reference
 from vitdeploy.compiler.preprocessing.spec import spec_from_processor
 from vitdeploy.core.errors import InputError
@@ -21,30 +21,9 @@ from vitdeploy.models.checkpoints import load_processor, open_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ImageRequest", "feeds_for"]
+__all__ = ["feeds_for"]
 
-_ARRAYS = (".npy", ".npz")
 _DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "DOUBLE": "float64", "UINT8": "uint8"}
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """What to run a graph on.
-
-    Args:
-        images: a dataset by name, Hub id or path; or a .npy or .npz file with what the input takes, image by image.
-        split: which part of a dataset.
-        count: at most so many.
-        processor: a checkpoint whose image processor prepares images for a graph that takes floats.
-    """
-
-    images: str
-    split: str = "train"
-    count: int = 16
-    processor: str | None = None
-
-    def __str__(self) -> str:
-        return self.images if self.images.endswith(_ARRAYS) else f"{self.images}/{self.split}"
 
 
 def feeds_for(model: ir.Model, request: ImageRequest) -> Iterator[dict[str, np.ndarray]]:
@@ -87,7 +66,7 @@ def _grouped(arrays: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarra
 
 def _arrays(request: ImageRequest, kind: str, wanted: tuple[int | None, ...]) -> Iterator[np.ndarray]:
     """Image by image, without the batch axis."""
-    if request.images.endswith(_ARRAYS):
+    if request.images.endswith(ARRAYS):
         yield from _from_file(Path(request.images))
         return
     spec = None

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.compiler.float16.plan import HalfPlan
-from vitdeploy.compiler.lint.feeds import ImageRequest, feeds_for
+from vitdeploy.compiler.lint.feeds import feeds_for
 from vitdeploy.compiler.lint.findings import CPU, TARGETS, TENSORRT
 from vitdeploy.compiler.lint.graph import LintGraph
 from vitdeploy.compiler.lint.measure import measure
 from vitdeploy.compiler.lint.reading import read_graph
 from vitdeploy.compiler.lint.report import GraphReport, LintReport
+from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.compiler.lint.rules import apply
 from vitdeploy.core import precisions
 from vitdeploy.core.errors import BundleError, InputError

@@ -15,6 +15,7 @@ from vitdeploy.compiler.quantization.arithmetic import E4M3, INT8, Numbers
 from vitdeploy.compiler.quantization.budget import LOOKS, meet_budget
 from vitdeploy.compiler.quantization.calibration import ALGORITHM, Calibration, calibrate
 from vitdeploy.compiler.quantization.check import OTHERS, check_calibration
+from vitdeploy.compiler.quantization.counts import ANALYSIS_IMAGES, VALIDATION_IMAGES
 from vitdeploy.compiler.quantization.image_selection import Chosen, choose_images
 from vitdeploy.compiler.quantization.layers import QuantLayers
 from vitdeploy.compiler.quantization.recipe import Recipe
@@ -30,7 +31,6 @@ from vitdeploy.models.tasks import TASKS
 
 __all__ = [
     "FILES",
-    "VALIDATION_IMAGES",
     "Analysis",
     "Int8Request",
     "Int8Stage",
@@ -39,7 +39,6 @@ __all__ = [
     "recipe_of",
 ]
 
-VALIDATION_IMAGES = 2000
 FILES = {INT8: "calibration.json", E4M3: "calibration.fp8.json"}
 """The file of a calibration; what kind of artifact it is, `CALIBRATIONS` says."""
 _SIZE = (224, 224)  # of drawn images, for a graph that takes any and says none
@@ -309,7 +308,7 @@ def analyze(
     recipe: Recipe,
     *,
     precision: str | None = None,
-    count: int = 256,
+    count: int = ANALYSIS_IMAGES,
     match_labels: str = BY_NAME,
 ) -> Analysis:
     """Judge each quantised layer of a bundle alone, and keep the result in it as analysis.json.

@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Serving", "autoscaler", "kserve", "plain"]
+from vitdeploy.deploy.kubernetes.settings import KubernetesSettings
+
+__all__ = ["Served", "autoscaler", "kserve", "plain"]
 
 _USER = 1000  # triton-server in NVIDIA's images
 _HTTP, _GRPC, _METRICS = 8000, 8001, 8002
@@ -25,29 +27,22 @@ _Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What is served and how much of a machine it gets; `cpus` and `memory` as Kubernetes writes them."""
+class Served:
+    """What the objects are called, the model that Triton has, and how it is served."""
 
     name: str
     model: str
-    image: str
-    gpus: int
-    cpus: str
-    memory: str
-    replicas: tuple[int, int]
-    queue_ms: float
-    prometheus: str
-    namespace: str | None
+    settings: KubernetesSettings
 
 
-def plain(serving: Serving) -> list[_Object]:
+def plain(served: Served) -> list[_Object]:
     """A Deployment, its Service, and a PodDisruptionBudget, which drains one pod at a time."""
-    labels = {"app.kubernetes.io/name": serving.name}
+    labels = {"app.kubernetes.io/name": served.name}
     scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(_METRICS)}
-    pod = _pod(_container(serving, "triton", _HTTP, _GRPC))
+    pod = _pod(_container(served, "triton", _HTTP, _GRPC))
     return [
         {
-            **_named(serving, "apps/v1", "Deployment", labels),
+            **_named(served, "apps/v1", "Deployment", labels),
             "spec": {
                 "selector": {"matchLabels": labels},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -55,7 +50,7 @@ def plain(serving: Serving) -> list[_Object]:
             },
         },
         {
-            **_named(serving, "v1", "Service", labels),
+            **_named(served, "v1", "Service", labels),
             "spec": {
                 "selector": labels,
                 "ports": [
@@ -65,29 +60,29 @@ def plain(serving: Serving) -> list[_Object]:
             },
         },
         {
-            **_named(serving, "policy/v1", "PodDisruptionBudget", labels),
+            **_named(served, "policy/v1", "PodDisruptionBudget", labels),
             "spec": {"selector": {"matchLabels": labels}, "maxUnavailable": 1},
         },
     ]
 
 
-def autoscaler(serving: Serving) -> list[_Object]:
+def autoscaler(served: Served) -> list[_Object]:
     """KEDA's ScaledObject for the Deployment."""
-    least, most = serving.replicas
+    least, most = served.settings.replicas
     trigger = {
         "type": "prometheus",
         "metricType": "Value",
         "metadata": {
-            "serverAddress": serving.prometheus,
-            "query": queue_query(serving),
-            "threshold": f"{serving.queue_ms:g}",
+            "serverAddress": served.settings.prometheus,
+            "query": queue_query(served),
+            "threshold": f"{served.settings.queue_ms:g}",
         },
     }
     return [
         {
-            **_named(serving, "keda.sh/v1alpha1", "ScaledObject"),
+            **_named(served, "keda.sh/v1alpha1", "ScaledObject"),
             "spec": {
-                "scaleTargetRef": {"name": serving.name},
+                "scaleTargetRef": {"name": served.name},
                 "minReplicaCount": least,
                 "maxReplicaCount": most,
                 "pollingInterval": 15,
@@ -98,26 +93,26 @@ def autoscaler(serving: Serving) -> list[_Object]:
     ]
 
 
-def kserve(serving: Serving) -> list[_Object]:
+def kserve(served: Served) -> list[_Object]:
     """KServe's ServingRuntime and InferenceService, in its Standard mode and scaled by KEDA."""
-    least, most = serving.replicas
-    runtime, kind = f"{serving.name}-runtime", f"vitdeploy-{serving.name}"
-    container = _container(serving, "kserve-container", _KSERVE_HTTP, _KSERVE_GRPC)
+    least, most = served.settings.replicas
+    runtime, kind = f"{served.name}-runtime", f"vitdeploy-{served.name}"
+    container = _container(served, "kserve-container", _KSERVE_HTTP, _KSERVE_GRPC)
     pod = _pod(container)
     metric = {
         "type": "External",
         "external": {
             "metric": {
                 "backend": "prometheus",
-                "serverAddress": serving.prometheus,
-                "query": queue_query(serving),
+                "serverAddress": served.settings.prometheus,
+                "query": queue_query(served),
             },
-            "target": {"type": "Value", "value": f"{serving.queue_ms:g}"},
+            "target": {"type": "Value", "value": f"{served.settings.queue_ms:g}"},
         },
     }
     return [
         {
-            **_named(serving, "serving.kserve.io/v1alpha1", "ServingRuntime", name=runtime),
+            **_named(served, "serving.kserve.io/v1alpha1", "ServingRuntime", name=runtime),
             "spec": {
                 "annotations": {"prometheus.kserve.io/port": str(_METRICS), "prometheus.kserve.io/path": "/metrics"},
                 "supportedModelFormats": [{"name": kind, "version": "1", "autoSelect": False}],
@@ -128,7 +123,7 @@ def kserve(serving: Serving) -> list[_Object]:
             },
         },
         {
-            **_named(serving, "serving.kserve.io/v1beta1", "InferenceService"),
+            **_named(served, "serving.kserve.io/v1beta1", "InferenceService"),
             "spec": {
                 "predictor": {
                     "minReplicas": least,
@@ -147,9 +142,10 @@ def kserve(serving: Serving) -> list[_Object]:
     ]
 
 
-def queue_query(serving: Serving) -> str:
+def queue_query(served: Served) -> str:
     """PromQL: milliseconds that a request waits on the mean, 0 where none comes."""
-    where = f'model="{serving.model}"' + (f',namespace="{serving.namespace}"' if serving.namespace else "")
+    namespace = served.settings.namespace
+    where = f'model="{served.model}"' + (f',namespace="{namespace}"' if namespace else "")
     waited, answered = (
         f"sum(rate({metric}{{{where}}}[{_LOOK_BACK}]))"
         for metric in ("nv_inference_queue_duration_us", "nv_inference_request_success")
@@ -158,11 +154,11 @@ def queue_query(serving: Serving) -> str:
 
 
 def _named(
-    serving: Serving, version: str, kind: str, labels: dict[str, str] | None = None, *, name: str | None = None
+    served: Served, version: str, kind: str, labels: dict[str, str] | None = None, *, name: str | None = None
 ) -> _Object:
-    metadata: _Object = {"name": name or serving.name}
-    if serving.namespace:
-        metadata["namespace"] = serving.namespace
+    metadata: _Object = {"name": name or served.name}
+    if served.settings.namespace:
+        metadata["namespace"] = served.settings.namespace
     if labels:
         metadata["labels"] = labels
     if kind == "InferenceService":
@@ -191,15 +187,15 @@ def _pod(container: _Object) -> _Object:
     }
 
 
-def _container(serving: Serving, name: str, http: int, grpc: int) -> _Object:
-    limits = {"cpu": serving.cpus, "memory": serving.memory}
-    if serving.gpus:
-        limits["nvidia.com/gpu"] = str(serving.gpus)
-    ready = {"httpGet": {"path": f"/v2/models/{serving.model}/ready", "port": "http"}}
-    answer = ["python3", "-m", "vitdeploy.deploy.triton.alive", serving.model, str(http)]
+def _container(served: Served, name: str, http: int, grpc: int) -> _Object:
+    limits = {"cpu": served.settings.cpus, "memory": served.settings.memory}
+    if served.settings.device == "gpu":
+        limits["nvidia.com/gpu"] = "1"
+    ready = {"httpGet": {"path": f"/v2/models/{served.model}/ready", "port": "http"}}
+    answer = ["python3", "-m", "vitdeploy.deploy.triton.alive", served.model, str(http)]
     return {
         "name": name,
-        "image": serving.image,
+        "image": served.settings.image,
         "args": [
             "tritonserver",
             "--model-repository=/models",

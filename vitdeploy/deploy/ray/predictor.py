@@ -13,6 +13,7 @@ from vitdeploy.bulk.formats import to_row
 from vitdeploy.bulk.run import answers, check_task
 from vitdeploy.bulk.tables import Item
 from vitdeploy.core.errors import ImageError, InputError, require
+from vitdeploy.core.specs import TOP_K
 from vitdeploy.data.columns import IMAGE_NAMES, PATH_NAMES
 from vitdeploy.deploy.ray.shipping import Shipped, folder_of
 from vitdeploy.runtime.classifier import Classifier
@@ -60,7 +61,7 @@ class Predictor:
         bundle: Shipped | str | os.PathLike[str],
         *,
         column: str | None = None,
-        top_k: int = 5,
+        top_k: int = TOP_K,
         prefix: str = "",
         backend: str = "auto",
         precision: str = "auto",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from vitdeploy.core.machine import check_threads
 from vitdeploy.core.settings import AT_LEAST_ONE, AT_LEAST_ZERO, check
+from vitdeploy.core.specs import TOP_K
 
 __all__ = ["RaySettings"]
 
@@ -39,7 +40,7 @@ class RaySettings:
     precision: str = "auto"
     threads: int | None = None
     threshold: float | None = None
-    top_k: Annotated[int, AT_LEAST_ONE] = 5
+    top_k: Annotated[int, AT_LEAST_ONE] = TOP_K
     image_column: str | None = None
     workers: Annotated[int | None, AT_LEAST_ONE] = None
     batch: Annotated[int | None, AT_LEAST_ONE] = None

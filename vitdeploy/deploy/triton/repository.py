@@ -23,20 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vitdeploy.backends.registry import find
 from vitdeploy.backends.tensorrt.command import rebuild_command
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.bundle.records import MANIFEST
 from vitdeploy.core.errors import BundleError, InputError, require
 from vitdeploy.core.precisions import engine_order, load_order
-from vitdeploy.core.storage import holds_only, sha256, staged_folder
+from vitdeploy.core.storage import files_below, holds_only, sha256, staged_folder
 from vitdeploy.core.text import quoted
+from vitdeploy.deploy.triton.settings import TritonSettings
 from vitdeploy.models.tasks import CLASSIFICATION, TASKS
 from vitdeploy.runtime.remote import open_bundle
+from vitdeploy.runtime.serving import Serving
 
-__all__ = ["DEVICES", "ROUTES", "TritonRepository", "triton"]
+__all__ = ["TritonRepository", "triton"]
 
-DEVICES = ("cpu", "gpu")
-ROUTES = ("load", "pixels")
 _CODE = """\
 # Written by vitdeploy, which has to be installed in the Python that Triton's python backend runs.
 import os
@@ -50,7 +51,7 @@ from vitdeploy.deploy.triton.model import TritonPythonModel  # noqa: E402, F401
 _MARK = _CODE.partition(",")[0]  # of any version
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 _OURS = re.compile(r"[^/]+/(config\.pbtxt|1/(model\.(py|onnx|plan)|__pycache__/.+|bundle/.+|[^/]+\.data))")
-_QUEUE_MICROSECONDS = 2000  # longest that an image waits for others to share a batch; `load` has the same
+_QUEUE_MICROSECONDS = round(1000 * Serving.max_delay_ms)  # longest that an image waits for others to share a batch
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,8 @@ class TritonRepository:
 def triton(
     bundle: Bundle | str | os.PathLike[str],
     output: str | os.PathLike[str],
+    settings: TritonSettings = TritonSettings(),  # noqa: B008 (it is frozen)
     *,
-    name: str | None = None,
-    max_batch: int = 32,
-    instances: int = 1,
-    precision: str = "auto",
-    device: str = "cpu",
-    via: str = "load",
-    top_k: int = 5,
     overwrite: bool = False,
 ) -> TritonRepository:
     """Write a model repository for NVIDIA Triton.
@@ -90,48 +85,40 @@ def triton(
     Args:
         bundle: an open bundle, its folder, or `owner/name` of one on the Hub.
         output: the repository's folder.
-        name: of the model; None: the bundle's folder name.
-        max_batch: most images of one call.
-        instances: of each model, side by side.
-        precision: of the form that runs; "auto": what `load` takes there, and for `NAME_pixels` the smallest form that
-            the device is for.
-        device: "cpu" or "gpu".
-        via: "load": NAME runs the bundle in its own process; "pixels": it decodes, and asks NAME_pixels.
-        top_k: how many of the best classes an answer has.
+        settings: how Triton serves it.
         overwrite: replace a repository that this wrote.
 
     Raises:
         BundleError: the bundle is damaged, or has no form for that.
-        InputError: a name or number that can't be.
+        InputError: a name that can't be one of a model.
         OutputExistsError: `output` exists and may not be replaced.
         DependencyError: `tritonclient` is not installed.
     """
     opened = open_bundle(bundle)
-    name = _checked(name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name), max_batch, instances, top_k)
-    for what, value, known in (("device", device, DEVICES), ("via", via, ROUTES)):
-        if value not in known:
-            raise InputError(f"{what} is {value!r}", hint=f"one of {', '.join(known)}")
+    name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
     TASKS[opened.manifest.task].require(CLASSIFICATION, str(opened.path), "deploy triton")
     opened.verify()
-    artifact = _artifact(opened, precision, device)
+    artifact = _artifact(opened, settings)
     (least, best, most), *sizes = _shape(opened, artifact)
-    served = 0 if least == most else min(max_batch, most or max_batch)
+    served = 0 if least == most else min(settings.max_batch, most or settings.max_batch)
     batch = (least, min(best, served), served) if served else (least, best, most)
-    top_k = min(top_k, len(opened.manifest.labels))
+    top_k = min(settings.top_k, len(opened.manifest.labels))
     pixels = f"{name}_pixels"
     facts = {
         "manifest_sha256": sha256(opened.path / MANIFEST),
-        "precision": precision,
-        "device": device,
-        "via": via,
+        "precision": settings.precision,
+        "device": settings.device,
+        "via": settings.via,
         "pixels_model": pixels,
         "pixels_file": artifact.path,
         "pixels_shape": json.dumps([batch, *sizes]),
         "top_k": str(top_k),
     }
     configs = {
-        name: _front(name, max_batch, instances, device, top_k, facts),
-        pixels: _pixels(pixels, opened, artifact, [batch, *sizes], served, instances, device),
+        name: _front(name, settings, top_k, facts),
+        pixels: _pixels(pixels, opened, artifact, [batch, *sizes], served, settings),
     }
     target = Path(output)
     with staged_folder(target, overwrite=overwrite, ours=_is_ours, what="repository of ours") as staging:
@@ -145,28 +132,19 @@ def triton(
             shutil.copyfile(path, place)
         for source, file_name in _served_files(opened, artifact):
             shutil.copyfile(source, staging / pixels / "1" / file_name)
-        files = tuple(sorted(_below(staging)))
+        files = tuple(sorted(files_below(staging)))
     return TritonRepository(target, name, pixels, artifact, files)
 
 
-def _checked(name: str, max_batch: int, instances: int, top_k: int) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
-    for what, value in (("max_batch", max_batch), ("instances", instances), ("top_k", top_k)):
-        if value < 1:
-            raise InputError(f"{what} is {value}", hint="give a whole number of at least 1")
-    return name
-
-
-def _artifact(bundle: Bundle, precision: str, device: str) -> Artifact:
+def _artifact(bundle: Bundle, settings: TritonSettings) -> Artifact:
     """The file that NAME_pixels serves: an engine, or a graph made for ONNX Runtime on that device."""
-    found = list(_candidates(bundle, device))
+    found, precision = list(_candidates(bundle, settings.device)), settings.precision
     if precision != "auto":
         found = [artifact for artifact in found if artifact.precision == precision]
     if not found:
         wanted = "form" if precision == "auto" else f"{precision} form"
         raise BundleError(
-            f"{bundle.path} has no {wanted} that Triton can run on a {device.upper()}",
+            f"{bundle.path} has no {wanted} that Triton can run on a {settings.device.upper()}",
             hint=f"vitdeploy build-engine {quoted(bundle.path)} --fp16 --int8 adds forms and TensorRT engines",
         )
     return found[0]
@@ -177,12 +155,11 @@ def _candidates(bundle: Bundle, device: str) -> Iterator[Artifact]:
     if device == "gpu":
         for precision in engine_order():
             yield from bundle.select(kind="engine", precision=precision, target="tensorrt")
-        for precision in load_order("cuda"):
-            yield from bundle.select(kind="onnx", precision=precision)
-        return
-    yield from bundle.select(kind="onnx", precision="int8", target="cpu")
-    for precision in ("fp32", "fp16"):
-        yield from bundle.select(kind="onnx", precision=precision)
+    where = "cuda" if device == "gpu" else "cpu"
+    offer = find("onnxruntime").offer(where)
+    assert offer is not None
+    for precision in load_order(where):
+        yield from filter(offer.takes, bundle.select(kind="onnx", precision=precision))
 
 
 def _shape(bundle: Bundle, artifact: Artifact) -> list[tuple[int, int, int]]:
@@ -206,13 +183,13 @@ def _shape(bundle: Bundle, artifact: Artifact) -> list[tuple[int, int, int]]:
     return [(dim, dim, dim) if isinstance(dim, int) else (1, natural[axis], 0) for axis, dim in enumerate(spec.shape)]
 
 
-def _front(name: str, max_batch: int, instances: int, device: str, top_k: int, facts: dict[str, str]) -> str:
+def _front(name: str, settings: TritonSettings, top_k: int, facts: dict[str, str]) -> str:
     messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
-    config = messages.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
+    config = messages.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch)
     config.input.add(name="IMAGE", data_type=messages.TYPE_STRING, dims=[1])
     for output, kind in (("LABEL", "TYPE_STRING"), ("SCORE", "TYPE_FP32"), ("INDEX", "TYPE_INT32")):
         config.output.add(name=output, data_type=getattr(messages, kind), dims=[top_k])
-    _schedule(messages, config, instances, device)
+    _schedule(messages, config, settings)
     for key, value in facts.items():
         config.parameters[key].string_value = value
     return _text(config)
@@ -224,8 +201,7 @@ def _pixels(
     artifact: Artifact,
     shape: list[tuple[int, int, int]],
     most: int,
-    instances: int,
-    device: str,
+    settings: TritonSettings,
 ) -> str:
     """`shape` as of `_shape`; `most` is the largest batch, 0 where the file takes batches of one fixed size only."""
     messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
@@ -242,7 +218,7 @@ def _pixels(
         sizes = [-1 if isinstance(dim, str) else dim for dim in output.shape]
         sizes[0] = dims[0]
         config.output.add(name=output.name, data_type=getattr(messages, _TYPES[output.dtype]), dims=sizes[skip:])
-    _schedule(messages, config, instances, device, dynamic=most > 1)
+    _schedule(messages, config, settings, dynamic=most > 1)
     for count in sorted({shape[0][0], most}) if most else [0]:
         warm = config.model_warmup.add(name=f"batch_{count or dims[0]}", batch_size=count)
         value = warm.inputs[image.name]
@@ -251,9 +227,9 @@ def _pixels(
     return _text(config)
 
 
-def _schedule(messages: Any, config: Any, instances: int, device: str, *, dynamic: bool = True) -> None:
-    kind = messages.ModelInstanceGroup.KIND_GPU if device == "gpu" else messages.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=instances, kind=kind)
+def _schedule(messages: Any, config: Any, settings: TritonSettings, *, dynamic: bool = True) -> None:
+    kind = messages.ModelInstanceGroup.KIND_GPU if settings.device == "gpu" else messages.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(count=settings.instances, kind=kind)
     if dynamic:
         config.dynamic_batching.max_queue_delay_microseconds = _QUEUE_MICROSECONDS
 
@@ -271,10 +247,6 @@ def _served_files(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[Path, st
         for weights in bundle.select(kind="weights"):
             if PurePosixPath(weights.path).parent == folder:
                 yield bundle.place(weights), PurePosixPath(weights.path).name
-
-
-def _below(folder: Path) -> Iterator[str]:
-    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _is_ours(folder: Path) -> bool:
