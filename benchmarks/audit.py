@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.bench import bench
+from tests.tools.forms import Clock
+from vitdeploy.bench import bench, phases
 from vitdeploy.bench.latency import Track, Visit
 from vitdeploy.bench.load import OpenLoop, open_loop
 from vitdeploy.compiler.export import export
@@ -40,7 +41,7 @@ from vitdeploy.report.merge_accuracy import with_accuracy
 from vitdeploy.report.records import ArtifactRef, BenchReport, Latency, Ratio, Row, Samples
 from vitdeploy.report.settings import BenchSettings
 
-ROUNDS, STEADY, PHASE_ROUNDS = 50, 3, 15  # as `bench` has them
+ROUNDS, STEADY, PHASE_ROUNDS = BenchSettings.rounds, BenchSettings.steady_calls, phases.ROUNDS
 LAYOUT, MACHINE = 0.02, 0.05
 FORMS = {
     "fp32/pytorch": 20.0,
@@ -480,19 +481,6 @@ def overload(trials: int) -> Iterator[Claim]:
             right += loop.keeps_up is keeps_up
         words = "keeps up" if keeps_up else "does not keep up"
         yield at_least(f"{rate / 100:.0%} of what a form can answer: {words}", right / (trials // 5), 0.95)
-
-
-class Clock:
-    """Stands still until something takes its time."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-    def rest(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 def at_least(what: str, share: float, bar: float, under: str = "") -> Claim:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tools.backends import CPU_BACKENDS, needs_openvino
+from tests.tools.killed import ended_well
 from vitdeploy.backends.base import Runner
 from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.registry import RunnerSpec, find, open_runner
@@ -298,17 +298,6 @@ def test_a_forked_process_is_told(runner: Runner, ending: str) -> None:
                     runner.__exit__(None, None, None)
                 os._exit(code)
         assert ended_well(child)
-
-
-def ended_well(child: int, seconds: int = 60) -> bool:
-    for _ in range(20 * seconds):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.05)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return False
 
 
 FORKED = """

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.tools.backends import needs_openvino
+from tests.tools.batches import sizes_of_batches
 from tests.tools.measured import keep_report
 from tests.tools.tiny import LABELS
 from vitdeploy import load
@@ -182,15 +183,7 @@ def test_mixed_sizes_keep_their_order(classifier: Classifier) -> None:
 @pytest.fixture
 def batches(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that reach the runner."""
-    sizes: list[int] = []
-    infer = classifier._runner.infer_checked
-
-    def counted(feeds: Any) -> Any:
-        sizes.append(len(feeds["image"]))
-        return infer(feeds)
-
-    monkeypatch.setattr(classifier._runner, "infer_checked", counted)
-    return sizes
+    return sizes_of_batches(classifier, monkeypatch)
 
 
 def test_batches_are_bounded(classifier: Classifier, batches: list[int]) -> None:

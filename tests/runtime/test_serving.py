@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from tests.tools.backends import CPU_BACKENDS
+from tests.tools.batches import sizes_of_batches
+from tests.tools.killed import ended_well
 from vitdeploy import load
 from vitdeploy.core.admission import Places
 from vitdeploy.core.errors import (
@@ -199,14 +201,7 @@ def test_who_comes_while_one_is_alone_waits_and_closing_waits_for_both(gate: Gat
 
 def test_callers_meet_in_batches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_one(tiny_bundle, max_batch=8, max_delay_ms=20) as classifier:
-        sizes: list[int] = []
-        infer = classifier._runner.infer_checked
-
-        def counted(feeds: Any) -> Any:
-            sizes.append(len(feeds["image"]))
-            return infer(feeds)
-
-        monkeypatch.setattr(classifier._runner, "infer_checked", counted)
+        sizes = sizes_of_batches(classifier, monkeypatch)
         with ThreadPoolExecutor(4) as callers:
             list(callers.map(lambda seed: classifier.predict(image(seed)), range(200)))
     assert sum(sizes) == 200
@@ -499,17 +494,6 @@ def says_closed(use: Callable[[], Any]) -> bool:
         use()
     except RunnerClosedError as error:
         return "fork" in error.message and "each worker process" in (error.hint or "")
-    return False
-
-
-def ended_well(child: int) -> bool:
-    for _ in range(SECONDS * 20):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.05)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
     return False
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,18 @@ def in_a_child(work: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def ended_well(child: int, seconds: int = 60) -> bool:
+    """Whether a forked process ends by itself, with 0; one that hangs is killed."""
+    for _ in range(20 * seconds):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 def kill_at(step: int) -> None:

@@ -38,7 +38,7 @@ from vitdeploy.report.settings import BenchSettings
 
 __all__ = ["PhasesRun", "cut_preprocessing", "time_decoding"]
 
-_ROUNDS = 15
+ROUNDS = 15
 _DECODED = 50  # images, at most
 _PART = " (preprocessing)"
 
@@ -66,7 +66,7 @@ class PhasesRun:
         self._runners = runners
         self._batch = batch
         self._decode_ms = decode_ms
-        few = min(_ROUNDS, settings.rounds)
+        few = min(ROUNDS, settings.rounds)
         self._settings = replace(settings, rounds=few, min_rounds=min(few, 5), max_seconds=settings.max_seconds / 4)
         self._clock = clock
         self.found: dict[str, Phases] = {}

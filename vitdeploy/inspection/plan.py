@@ -66,11 +66,6 @@ class PlanFacts:
         """How many products of the graph are computed in each precision, those of each profile for themselves."""
         return dict(Counter(product.precision for product in self.products for _ in product.nodes))
 
-    def precision_of(self, node: str) -> str | None:
-        """What a product of the graph is computed in; None where the plan names it in no product, as those inside fused
-        attention."""
-        return next((product.precision for product in self.products if node in product.nodes), None)
-
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "by_precision": self.by_precision}
 

@@ -218,7 +218,7 @@ def load_weights(
     if folder.adapter is not None:
         module, report = _merged(folder, module, report)
     wrong = {str(key): (tuple(stored), tuple(made)) for key, stored, made in report["mismatched_keys"]}
-    _check_shapes(folder, wrong, prefix, config, new_head)
+    _check_shapes(folder, wrong, prefix, new_head)
     missing = sorted(report["missing_keys"])
     body = [key for key in missing if prefix and key.startswith(prefix)]
     if body:
@@ -285,7 +285,6 @@ def _check_shapes(
     folder: CheckpointFolder,
     wrong: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
     prefix: str,
-    config: Any,
     new_head: bool,
 ) -> None:
     body = [key for key in wrong if key.startswith(prefix)]

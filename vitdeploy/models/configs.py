@@ -30,9 +30,7 @@ _HOW_IT_RUNS = {  # keys, also of parts, that say how a model is run and not wha
 }
 
 
-def checked_config(
-    raw: dict[str, Any], path: Path, name: str, weights: tuple[Path, ...], trusted: bool
-) -> dict[str, Any]:
+def checked_config(raw: dict[str, Any], name: str, weights: tuple[Path, ...], trusted: bool) -> dict[str, Any]:
     """The settings in config.json, mended; nothing of the model is made.
 
     Raises:

@@ -93,7 +93,7 @@ def open_folder(
         raise ModelError(
             f"{name} has no weights (model.safetensors)", hint="copy or download the whole checkpoint again"
         )
-    config = checked_config(raw, path, name, weights, trust_remote_code)
+    config = checked_config(raw, name, weights, trust_remote_code)
     return CheckpointFolder(
         path, name, source, commit is None, commit, config, weights, others, trusted=trust_remote_code
     )
@@ -117,7 +117,7 @@ def _adapted(path: Path, name: str, source: str, trusted: bool) -> CheckpointFol
     """The folder of the model that a PEFT adapter was trained on, with the adapter."""
     import importlib.util
 
-    settings = _read_json(path / _ADAPTER, name)
+    settings = _read_json(path / _ADAPTER)
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path / _ADAPTER} names no base model", hint="restore it from where the adapter was trained")
@@ -135,7 +135,7 @@ def _adapted(path: Path, name: str, source: str, trusted: bool) -> CheckpointFol
     progress.note(f"Note: {what}; it is merged into it.")
     under = open_folder(base, trust_remote_code=trusted)
     if (path / CONFIG).is_file():
-        own = checked_config(_read_config(path, name), path, name, under.weights, trusted)
+        own = checked_config(_read_config(path, name), name, under.weights, trusted)
         under = replace(under, config=own)
     return replace(
         under,
@@ -162,7 +162,7 @@ def _fetch(name: str, revision: str | None, trusted: bool, tokenizer: bool) -> P
     return folder
 
 
-def _read_json(file: Path, name: str) -> Any:
+def _read_json(file: Path) -> Any:
     refuse_pointer(file, ModelError)
     try:
         return read_json(file)
@@ -179,7 +179,7 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
         if (path / "manifest.json").is_file():
             hint = f"it is a bundle; here the checkpoint that it was exported from is needed. {hint}"
         raise ModelError(f"{name} is not a checkpoint: it has no {CONFIG}", hint=hint)
-    config = _read_json(file, name)
+    config = _read_json(file)
     if isinstance(config, dict) and "model_type" not in config and "architecture" in config:
         config["model_type"] = "timm_wrapper"  # timm's own layout on the Hub
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -198,7 +198,7 @@ def _weights(path: Path, name: str) -> tuple[Path, ...]:
             files = (path / f"{stem}.{suffix}",)
         elif index.is_file():
             try:
-                parts = sorted(set(_read_json(index, name)["weight_map"].values()))
+                parts = sorted(set(_read_json(index)["weight_map"].values()))
                 files = tuple(path / Path(part).name for part in parts)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{index} can't be read: {error}", hint=_AGAIN) from error

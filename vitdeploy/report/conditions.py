@@ -146,7 +146,7 @@ def _evaluate_row(condition: Condition, row: RowComparison, rows: int, *, strict
     # The interval holds values on both sides of the limit, or nearly reaches to the other one.
     width, distance = _width(span, value, condition), _distance(condition)
     if distance and width > distance:
-        return "inconclusive", _too_wide(change, condition, width)
+        return "inconclusive", _too_wide(change, width)
     return ("not met" if not met(value, condition.number) else "noise" if condition.unit else "met"), shown
 
 
@@ -190,7 +190,7 @@ def _log_ratio(value: float, condition: Condition) -> float:
     return math.log(max(value if condition.unit == "x" else 1 + value / 100, 1e-9))
 
 
-def _too_wide(change: Change, condition: Condition, width: float) -> str:
+def _too_wide(change: Change, width: float) -> str:
     if change.count is not None:
         return f": can't be told with {change.count:,} images (they show about {width:.2g} points)"
     return f": can't be told from these runs (they show about {math.expm1(width):.0%}): give more rounds or reports"

@@ -208,7 +208,8 @@ def test_every_linear_of_an_engine_is_fp8(fp8_bundle: Path, tmp_path: Path, capa
     assert plan is not None and plan.capturable and not plan.host_copies
     names = [node.name for node in onnx.load(copy / FILE).graph.node]
     linears = [name for name in names if name.endswith(("_proj/MatMul", ".fc1/MatMul", ".fc2/MatMul"))]
-    assert len(linears) == 18 and {plan.precision_of(name) for name in linears} == {"fp8"}
+    found = {name: product.precision for product in plan.products for name in product.nodes}
+    assert len(linears) == 18 and {found[name] for name in linears} == {"fp8"}
     built = next(a for a in Bundle.open(copy).manifest.artifacts if a.kind == "engine").built_with
     assert built["precision"] == "fp8" and built["compute_capabilities"] == [capability]
     assert "24 of 28 products on FP8 factors" in invoke("inspect", engine).stdout

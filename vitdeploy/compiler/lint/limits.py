@@ -47,7 +47,6 @@ _SINCE = {  # the first parser that knows an operator
     "HannWindow": (10, 15),
     "STFT": (10, 15),
 }
-_TAKE_UINT8 = ("Cast", "Shape", "Size", "If", "Loop", "Scan", *QDQ)
 _PLUGINS = ("trt", "trt.plugins")
 _TYPES = frozenset(
     (

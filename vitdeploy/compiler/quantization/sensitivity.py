@@ -94,7 +94,7 @@ def analyze_layers(
     order = {node: index for index, node in enumerate(nodes)}
     units = sorted(_units(layers.on(model), calibration), key=lambda unit: order[unit.first])
     macs = {node: product_macs(node) for node in model_nodes(model) if node.op_type in ("MatMul", "Gemm", "Conv")}
-    cuts = _cuts(model, nodes)
+    cuts = _cuts(nodes)
     walk = _Walk(model_path, truth, layers)
     reports = []
     with progress.task("Judging layers", total=len(units), unit="groups") as step:
@@ -128,7 +128,7 @@ def _units(layers: QuantLayers, calibration: Calibration) -> list[_Unit]:
     return units
 
 
-def _cuts(model: ir.Model, nodes: list[ir.Node]) -> list[tuple[int, str]]:
+def _cuts(nodes: list[ir.Node]) -> list[tuple[int, str]]:
     """(position, name) of each value that alone connects the nodes up to that position with those behind it.
 
     Only LayerNormalization reads and additions count: smoothing changes what is inside a block, not what is between.
