@@ -36,7 +36,7 @@ from vitdeploy.evaluation.statistics import median, ratio_interval, softmax
 from vitdeploy.report.records import Phases
 from vitdeploy.report.settings import BenchSettings
 
-__all__ = ["PhasesRun", "cut_preprocessing", "time_decoding"]
+__all__ = ["ROUNDS", "PhasesRun", "cut_preprocessing", "time_decoding"]
 
 ROUNDS = 15
 _DECODED = 50  # images, at most

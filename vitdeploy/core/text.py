@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
-__all__ = ["on_one_line", "quoted", "visible", "visible_json"]
+__all__ = ["first_line", "on_one_line", "quoted", "visible", "visible_json"]
 
+_LONGEST = 300
 # Controls (C0, DEL, C1) but newline and tab; marks, overrides and isolates of the bidirectional algorithm; separators
 # of lines and paragraphs; halves of surrogate pairs, which no encoding has.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,6 +36,14 @@ def visible_json(text: str) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in one line of 300 characters at most; its class where it says nothing."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def quoted(word: object) -> str:

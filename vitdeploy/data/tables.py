@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vitdeploy.core import progress
 from vitdeploy.core.errors import DatasetError, ImageError, VitdeployError, require
 from vitdeploy.core.storage import open_regular, parse_json, refuse_pointer
+from vitdeploy.core.text import first_line
 from vitdeploy.data.columns import (
     find_columns,
     is_list,
@@ -320,8 +321,7 @@ def _reading(what: str, *, hint: str, online: bool = True) -> Iterator[None]:
                 f"{what} can't be fetched: the Hugging Face Hub can't be reached, and it is not in the local cache",
                 hint=hint,
             ) from error
-        message = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise DatasetError(f"{what} can't be loaded: {message[0][:300]}", hint=hint) from error
+        raise DatasetError(f"{what} can't be loaded: {first_line(cause)}", hint=hint) from error
 
 
 def _root(error: BaseException) -> BaseException:

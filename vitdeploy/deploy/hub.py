@@ -17,8 +17,8 @@ from vitdeploy.bundle.migrations import read_manifest
 from vitdeploy.bundle.records import MANIFEST
 from vitdeploy.core import progress
 from vitdeploy.core.errors import BundleError, InputError, OutputExistsError, require
-from vitdeploy.core.text import on_one_line
-from vitdeploy.models.hub import first_line, is_reachable, is_transport, quiet_libraries
+from vitdeploy.core.text import first_line, on_one_line
+from vitdeploy.models.hub import is_reachable, is_transport, quiet_libraries
 from vitdeploy.models.tasks import TASKS
 from vitdeploy.report.markdown import markdown, table_row
 from vitdeploy.report.records import BenchReport

@@ -16,11 +16,11 @@ from typing import Any
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError, VitdeployError, require
 from vitdeploy.core.specs import EmbeddingSpec
-from vitdeploy.core.text import quoted
+from vitdeploy.core.text import first_line, quoted
 from vitdeploy.models import hub
 from vitdeploy.models.configs import code_refused, configuration, custom_code
 from vitdeploy.models.folders import CheckpointFolder, open_folder
-from vitdeploy.models.processors import first_line, load_processor
+from vitdeploy.models.processors import load_processor
 from vitdeploy.models.tasks import CLASSES, TASKS, THRESHOLD_KEY, Task, TaskRequest, task_of
 from vitdeploy.models.towers import Tower, is_tower, tower_of
 from vitdeploy.models.words import words_of

@@ -19,8 +19,9 @@ from typing import Any
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import VitdeployError, require
+from vitdeploy.core.text import first_line
 
-__all__ = ["fetch", "first_line", "is_reachable", "is_transport", "looks_like_path", "offline", "quiet_libraries"]
+__all__ = ["fetch", "is_reachable", "is_transport", "looks_like_path", "offline", "quiet_libraries"]
 
 _PROBE_SECONDS = 4.0
 
@@ -146,11 +147,6 @@ def fetch(
 def is_transport(error: Exception) -> bool:
     """Whether the connection failed: the errors of the client's transport are neither OSError nor the client's own."""
     return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

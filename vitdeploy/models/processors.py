@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError, VitdeployError, require
 from vitdeploy.core.storage import read_json, refuse_pointer
+from vitdeploy.core.text import first_line
 from vitdeploy.models import hub
 from vitdeploy.models.configs import code_refused, configuration, custom_code
 from vitdeploy.models.folders import PROCESSORS, CheckpointFolder
 
-__all__ = ["first_line", "load_processor"]
+__all__ = ["load_processor"]
 
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
@@ -142,11 +142,3 @@ def _timm_processor(folder: CheckpointFolder, transformers: Any) -> Any:
             image_std=std,
             do_convert_rgb=False,
         )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error}"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 200 else f"{line[:197]}..."

@@ -12,6 +12,7 @@ from typing import Any
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError, require
+from vitdeploy.core.text import first_line
 from vitdeploy.models import hub
 from vitdeploy.models.folders import CheckpointFolder
 from vitdeploy.models.tasks import SINGLE_LABEL, TASKS, TEMPLATE, Task, TaskRequest
@@ -91,7 +92,7 @@ def _loaded(folder: CheckpointFolder, config: Any) -> tuple[Any, Any]:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
         except Exception as error:  # each tokenizer's own
             raise ModelError(
-                f"the tokenizer of {folder.name} can't be loaded: {hub.first_line(error)}",
+                f"the tokenizer of {folder.name} can't be loaded: {first_line(error)}",
                 hint=_COPY,
             ) from error
         module = transformers.AutoModelForZeroShotImageClassification.from_pretrained(

@@ -21,6 +21,7 @@ from vitdeploy.bundle.graphs import GraphFile, load_graph
 from vitdeploy.core.errors import InputError, ModelError, OutOfMemoryError, VitdeployError, require
 from vitdeploy.core.machine import quota_threads
 from vitdeploy.core.specs import TensorSpec
+from vitdeploy.core.text import first_line
 
 __all__ = ["OnnxRuntimeRunner"]
 
@@ -120,7 +121,7 @@ class OnnxRuntimeRunner(RunnerBase):
             try:
                 return onnxruntime.InferenceSession(file.source, options, providers=providers)
             except Exception as error:  # its errors have no base class of their own
-                said = _first_line(error).replace(str(file.source), str(self._path))
+                said = first_line(error).replace(str(file.source), str(self._path))
                 raise ModelError(
                     f"ONNX Runtime {onnxruntime.__version__} can't load {self._path}: {said}",
                     hint="the file may be damaged or need a newer onnxruntime; export it again, or upgrade",
@@ -214,7 +215,7 @@ def _failure(error: Exception, feeds: Mapping[str, npt.NDArray[Any] | DeviceArra
             f"not enough memory for an input of shape {_shapes(feeds)}", hint="use a smaller batch or image"
         )
     return ModelError(
-        f"ONNX Runtime failed on an input of shape {_shapes(feeds)}: {_first_line(error)}",
+        f"ONNX Runtime failed on an input of shape {_shapes(feeds)}: {first_line(error)}",
         hint="try another backend; if it works there, report this one",
     )
 
@@ -248,7 +249,3 @@ def _spec(node: Any) -> TensorSpec:
 
 def _shapes(feeds: Mapping[str, npt.NDArray[Any] | DeviceArray]) -> str:
     return ", ".join(str(array.shape) for array in feeds.values())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

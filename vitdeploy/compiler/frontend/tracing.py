@@ -23,6 +23,7 @@ import numpy as np
 from vitdeploy.compiler.frontend.plain_attention import Weights, plain_attention
 from vitdeploy.core.errors import ModelError, VitdeployError, require
 from vitdeploy.core.specs import ANSWERS, EXTRA_OUTPUTS
+from vitdeploy.core.text import first_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -234,9 +235,9 @@ def run_pytorch(checkpoint: Checkpoint, batches: list[np.ndarray], names: tuple[
     except (VitdeployError, MemoryError):
         raise
     except Exception as error:  # what a model's own code raises for inputs that it was not written for
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{checkpoint.source} ({type(module).__name__}) does not take images of {size[0]}x{size[1]}: {first}",
+            f"{checkpoint.source} ({type(module).__name__}) does not take images of {size[0]}x{size[1]}:"
+            f" {first_line(error)}",
             hint="choose an --image-size that is a multiple of its patch size, or the size it was trained with;"
             " docs/export.md lists the families that are tested",
         ) from error
@@ -277,9 +278,8 @@ def _traced(checkpoint: Checkpoint, size: tuple[int, int], names: tuple[str, ...
     except VitdeployError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{checkpoint.source} ({type(module).__name__}) can't be exported: {first}",
+            f"{checkpoint.source} ({type(module).__name__}) can't be exported: {first_line(error)}",
             hint="docs/export.md lists the families that are tested; --debug shows the exporter's own report",
         ) from error
     finally:

@@ -34,6 +34,7 @@ from vitdeploy.compiler.passes.values import new_initializer
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.operators import MOVES
+from vitdeploy.core.text import first_line
 from vitdeploy.evaluation.batches import open_session
 
 if TYPE_CHECKING:
@@ -286,5 +287,6 @@ def _run(session: Any, names: list[str], feed: dict[str, np.ndarray], path: Path
 
 
 def _cannot_run(path: Path, error: Exception) -> ModelError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ModelError(f"{path} can't be run: {lines[0]}", hint="leave --measure out: the other rules need no run")
+    return ModelError(
+        f"{path} can't be run: {first_line(error)}", hint="leave --measure out: the other rules need no run"
+    )

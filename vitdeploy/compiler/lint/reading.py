@@ -10,6 +10,7 @@ from vitdeploy.bundle.graphs import named_files
 from vitdeploy.compiler.lint.inference import infer
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.onnx_files import read_message
+from vitdeploy.core.text import first_line
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,14 +41,9 @@ def read_graph(path: Path) -> ir.Model:
     except ModelError:
         raise
     except Exception as error:  # onnx_ir's many ways to say that a graph contradicts itself
-        raise ModelError(f"{path} is no sound ONNX graph: {_first_line(error)}", hint=_AGAIN) from error
+        raise ModelError(f"{path} is no sound ONNX graph: {first_line(error)}", hint=_AGAIN) from error
     _check_extents(model, path)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _check_weights(path: Path) -> None:

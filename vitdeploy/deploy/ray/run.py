@@ -20,6 +20,7 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.core import progress
 from vitdeploy.core.errors import OutputExistsError, VitdeployError, require
 from vitdeploy.core.storage import check_apart, parse_json
+from vitdeploy.core.text import first_line
 from vitdeploy.data.outside import are_outside_paths_allowed
 from vitdeploy.deploy.ray import output as results
 from vitdeploy.deploy.ray.blocks import Block, cut, digest, places
@@ -260,9 +261,8 @@ def _translated(ray: Any) -> Iterator[None]:
         ours = cause_of(error)
         if ours is not None:
             raise ours from error
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise VitdeployError(
-            f"the workers fail: {first}",
+            f"the workers fail: {first_line(error)}",
             hint="install one version of vitdeploy and its backend on every machine; Ray's log says more",
         ) from error
 
