@@ -30,7 +30,7 @@ from vitdeploy.core.storage import read_json
 from vitdeploy.data import ImageDataset, stratified_sample
 from vitdeploy.data.labels import LabelMatch, match_dataset
 from vitdeploy.models.tasks import CLASSES, EMBEDDING, TASKS, TaskRequest
-from vitdeploy.report.circumstances import Analysis, Layer, Picture
+from vitdeploy.report.circumstances import AnalysedLayer, LayerAnalysis, Picture
 from vitdeploy.report.recommendation import can_show, choice, headline
 from vitdeploy.report.records import BenchReport, Row
 from vitdeploy.report.settings import BenchSettings
@@ -290,15 +290,15 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _analysis(bundle: Bundle) -> Analysis | None:
+def _analysis(bundle: Bundle) -> LayerAnalysis | None:
     """What `vitdeploy analyze` found of each layer, where the bundle holds it and it can be read."""
     artifact = bundle.find(kind="analysis")
     if artifact is None:
         return None
     try:
         data = read_json(bundle.file(artifact))
-        found = decode(tuple[Layer, ...], data.get("rows") if isinstance(data, dict) else None, "rows")
-        rows: list[Any] = [{name: row.get(name) for name in get_type_hints(Layer)} for row in found]
+        found = decode(tuple[AnalysedLayer, ...], data.get("rows") if isinstance(data, dict) else None, "rows")
+        rows: list[Any] = [{name: row.get(name) for name in get_type_hints(AnalysedLayer)} for row in found]
         precision = decode(str | None, data.get("precision"), "precision")
         return {"precision": precision, "data": public_text(data.get("data")), "rows": rows}
     except (BundleError, OSError, ValueError) as error:

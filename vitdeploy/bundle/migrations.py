@@ -16,7 +16,7 @@ from vitdeploy.bundle.records import (
     SCHEMA_VERSION,
     Artifact,
     BuiltWith,
-    Machine,
+    ChoiceMachine,
     Manifest,
     ModelFacts,
     Provenance,
@@ -89,7 +89,7 @@ def from_json(data: Any, folder: Path | None = None) -> Manifest:
     decode(ModelFacts, manifest.model, "model")
     decode(Provenance, manifest.provenance, "provenance")
     if manifest.choice is not None:
-        decode(Machine, manifest.choice.machine, "choice.machine")
+        decode(ChoiceMachine, manifest.choice.machine, "choice.machine")
     for artifact in manifest.artifacts:
         decode(BuiltWith, artifact.built_with, f"built_with of {artifact.path}")
     return manifest

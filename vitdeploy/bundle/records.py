@@ -37,7 +37,7 @@ class Check(TypedDict, total=False):
     passed: bool
 
 
-class Kept(TypedDict):
+class KeptNode(TypedDict):
     """A node that stays in FP32."""
 
     node: str
@@ -61,7 +61,7 @@ class BuiltWith(TypedDict, total=False):
     recipe: dict[str, Any] | None
     images: dict[str, Any] | None
     calibration_sha256: str
-    kept_fp32: tuple[Kept, ...] | None
+    kept_fp32: tuple[KeptNode, ...] | None
     mean_logit_difference: float
     tensorrt: dict[str, str] | None
     request: EngineRequest | None
@@ -91,7 +91,7 @@ class Provenance(TypedDict, total=False):
     passes: tuple[dict[str, Any], ...] | None
 
 
-class Machine(TypedDict, total=False):
+class ChoiceMachine(TypedDict, total=False):
     """What is relied on of `Choice.machine`, which may say more."""
 
     cpu: str | None

@@ -19,7 +19,7 @@ from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.core.text import on_one_line
 
 if TYPE_CHECKING:
-    from vitdeploy.compiler.lint.measured import Measured
+    from vitdeploy.compiler.lint.measured import MeasuredGraph
     from vitdeploy.compiler.lint.report import GraphReport, LintReport
     from vitdeploy.compiler.lint.rule import Finding
 
@@ -116,7 +116,7 @@ def _show_graph(console: Console, graph: GraphReport, show_all: bool) -> None:
         _show_finding(console, finding, show_all)
 
 
-def _show_measured(console: Console, measured: Measured, show_all: bool) -> None:
+def _show_measured(console: Console, measured: MeasuredGraph, show_all: bool) -> None:
     """The noisiest nodes and their ranges, or all in the order of the graph."""
     console.print(_indented(f"{measured.images} images of {on_one_line(measured.source)}: {measured.reference}.", 2))
     nodes = list(measured.nodes)

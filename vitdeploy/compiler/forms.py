@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from vitdeploy.backends.base import Runner
 
-__all__ = ["FORMS", "Check", "Form", "Ingredients", "Making", "Need", "Pass", "register"]
+__all__ = ["FORMS", "Check", "Form", "Ingredients", "Making", "Needed", "Pass", "register"]
 
 
 class Ingredients:
@@ -73,7 +73,7 @@ class Ingredients:
 
 
 @dataclass(frozen=True)
-class Need:
+class Needed:
     """An ingredient of a form. `find` finds or makes it and returns what ties a form to it, for the manifest; `check`
     raises at once where it can't be had."""
 
@@ -106,7 +106,7 @@ class Form:
     spec: FormSpec
     passes: tuple[Pass, ...]
     checks: tuple[Check, ...] = ()
-    needs: tuple[Need, ...] = ()
+    needs: tuple[Needed, ...] = ()
     origin: tuple[str, str] = ("fp32", "any")
 
 
@@ -176,14 +176,14 @@ def _faster_than_fp16(numbers: Numbers) -> Check:
     return check
 
 
-def _calibration_in(numbers: Numbers) -> Need:
-    return Need(
+def _calibration_in(numbers: Numbers) -> Needed:
+    return Needed(
         lambda ingredients: ingredients.calibration(numbers)[1],
         lambda ingredients: ingredients.stages[numbers].check(),
     )
 
 
-_HALF_PLAN = Need(lambda ingredients: ingredients.half_plan[1])
+_HALF_PLAN = Needed(lambda ingredients: ingredients.half_plan[1])
 _CALIBRATION, _FP8_CALIBRATION = _calibration_in(INT8), _calibration_in(E4M3)
 _SPECS = precisions.FORMS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypedDict
 
-__all__ = ["Analysis", "Baseline", "Data", "Machine", "Measured", "Picture", "Reading", "Recommendation"]
+__all__ = ["Baseline", "Data", "LayerAnalysis", "Machine", "MeasuredBundle", "Picture", "Reading", "Recommendation"]
 
 Sha256 = Annotated[str, "sha256"]
 
@@ -39,7 +39,7 @@ class Data(TypedDict, total=False):
     left_out: dict[str, dict[str, int]]
 
 
-class Measured(TypedDict, total=False):
+class MeasuredBundle(TypedDict, total=False):
     """The bundle; its manifest's SHA-256 leaves out benchmarks and what they led to, keys sorted."""
 
     name: str
@@ -72,7 +72,7 @@ class Reading(TypedDict):
     gpu: list[GpuReading]
 
 
-class Layer(TypedDict, total=False):
+class AnalysedLayer(TypedDict, total=False):
     """One layer in INT8 or FP8, the rest in FP32: `drop` in points, `agreement` in percent."""
 
     layer: str
@@ -88,11 +88,11 @@ class _Analysed(TypedDict, total=False):
     precision: str | None  # none: int8
 
 
-class Analysis(_Analysed):
+class LayerAnalysis(_Analysed):
     """What `vitdeploy analyze` kept in the bundle: of which precision and images, and each layer."""
 
     data: Any
-    rows: list[Layer]
+    rows: list[AnalysedLayer]
 
 
 class Picture(TypedDict):

@@ -17,11 +17,11 @@ from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
 from vitdeploy.evaluation.statistics import Interval, Milliseconds, Share
 from vitdeploy.evaluation.vectors import VectorQuality
 from vitdeploy.report.circumstances import (
-    Analysis,
     Baseline,
     Data,
+    LayerAnalysis,
     Machine,
-    Measured,
+    MeasuredBundle,
     Picture,
     Reading,
     Recommendation,
@@ -306,7 +306,7 @@ class BenchReport:
     machine: Machine
     versions: dict[str, str]
     dataset: Data
-    bundle: Measured
+    bundle: MeasuredBundle
     baseline: Baseline
     settings: BenchSettings
     labels: tuple[str, ...]
@@ -314,7 +314,7 @@ class BenchReport:
     noise: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
-    analysis: Analysis | None = None
+    analysis: LayerAnalysis | None = None
     explanation: tuple[Picture, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
     disagreement_count: int = 0

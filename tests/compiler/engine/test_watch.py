@@ -15,7 +15,7 @@ import pytest
 from tests.tools.engines import Recorder, needs_rtx
 from vitdeploy.compiler.engine import EngineOptions, build_engine
 from vitdeploy.compiler.engine.interrupt import run_interruptible
-from vitdeploy.compiler.engine.watch import BuildLog, Phases, explain_error
+from vitdeploy.compiler.engine.watch import BuildLog, BuildPhases, explain_error
 
 
 @needs_rtx
@@ -139,7 +139,7 @@ def test_what_the_work_raises_is_raised() -> None:
 
 
 def test_phases_nest_and_never_fall() -> None:
-    phases, seen = Phases(), []
+    phases, seen = BuildPhases(), []
     phases.start("whole", None, 2)
     phases.start("first", "whole", 4)
     for step in range(4):

@@ -12,14 +12,14 @@ import onnx
 import pytest
 
 from tests.tools.lint_graphs import DECOMPOSED, FLOATS, NORM, Example, half, linear, saved, spread, text
-from vitdeploy.compiler.lint.measured import Measured, NodeRange
+from vitdeploy.compiler.lint.measured import MeasuredGraph, NodeRange
 from vitdeploy.compiler.lint.report import GraphReport
 from vitdeploy.compiler.lint.request import ImageRequest
 from vitdeploy.compiler.lint.run import lint
 from vitdeploy.core.errors import DatasetError, InputError, ModelError
 
 
-def measured(example: Example, array: np.ndarray, folder: Path) -> tuple[Measured, dict[str, NodeRange], set[str]]:
+def measured(example: Example, array: np.ndarray, folder: Path) -> tuple[MeasuredGraph, dict[str, NodeRange], set[str]]:
     """What was measured, by the name of what a node makes, and the rules that found something."""
     np.save(folder / "values.npy", array)
     path = saved(example, folder / "graph.onnx")

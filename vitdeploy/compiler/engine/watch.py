@@ -135,7 +135,7 @@ def watch(trt: ModuleType, step: Step) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.lock = threading.Lock()
-            self.phases = Phases()
+            self.phases = BuildPhases()
             self.cancelled = False
 
         def cancel(self) -> None:
@@ -163,7 +163,7 @@ def watch(trt: ModuleType, step: Step) -> Any:
     return Monitor()
 
 
-class Phases:
+class BuildPhases:
     """TensorRT's nested phases as one fraction that never falls."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from vitdeploy.core.operators import REORDERS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from vitdeploy.compiler.lint.measured import Measured
+    from vitdeploy.compiler.lint.measured import MeasuredGraph
 
 __all__ = [
     "PRODUCTS",
@@ -54,7 +54,7 @@ class LintGraph:
         model: ir.Model,
         intended: Collection[str] = (),
         numbers: Numbers | None = None,
-        measured: Measured | None = None,
+        measured: MeasuredGraph | None = None,
     ) -> None:
         self.model, self.intended, self.measured = model, frozenset(intended), measured
         self.nodes = model_nodes(model)

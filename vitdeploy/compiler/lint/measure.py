@@ -26,7 +26,7 @@ from vitdeploy.compiler.float16.cast import model_nodes
 from vitdeploy.compiler.float16.plan import LARGEST
 from vitdeploy.compiler.float16.simulation import round_behind, simulate
 from vitdeploy.compiler.lint.graph import QDQ, place
-from vitdeploy.compiler.lint.measured import Measured, NodeRange
+from vitdeploy.compiler.lint.measured import MeasuredGraph, NodeRange
 from vitdeploy.compiler.lint.qdq import INTEGER
 from vitdeploy.compiler.lint.reading import read_graph
 from vitdeploy.compiler.passes.save import save
@@ -93,7 +93,7 @@ class _Sum:
         return float(10 * np.log10(self.signal / self.noise))
 
 
-def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> Measured:
+def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> MeasuredGraph:
     """Run a graph and its reference.
 
     Args:
@@ -136,7 +136,7 @@ def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> 
                 step.advance(count)
     compared = kind != _INTEGERS
     rows = [_row(node, sums[name], compared) for node, name in zip(nodes, names, strict=True) if sums[name].count]
-    return Measured(images, source, kind, tuple(rows))
+    return MeasuredGraph(images, source, kind, tuple(rows))
 
 
 def _row(node: ir.Node, found: _Sum, compared: bool) -> NodeRange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Measured", "NodeRange"]
+__all__ = ["MeasuredGraph", "NodeRange"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NodeRange:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredGraph:
     """What `images` images of `source` gave; `reference` says in words what is compared with what."""
 
     images: int

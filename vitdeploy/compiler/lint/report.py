@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.compiler.lint.findings import SEVERITIES, Severity
-from vitdeploy.compiler.lint.measured import Measured
+from vitdeploy.compiler.lint.measured import MeasuredGraph
 from vitdeploy.compiler.lint.rule import Finding
 
 __all__ = ["GraphReport", "LintReport"]
@@ -44,7 +44,7 @@ class GraphReport:
     macs: int | None
     share: float | None
     findings: tuple[Finding, ...]
-    measured: Measured | None = None
+    measured: MeasuredGraph | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
