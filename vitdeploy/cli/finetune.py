@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitdeploy.cli.parameters import GroupedCommand, defaults_of
+from vitdeploy.cli.parameters import GroupedCommand, defaults_of, section
 from vitdeploy.cli.terminal import echo, echo_json, program
 from vitdeploy.cli.types import match_labels, outside_paths_option, trust_remote_code
 from vitdeploy.core.text import quoted
@@ -32,62 +32,9 @@ def _flag(name: str, text: str) -> Callable[[Callback], Callback]:
     return click.option(f"--{name}/--no-{name}", help=text)
 
 
-_GROUPS = {
-    "Data": (
-        "dataset",
-        "limit_train",
-        "limit_test",
-        "validation",
-        "validation_split",
-        "test_split",
-        "image_column",
-        "label_column",
-        "match_labels",
-        "skip_bad",
-    ),
-    "Recipe": (
-        "epochs",
-        "max_steps",
-        "batch_size",
-        "accumulate",
-        "learning_rate",
-        "layer_decay",
-        "warmup_ratio",
-        "weight_decay",
-        "clip_grad_norm",
-        "label_smoothing",
-        "drop_path",
-        "ema",
-        "freeze",
-        "linear_probe",
-        "image_size",
-        "patience",
-        "seed",
-    ),
-    "Augmentation": ("augment", "randaugment", "mixup", "cutmix"),
-    "Distillation and quantisation": (
-        "distill",
-        "distill_kind",
-        "distill_temperature",
-        "distill_weight",
-        "qat",
-    ),
-    "Machine": (
-        "precision",
-        "gradient_checkpointing",
-        "compile",
-        "threads",
-        "workers",
-        "save_every",
-        "tensorboard",
-    ),
-}
-
-
-@click.command("finetune", cls=GroupedCommand, groups=_GROUPS)
+@click.command("finetune", cls=GroupedCommand)
 @defaults_of(FinetuneConfig)
 @click.argument("model")
-@click.option("--dataset", required=True, help="cifar10, digits, a Hub id, or a path: parquet files or class folders.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write the checkpoint to.")
 @click.option(
     "--config",
@@ -102,6 +49,22 @@ _GROUPS = {
     "--resume", is_flag=True, help="Continue from the last checkpoint of an interrupted run, if there is one."
 )
 @click.option("--dry-run", is_flag=True, help="Print settings, steps, estimated time and memory; write nothing.")
+@click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@trust_remote_code
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@outside_paths_option
+@section("Data")
+@click.option("--dataset", required=True, help="cifar10, digits, a Hub id, or a path: parquet files or class folders.")
+@click.option("--limit-train", type=int, help="Use a stratified sample of this many training images.")
+@click.option("--limit-test", type=int, help="Use a stratified sample of this many test images.")
+@click.option("--validation", type=int, help="Training images set aside to choose the best weights by; 0: none.")
+@click.option("--validation-split", help="Choose the best weights by this split, not by a part of train.")
+@click.option("--test-split", help="Looked at once; without test: validation.")
+@click.option("--image-column", help="Column with the images, where it can't be found.")
+@click.option("--label-column", help="Column with the classes, where it can't be found.")
+@match_labels
+@_flag("skip-bad", "Decode every image once before training; list and skip those that can't be.")
+@section("Recipe")
 @click.option("--epochs", type=float, help="Passes over the training images. Default: 3; linear probe: 30.")
 @click.option("--max-steps", type=int, help="Stop after this many optimizer steps, whatever --epochs says.")
 @click.option("--batch-size", type=int, help="Images per pass, in each process.")
@@ -116,6 +79,14 @@ _GROUPS = {
 @click.option("--weight-decay", type=float, help="AdamW's; not for biases and norms.")
 @click.option("--clip-grad-norm", type=float, help="Largest gradient norm; 0: no limit.")
 @click.option("--label-smoothing", type=float, help="Spread this much of each target.")
+@click.option("--drop-path", type=float, help="Stochastic depth at the last layer.")
+@click.option("--ema", type=float, help="Decay of the weights' moving average; 0: none.")
+@click.option("--freeze", type=int, help="Freeze embeddings and this many first layers.")
+@_flag("linear-probe", "Train a new head only, on features that are computed once.")
+@click.option("--image-size", type=int, help="Pixels a side, other than the checkpoint's.")
+@click.option("--patience", type=int, help="Stop after this many evaluations without a better one.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@section("Augmentation")
 @click.option(
     "--augment",
     type=click.Choice(AUGMENTATIONS),
@@ -124,31 +95,7 @@ _GROUPS = {
 @click.option("--randaugment", type=int, help="RandAugment's magnitude, 1-29; 0: none.")
 @click.option("--mixup", type=float, help="Alpha of mixup; 0: none.")
 @click.option("--cutmix", type=float, help="Alpha of CutMix; 0: none.")
-@click.option("--drop-path", type=float, help="Stochastic depth at the last layer.")
-@click.option("--ema", type=float, help="Decay of the weights' moving average; 0: none.")
-@click.option("--freeze", type=int, help="Freeze embeddings and this many first layers.")
-@_flag("linear-probe", "Train a new head only, on features that are computed once.")
-@click.option("--image-size", type=int, help="Pixels a side, other than the checkpoint's.")
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="Of the computation; auto: bf16 or fp16 on a GPU, fp32 on a CPU. Weights stay in fp32.",
-)
-@_flag("gradient-checkpointing", "Save memory by computing activations twice.")
-@_flag("compile", "Run the model through torch.compile.")
-@click.option("--patience", type=int, help="Stop after this many evaluations without a better one.")
-@click.option("--save-every", type=int, help="Steps between checkpoints to resume from. Default: at each evaluation.")
-@click.option("--limit-train", type=int, help="Use a stratified sample of this many training images.")
-@click.option("--limit-test", type=int, help="Use a stratified sample of this many test images.")
-@click.option("--validation", type=int, help="Training images set aside to choose the best weights by; 0: none.")
-@click.option("--test-split", help="Looked at once; without test: validation.")
-@click.option("--validation-split", help="Choose the best weights by this split, not by a part of train.")
-@click.option("--image-column", help="Column with the images, where it can't be found.")
-@click.option("--label-column", help="Column with the classes, where it can't be found.")
-@match_labels
-@_flag("skip-bad", "Decode every image once before training; list and skip those that can't be.")
-@click.option("--revision", help="Branch, tag or commit of a Hub model.")
-@trust_remote_code
+@section("Distillation and quantisation")
 @click.option("--distill", metavar="TEACHER", help="Learn from this classifier too: a Hub id or a local folder.")
 @click.option(
     "--distill-kind",
@@ -158,12 +105,18 @@ _GROUPS = {
 @click.option("--distill-temperature", type=float, help="Temperature of soft labels.")
 @click.option("--distill-weight", type=float, help="The teacher's part of the loss.")
 @click.option("--qat", metavar="BUNDLE", help="Tune with BUNDLE's INT8 rounding inside, and export back into it.")
-@click.option("--seed", type=int, help="Seed of everything random.")
+@section("Machine")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of the computation; auto: bf16 or fp16 on a GPU, fp32 on a CPU. Weights stay in fp32.",
+)
+@_flag("gradient-checkpointing", "Save memory by computing activations twice.")
+@_flag("compile", "Run the model through torch.compile.")
 @click.option("--threads", type=int, help="CPU threads; 1 is fastest for very small models. Default: one per core.")
 @click.option("--workers", type=int, help="Processes that prepare images. Default: 0 on a CPU, up to 8 beside a GPU.")
+@click.option("--save-every", type=int, help="Steps between checkpoints to resume from. Default: at each evaluation.")
 @_flag("tensorboard", "Write event files for TensorBoard too.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@outside_paths_option
 def command(as_json: bool, dry_run: bool, **options: Any) -> None:
     """Fine-tune MODEL, a Hub id or a local folder, on a dataset with train and test images.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import click
 
 from vitdeploy.backends import registry
 from vitdeploy.core.precisions import precisions
 
-__all__ = ["BackendOption", "GroupedCommand", "backend_option", "defaults_of", "precision_option"]
+__all__ = ["BackendOption", "GroupedCommand", "backend_option", "defaults_of", "precision_option", "section"]
 
+_SECTIONS: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
 
 
@@ -75,25 +77,27 @@ def precision_option(help: str) -> Callable[[_Command], _Command]:
     return click.option("--precision", type=choices, default="auto", show_default=True, help=help)
 
 
+def section(title: str) -> Callable[[_Command], _Command]:
+    """The options below, up to the next section, stand under this title in `--help` of a `GroupedCommand`."""
+
+    def decorate(function: _Command) -> _Command:
+        for parameter in getattr(function, "__click_params__", ()):
+            _SECTIONS.setdefault(parameter, title)
+        return function
+
+    return decorate
+
+
 class GroupedCommand(click.Command):
-    """A command with so many options that `--help` shows them in groups.
-
-    `groups` has the options' names of each group, by its title; the others come first, `--help` last.
-    """
-
-    def __init__(self, *arguments: Any, groups: dict[str, tuple[str, ...]], **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.groups = groups
+    """A command with so many options that `--help` shows them in sections; those without one come first."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section a group."""
-        records = {
-            option.name: option.get_help_record(ctx)
-            for option in self.get_params(ctx)
-            if isinstance(option, click.Option)
-        }
-        grouped = [name for names in self.groups.values() for name in names]
-        rest = tuple(name or "" for name in records if name not in grouped)
-        for title, names in {"Options": rest, **self.groups}.items():
+        """Write a section after the other."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            if record is not None:
+                sections.setdefault(_SECTIONS.get(option, "Options"), []).append(record)
+        for title, records in sections.items():
             with formatter.section(title):
-                formatter.write_dl([record for name in names if (record := records[name]) is not None])
+                formatter.write_dl(records)
