@@ -6,7 +6,7 @@ from html import escape
 
 from vitdeploy.evaluation.changes import Changes, Disagreement
 from vitdeploy.report.formatting import backend_name, count, form_name, named, percent, points
-from vitdeploy.report.html.markup import name_cell, section
+from vitdeploy.report.html.markup import columns, name_cell, section, table_card
 from vitdeploy.report.records import BenchReport, Row
 
 __all__ = ["changes_section", "classes_section", "confusion_section", "images_section"]
@@ -23,18 +23,13 @@ def changes_section(report: BenchReport) -> str:
         return ""
     lines = [_changes_line(row) for row in rows]
     heads = ("agreement", "right → wrong", "wrong → right", "wrong → wrong", "confidence", "calibration error", "top-5")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     lead = (
         f"How often each form has the same best class as {escape(str(report.baseline.get('name')))} on the same "
         f"{base.accuracy.count:,} images, what became of the other answers, and how sure of them it is: the "
         "mean probability of its best class, and its expected calibration error (the baseline's is "
         f"{percent(base.accuracy.calibration_error)})."
     )
-    card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("Changed answers", lead, card) + _flows(report, rows)
+    return section("Changed answers", lead, table_card("form", columns(heads), lines)) + _flows(report, rows)
 
 
 def _changes_line(row: Row) -> str:
@@ -95,9 +90,7 @@ def classes_section(report: BenchReport) -> str:
     strongest = sorted(changes, key=lambda label: -max(abs(change or 0) for change in changes[label]))[:_MOST_CLASSES]
     shown = [label for label in changes if label in set(strongest)]
     most = max((abs(change or 0) for label in shown for change in changes[label]), default=0) or 1
-    head = "".join(
-        f'<th scope="col">{escape(form_name(row.form))}<br>{escape(backend_name(row))}</th>' for row in others
-    )
+    head = columns(["baseline", *(f"{escape(form_name(row.form))}<br>{escape(backend_name(row))}" for row in others)])
     index = {label: place for place, label in enumerate(report.labels)}
     lines = "".join(
         f'<tr><td class="name">{escape(label)}</td><td>{100 * (shares[index[label]] or 0):.1f} %</td>'
@@ -114,11 +107,7 @@ def classes_section(report: BenchReport) -> str:
         else "Share of each class that the baseline recognises"
     )
     lead = f"{what}, and the change in points by form. One {one} has few images, so small changes mean little.{cut}"
-    card = (
-        '<div class="card scroll"><table class="heat"><thead><tr><th class="name" scope="col">'
-        f'{one}</th><th scope="col">baseline</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-    )
-    return section(title, lead, card)
+    return section(title, lead, table_card(one, head, lines, "heat"))
 
 
 def _by_class(row: Row | None) -> tuple[float | None, ...]:
@@ -159,11 +148,7 @@ def confusion_section(report: BenchReport) -> str:
         for t, label in enumerate(report.labels)
     )
     lead = f"{escape(named(row))}: each line is a true class, each column an answer, in images."
-    card = (
-        '<div class="card scroll"><table class="heat confusion"><thead><tr><th class="name" scope="col">true class</th>'
-        f"{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
-    return section("Confused classes", lead, card)
+    return section("Confused classes", lead, table_card("true class", head, lines, "heat confusion"))
 
 
 def _confused(number: int, total: int, most: float, right: bool) -> str:

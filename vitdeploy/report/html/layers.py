@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from vitdeploy.core.precisions import title
-from vitdeploy.report.html.markup import section
+from vitdeploy.report.html.markup import columns, section, table_card
 from vitdeploy.report.records import BenchReport
 
 __all__ = ["layers_section"]
@@ -31,9 +31,8 @@ def layers_section(report: BenchReport) -> str:
     rows.sort(key=_damage, reverse=True)
     shown = rows[:_MOST]
     most = max(_noise(row) for row in shown) or 1.0
-    columns = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in shown)]
-    lines = "".join(_line(row, most, columns) for row in shown)
-    heads = ("points lost", *(name for name, _, _ in columns))
+    parts = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in shown)]
+    heads = ("points lost", *(name for name, _, _ in parts))
     cut = f" The first {len(shown)} of {len(rows)}." if len(shown) < len(rows) else ""
     lead = (
         f"One group of layers in {_rounded_to(report)}, the rest in FP32: what is lost, the signal-to-noise ratio, and"
@@ -41,12 +40,8 @@ def layers_section(report: BenchReport) -> str:
         " logits."
         f"{_images(report)}{cut}"
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">layer</th>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-    return section("Layer by layer", lead, card)
+    lines = (_line(row, most, parts) for row in shown)
+    return section("Layer by layer", lead, table_card("layer", columns(heads), lines))
 
 
 def _rounded_to(report: BenchReport) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from vitdeploy.backends.registry import runs_bundles
 from vitdeploy.report.formatting import backend_name, form_name
 from vitdeploy.report.records import Row
 
-__all__ = ["NARROW", "WIDE", "colour", "name_cell", "section"]
+__all__ = ["NARROW", "WIDE", "colour", "columns", "name_cell", "section", "table_card"]
 
 WIDE, NARROW = 1000, 360  # pictures are drawn twice, so that their text has one size on a phone and on a desk
 
@@ -16,6 +17,21 @@ WIDE, NARROW = 1000, 360  # pictures are drawn twice, so that their text has one
 def section(title: str, lead: str, content: str) -> str:
     """A heading, a sentence or two (markup), and what they are about (markup)."""
     return f"<h2>{escape(title)}</h2><p>{lead}</p>{content}\n"
+
+
+def columns(heads: Iterable[str]) -> str:
+    """The heads (markup) of a table's columns."""
+    return "".join(f'<th scope="col">{head}</th>' for head in heads)
+
+
+def table_card(first: str, head: str, lines: Iterable[str], kind: str = "") -> str:
+    """A table on a card: the head of the column of names, the other heads (markup), its lines; `kind` is its class."""
+    style = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="card scroll"><table{style}><thead>'
+        f'<tr><th class="name" scope="col">{first}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def name_cell(row: Row, note: str = "") -> str:

@@ -9,7 +9,7 @@ from vitdeploy.backends.registry import backend_title
 from vitdeploy.core.svg import element
 from vitdeploy.report.formatting import ms, named, percent, rate, size_words
 from vitdeploy.report.html.lines import Series, line_chart
-from vitdeploy.report.html.markup import NARROW, WIDE, colour, name_cell, section
+from vitdeploy.report.html.markup import NARROW, WIDE, colour, columns, name_cell, section, table_card
 from vitdeploy.report.html.scatter import distributions, mark, tradeoff
 from vitdeploy.report.records import BenchReport, OpenLoad, Row
 
@@ -132,19 +132,15 @@ def phases_section(report: BenchReport) -> str:
             low, high = row.phases.preprocess_share_ci95
             share += f"<small>{100 * low:.1f} to {100 * high:.1f}</small>"
         lines.append(f'<tr>{name_cell(row)}<td class="stack"><span>{parts}</span></td>{cells}<td>{share}</td></tr>')
-    heads = "".join(f'<th scope="col"><i class="dot p-{label}"></i>{label}</th>' for label, _ in _PHASES)
+    heads = columns(f'<i class="dot p-{label}"></i>{label}' for label, _ in _PHASES)
     lead = (
         "Medians in milliseconds of one call. Preprocessing is PyTorch's image processor, or the part of the graph "
         "before the model, cut out and run by the same backend in turns with the whole. Decoding the file and softmax "
         "with the five best classes come on top of the latency above. The last column is the preprocessing's share of "
         "that latency."
     )
-    card = (
-        '<div class="card scroll"><table class="phases"><thead><tr><th class="name" scope="col">form</th>'
-        f'<th class="stack" scope="col"></th>{heads}<th scope="col">share</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("Where the time goes", lead, card)
+    head = f'<th class="stack" scope="col"></th>{heads}{columns(["share"])}'
+    return section("Where the time goes", lead, table_card("form", head, lines, "phases"))
 
 
 def load_section(report: BenchReport) -> str:
@@ -158,7 +154,7 @@ def _closed(report: BenchReport) -> str:
         return ""
     callers = list(dict.fromkeys(load.callers for row in rows for load in row.load.closed))
     most = max(load.images_per_s for row in rows for load in row.load.closed)
-    head = "".join(f'<th scope="col">{number} caller{"" if number == 1 else "s"}</th>' for number in callers)
+    head = columns(f"{number} caller{'' if number == 1 else 's'}" for number in callers)
     lines = []
     for row in rows:
         found = {load.callers: load for load in row.load.closed}
@@ -172,11 +168,7 @@ def _closed(report: BenchReport) -> str:
         )
         lines.append(f"<tr>{name_cell(row)}{cells}</tr>")
     lead = "Images per second while so many callers each send the next request as soon as the last one is answered."
-    card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("Throughput", lead, card)
+    return section("Throughput", lead, table_card("form", head, lines))
 
 
 def _open(report: BenchReport) -> str:
@@ -184,7 +176,7 @@ def _open(report: BenchReport) -> str:
     if not rows:
         return ""
     rates = list(dict.fromkeys(load.rate for row in rows for load in row.load.open))
-    head = "".join(f'<th scope="col">{number:g} a second</th>' for number in rates)
+    head = columns(f"{number:g} a second" for number in rates)
     lines = []
     for row in rows:
         found = {load.rate: load for load in row.load.open}
@@ -194,11 +186,7 @@ def _open(report: BenchReport) -> str:
         "Milliseconds at p50 and p95 while requests arrive at random at this mean rate, counted from the moment each "
         "was due. In small print what it looks like when waiting is not counted: that hides the tail."
     )
-    card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("Latency under load", lead, card)
+    return section("Latency under load", lead, table_card("form", head, lines))
 
 
 def _under(load: OpenLoad) -> str:
@@ -212,24 +200,20 @@ def memory_section(report: BenchReport) -> str:
     """File, memory of the process, memory of the GPU."""
     rows = [row for row in report.rows if row.size_bytes or row.memory]
     on_gpu = any(row.memory and row.memory.device_peak_bytes for row in rows)
-    columns = [("file", [row.size_bytes for row in rows])]
-    columns.append(("memory of the process", [row.memory.host_peak_bytes if row.memory else None for row in rows]))
+    shown = [("file", [row.size_bytes for row in rows])]
+    shown.append(("memory of the process", [row.memory.host_peak_bytes if row.memory else None for row in rows]))
     if on_gpu:
-        columns.append(("memory of the GPU", [row.memory.device_peak_bytes if row.memory else None for row in rows]))
-    columns = [(name, values) for name, values in columns if any(values)]
-    if not columns:
+        shown.append(("memory of the GPU", [row.memory.device_peak_bytes if row.memory else None for row in rows]))
+    shown = [(name, values) for name, values in shown if any(values)]
+    if not shown:
         return ""
-    head = "".join(f'<th scope="col">{name}</th>' for name, _ in columns)
+    head = columns(name for name, _ in shown)
     lines = []
     for place, row in enumerate(rows):
-        cells = "".join(_meter(row, values[place], max(value or 0 for value in values)) for _, values in columns)
+        cells = "".join(_meter(row, values[place], max(value or 0 for value in values)) for _, values in shown)
         lines.append(f"<tr>{name_cell(row)}{cells}</tr>")
     lead = "What has to be shipped to a device, and the peak of a process that runs this form and nothing else."
-    card = (
-        f'<div class="card scroll"><table><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("File size and memory", lead, card)
+    return section("File size and memory", lead, table_card("form", head, lines))
 
 
 def _meter(row: Row, value: int | None, most: int) -> str:

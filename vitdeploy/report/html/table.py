@@ -6,7 +6,7 @@ from html import escape
 
 from vitdeploy.evaluation.vectors import VectorQuality
 from vitdeploy.report.formatting import ms, percent, points, rate, size_words
-from vitdeploy.report.html.markup import name_cell, section
+from vitdeploy.report.html.markup import columns, name_cell, section, table_card
 from vitdeploy.report.records import BenchReport, Latency, Quality, Ratio, Row
 from vitdeploy.report.table import HEAD, VECTORS
 
@@ -47,7 +47,6 @@ def every_form(report: BenchReport) -> str:
             continue
         for place, latency in enumerate(row.latencies or (None,)):
             lines.append(_line(report, row, latency, heads, first=place == 0))
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     alone = any(row.cold_start for row in report.rows)  # each form in a fresh process, its import included
     start = "importing the backend in a fresh process" if alone else "opening the file"
     lead = "".join(
@@ -62,12 +61,8 @@ def every_form(report: BenchReport) -> str:
         )
         if shown
     )
-    dense = ' class="dense"' if len(heads) > _ROOMY else ""
-    card = (
-        f'<div class="card scroll"><table{dense}><thead><tr><th class="name" scope="col">form</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return section("Every form", lead, card)
+    kind = "dense" if len(heads) > _ROOMY else ""
+    return section("Every form", lead, table_card("form", columns(map(escape, heads)), lines, kind))
 
 
 def _quality_heads(report: BenchReport) -> list[str]:
