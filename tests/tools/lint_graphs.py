@@ -28,6 +28,7 @@ __all__ = [
     "int8_attention",
     "linear",
     "overview",
+    "projections",
     "saved",
     "spread",
     "text",
@@ -100,6 +101,30 @@ def int8_attention(probabilities: str) -> Example:
       t = MatMul (qd, kd) p = Softmax (t) {probabilities}"""
     inputs = "float16[n,2,4,16] q, float16[n,2,16,4] k, float16[n,2,4,16] v"
     return text(body, inputs, "float16[n,2,4,16] y", SCALES)
+
+
+def projections(names: str, rest: str = "", wide: int = 3, size: int = 8, tokens: int = 4) -> Example:
+    """Attention with one head, whose `names` are the `wide` parts of one INT8 product; `rest` makes q, k or v."""
+    width = wide * size
+    constants = [
+        SCALES,
+        f"int8[{size},{width}] w8 = {{{', '.join(['1'] * size * width)}}}",
+        f"float16[{width}] ws = {{{', '.join([str(half(0.01))] * width)}}}",
+        f"int8[{width}] wz = {{{', '.join(['0'] * width)}}}",
+        f"float16[{width}] bias = {{{', '.join([str(half(0.5))] * width)}}}",
+        f"int64[4] parts = {{0, 0, 1, {size}}}, int64[3] whole = {{0, 0, {size}}}",
+    ]
+    body = f"""
+      x8 = QuantizeLinear (x, s, z) xd = DequantizeLinear (x8, s, z)
+      wd = DequantizeLinear <axis = 1> (w8, ws, wz)
+      m = MatMul (xd, wd) a = Add (m, bias) {names} = Split <axis = -1, num_outputs = {wide}> (a) {rest}
+      q4 = Reshape (q, parts) k4 = Reshape (k, parts) v4 = Reshape (v, parts)
+      qt = Transpose <perm = [0, 2, 1, 3]> (q4) kt = Transpose <perm = [0, 2, 3, 1]> (k4)
+      vt = Transpose <perm = [0, 2, 1, 3]> (v4)
+      t = MatMul (qt, kt) p = Softmax (t) o = MatMul (p, vt)
+      ot = Transpose <perm = [0, 2, 1, 3]> (o) y = Reshape (ot, whole)"""
+    kind = f"float16[n,{tokens},{size}]"
+    return text(body, f"{kind} x", f"{kind} y", ", ".join(constants))
 
 
 NORM = "float e = {1e-6}, float two = {2}, float[8] g = {1, 1, 1, 1, 1, 1, 1, 1}"
@@ -178,6 +203,7 @@ PAIRS: dict[str, tuple[Example, Example]] = {
         attention("d = Div (t, c) p = Softmax (d)", queries="u = Identity (q)"),
         attention("p = Softmax (t)"),
     ),
+    "merged-qkv": (projections("q, k, v"), projections("u, k, v", "q = Mul (u, s)")),
     "antialiased-resize": (
         text(
             'y = Resize <antialias = 1, mode = "linear"> (x, , , sizes)',

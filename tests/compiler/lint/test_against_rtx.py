@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.tools.lint_graphs import PAIRS, attention, int8_attention, saved
+from tests.tools.lint_graphs import PAIRS, attention, int8_attention, projections, saved
 from vitdeploy.compiler.lint.rules import RULES
 from vitdeploy.compiler.lint.run import lint
 from vitdeploy.inspection.plan import read_plan
@@ -76,3 +76,32 @@ def test_attention_is_fused_as_lint_says(example: str, is_fused: bool, rtx: Modu
     assert ("unfused-attention" in {finding.rule.id for finding in report.findings}) is not is_fused
     plan = read_plan(built(rtx, graph))
     assert plan is not None and bool(plan.attention) is is_fused
+
+
+SPLIT = "q, k, v = Split <axis = -1, num_outputs = 3> (a)"
+SLICES = "q = Slice (a, at0, at1, last) k = Slice (a, at1, at2, last) v = Slice (a, at2, at3, last)"
+ENDS = ", ".join(f"int64[1] at{place} = {{{64 * place}}}" for place in range(4)) + ", int64[1] last = {-1}, "
+MERGED = projections("q, k, v", size=64, tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("example", "is_quantised"),
+    [
+        (MERGED, False),
+        (MERGED.replace(SPLIT, SLICES).replace("<float16 s", f"<{ENDS}float16 s"), False),
+        (MERGED.replace("a = Add (m, bias)", "").replace("(a)", "(m)"), False),
+        (MERGED.replace("int8", "float8e4m3fn"), False),
+        (projections("u, k, v", "q = Mul (u, s)", size=64, tokens=64), True),
+        (projections("k, v", "q = Neg (x)", wide=2, size=64, tokens=64), True),
+        (projections("u, g, h", "q = Relu (u) k = Relu (g) v = Relu (h)", size=64, tokens=64), True),
+    ],
+    ids=["split", "slices", "no bias", "FP8", "scaled Q", "K and V", "Relu"],
+)
+def test_a_merged_projection_is_taken_apart_as_lint_says(
+    example: str, is_quantised: bool, rtx: ModuleType, tmp_path: Path
+) -> None:
+    graph = saved(example.replace("[n,", "[1,"), tmp_path / "graph.onnx")
+    (report,) = lint(graph, targets=["tensorrt-rtx"]).graphs
+    assert ("merged-qkv" in {finding.rule.id for finding in report.findings}) is not is_quantised
+    plan = read_plan(built(rtx, graph))
+    assert plan is not None and bool({"int8", "fp8"} & set(plan.by_precision)) is is_quantised

@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitdeploy.compiler.lint.findings import Place
+from vitdeploy.compiler.lint.findings import RTX, Place
 from vitdeploy.compiler.lint.graph import PRODUCTS, QDQ, LintGraph, is_weight, label, place, scalar
 from vitdeploy.compiler.passes.values import producer
 from vitdeploy.compiler.quantization.arithmetic import INT8
 from vitdeploy.compiler.quantization.attention import LONGEST
-from vitdeploy.core.operators import REORDERS
+from vitdeploy.core.operators import MOVES, REORDERS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["int8_attention", "unfused"]
+__all__ = ["int8_attention", "merged_qkv", "unfused"]
 
 _BETWEEN = ("Add", "Sub", "Mul", "Div", "Cast", "Where", "IsNaN", "Dropout", *QDQ, *REORDERS)
 _DEEPEST = 6
 _DOCUMENTED = ("tensorrt-10.3", "tensorrt-11")
-_SEEN = ("tensorrt-rtx",)
+_SEEN = (RTX,)
 _HEADS = (9, 256)  # channels of a head that TensorRT-RTX 1.7 has fused kernels for, in FP16
 _HEADS_WITH_WHERE = (32, 64)  # and where a Where is inside
 _TOKENS_WITH_WHERE = 512
@@ -112,6 +112,42 @@ def _reasons(found: _Attention, graph: LintGraph) -> Iterator[tuple[str, tuple[s
     if graph.numbers is INT8 and {found.scores, found.mixing} <= set(graph.inside):
         yield "it is in INT8, and kernels are for FP16, BF16 and FP8", _SEEN
     yield from ((reason, _SEEN) for reason in _sizes(found))
+
+
+def merged_qkv(graph: LintGraph) -> Iterator[Place]:
+    """Q, K and V out of one quantised product, with no more than its bias and moves of numbers in between.
+
+    TensorRT-RTX 1.7 takes such a product apart and computes the three in FP16, as its plans for compute capability 8.9
+    show. Two of the three by one product, or one that is computed with behind it, stay as they are.
+    """
+    inside = set(graph.inside)
+    for softmax in graph.softmaxes:
+        found = _attention(softmax)
+        if found is None:
+            continue
+        shares = (found.behind or (softmax,))[-1].outputs
+        values = [value for value in found.mixing.inputs if value not in shares]
+        made = {_projection(value) for value in (*found.scores.inputs, *values)}
+        product = next(iter(made))
+        if product is not None and len(made) == 1 and product in inside:
+            title = graph.numbers.title
+            yield place(
+                product, f"{{}} in {title} gives Q, K and V at once: they are computed by three products in FP16"
+            )
+
+
+def _projection(value: ir.Value | None) -> ir.Node | None:
+    """The product with a weight that a factor of attention comes from, by way of a bias, Q/DQ and moves."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in PRODUCTS:
+            return node if is_weight(node.inputs[1]) else None
+        if node.op_type in (*MOVES, *QDQ):
+            value = node.inputs[0]
+        elif node.op_type == "Add" and any(is_weight(each) for each in node.inputs):
+            value = next(each for each in node.inputs if not is_weight(each))
+        else:
+            return None
+    return None
 
 
 def _sizes(found: _Attention) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CPU", "SEVERITIES", "TARGETS", "TENSORRT", "Place", "Severity", "Target"]
+__all__ = ["CPU", "RTX", "SEVERITIES", "TARGETS", "TENSORRT", "Place", "Severity", "Target"]
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -34,7 +34,7 @@ TARGETS = {
         Target("cpu", "a CPU"),
     )
 }
-CPU = "cpu"
+CPU, RTX = "cpu", "tensorrt-rtx"
 TENSORRT = tuple(name for name in TARGETS if name != CPU)
 
 

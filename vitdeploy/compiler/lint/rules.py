@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vitdeploy.compiler.lint import attention, limits, precision, qdq, values
-from vitdeploy.compiler.lint.findings import CPU, TENSORRT, Place
+from vitdeploy.compiler.lint.findings import CPU, RTX, TENSORRT, Place
 from vitdeploy.compiler.lint.graph import LintGraph
 from vitdeploy.compiler.lint.rule import Finding, Rule
 
@@ -166,6 +166,14 @@ _ROWS = (
         "Scale Q in front of Q K^T, and leave MatMul, Softmax and MatMul in half precision, with no more than a mask.",
         TENSORRT,
         attention.unfused,
+    ),
+    Rule(
+        "merged-qkv",
+        "warning",
+        "Q, K and V by one quantised product",
+        "Leave Q, K and V as three products (vitdeploy export without --merge-qkv): it joins those of INT8 by itself.",
+        (RTX,),
+        attention.merged_qkv,
     ),
     Rule(
         "antialiased-resize",
