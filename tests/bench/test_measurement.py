@@ -237,6 +237,10 @@ def test_large_images_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [pixels.shape for pixels in typical_images(images)] == [(8, 8, 3)]
 
 
+def test_points_of_an_odd_shape_have_the_pixels_of_it() -> None:
+    assert measurement.Point(2, (3, 50)).pixels == measurement.Point(2, (50, 3)).pixels == 300
+
+
 def test_timing_uses_real_images_of_the_usual_size() -> None:
     images = Pictures(90, CLASSES, ((4, 4), (8, 6), (8, 6)))
     sample = typical_images(images)

@@ -109,6 +109,7 @@ def test_tf32_is_skipped_on_a_cpu(tiny_checkpoint: Path) -> None:
 def test_without_a_baseline_the_fp32_graph_is_the_reference_and_it_is_said(report: BenchReport) -> None:
     assert report.baseline["key"] == "fp32/onnxruntime"
     assert any("no baseline was named" in note for note in report.notes)
+    assert not any("on the GPU" in note for note in report.notes)  # on which nothing ran
     assert report.rows[0].accuracy is not None and report.rows[0].accuracy.delta is None
     assert report.rows[1].accuracy is not None and report.rows[1].accuracy.agreement == 1
 
@@ -336,8 +337,11 @@ def test_the_pictures_of_explain_are_in_the_report(tmp_path: Path, images: Image
     for other in (plain, report.without_pictures()):
         assert other.explanation == () and "Inside the model" not in render_html(other)
     assert report.bundle == plain.bundle  # pictures do not make another model of it
-    (bundle.path / "explain" / "patches.png").write_bytes(b"changed")
-    assert bench(bundle.reopen(), images, **quick).explanation == ()
+    with (bundle := bundle.reopen()).edit() as editor:
+        editor.path_for("explain/tokens.png").write_bytes(b"tokens")
+        editor.add("explain/tokens.png", kind="explanation")
+    (bundle.path / "explain" / "patches.png").write_bytes(b"changed")  # it is left out, and no other one
+    assert [found["name"] for found in bench(bundle.reopen(), images, **quick).explanation] == ["tokens"]
 
 
 def test_times_need_no_labels(small: Path, tmp_path: Path, cli: Any) -> None:
