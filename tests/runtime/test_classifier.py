@@ -20,9 +20,11 @@ from PIL import Image
 from tests.tools.backends import needs_openvino
 from tests.tools.batches import sizes_of_batches
 from tests.tools.measured import keep_report
+from tests.tools.notes import Notes
 from tests.tools.tiny import LABELS
 from vitdeploy import load
 from vitdeploy.bundle import Bundle
+from vitdeploy.core import progress
 from vitdeploy.core.errors import (
     BundleError,
     DependencyError,
@@ -38,6 +40,7 @@ from vitdeploy.core.specs import Prediction
 from vitdeploy.evaluation.statistics import softmax
 from vitdeploy.runtime import scoring
 from vitdeploy.runtime.classifier import Classifier
+from vitdeploy.runtime.limits import BATCH
 from vitdeploy.runtime.predictions import Namer
 
 pytestmark = pytest.mark.usefixtures("no_kernels")  # the same order of forms on every machine
@@ -191,6 +194,20 @@ def test_batches_are_bounded(classifier: Classifier, batches: list[int]) -> None
     together = classifier.logits(pixels)
     assert sorted(batches) == [8, 8, 32, 32]
     np.testing.assert_allclose(together[77:78], classifier.logits(pixels[77]), atol=FLOAT32, rtol=0)
+
+
+def test_only_more_images_than_one_batch_show_progress(classifier: Classifier) -> None:
+    shown: list[tuple[str, float | None]] = []
+
+    class Shown(Notes):
+        def task(self, description: str, total: float | None, unit: str) -> Any:
+            shown.append((description, total))
+            return super().task(description, total, unit)
+
+    with progress.use(Shown()):
+        classifier.predict([image()] * BATCH)
+        classifier.predict([image()] * (BATCH + 1))
+    assert shown == [("Classifying", BATCH + 1)]
 
 
 def test_waiting_pixels_are_bounded(
