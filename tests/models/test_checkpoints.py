@@ -14,6 +14,7 @@ import pytest
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.storage import sha256
 from vitdeploy.models.checkpoints import load_checkpoint, open_folder
+from vitdeploy.models.processors import first_line
 
 
 @pytest.fixture
@@ -205,3 +206,9 @@ def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> N
     ):
         with pytest.raises(ModelError, match=rf"preprocessing of timm/vit is not .*{message}"):
             load_processor(folder(**wrong))
+
+
+def test_an_error_is_told_in_one_line_of_it_or_by_its_name() -> None:
+    assert first_line(ValueError("\n  no such layer\n at all\n")) == "no such layer"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("x" * 201)) == "x" * 197 + "..." and first_line(ValueError("x" * 200)) == "x" * 200

@@ -17,7 +17,7 @@ from tests.tools.tiny import write_checkpoint, write_images
 from vitdeploy import Bundle, InputError, ModelError, Recipe
 from vitdeploy.core.errors import DatasetError
 from vitdeploy.data import load_dataset
-from vitdeploy.models.tasks import SINGLE_LABEL, TASKS, sigmoid, task_of
+from vitdeploy.models.tasks import SINGLE_LABEL, TASKS, cosines, sigmoid, task_of
 from vitdeploy.report.records import BenchReport
 
 KINDS = {  # problem_type and number of logits
@@ -209,3 +209,10 @@ def test_a_manifest_without_a_task_gives_one_class(made: dict[str, tuple[Path, P
 def test_a_sigmoid_of_large_logits_does_not_overflow() -> None:
     with np.errstate(all="raise"):
         np.testing.assert_allclose(sigmoid(np.array([-1e4, 0, 1e4], np.float32)), [0, 0.5, 1])
+
+
+def test_cosines_are_of_rows_and_0_where_one_has_no_direction() -> None:
+    one = np.array([[1, 0], [3, 4], [0, 0]], np.float32)
+    other = np.array([[0, 2], [6, 8], [1, 1]], np.float32)
+    np.testing.assert_allclose(cosines(one, other), [0, 1, 0], atol=1e-7)
+    assert cosines(one[1:2], -other[1:2]).tolist() == [pytest.approx(-1)]
