@@ -65,13 +65,11 @@ test-lowest: ## run the test suite with the lowest versions that pyproject.toml 
 	$(PYTHON) -m tests.tools.lowest > lowest.txt
 	PIP_CONSTRAINT=$(CURDIR)/lowest.txt $(MAKE) test VENV=.venv-lowest
 
-coverage: $(STAMP) ## run the test suite and write coverage.md: the lines and branches that no test runs
-	$(BIN)/python -m pip install --quiet --editable ".[measure]"
+coverage: $(VENV)/.with-measure ## run the test suite and write coverage.md: the lines and branches that no test runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not full" --cov --cov-report=xml
 	$(BIN)/coverage report --format=markdown --skip-covered --skip-empty > coverage.md
 
-mutants: $(STAMP) ## make small mutants of the code and see whether tests notice (MODULE=bundle, COUNT=40)
-	$(BIN)/python -m pip install --quiet --editable ".[measure]"
+mutants: $(VENV)/.with-measure ## make small mutants of the code and see whether tests notice (MODULE=bundle, COUNT=40)
 	$(BIN)/python -m tests.tools.mutants $(MODULE) --count $(or $(COUNT),40) --least 85
 
 fuzz: $(STAMP) ## feed mutated files to the readers, interrupt and kill at drawn moments (ROUNDS=20000)
@@ -87,39 +85,32 @@ lint: $(STAMP) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-dist: $(STAMP) ## build the sdist, the wheel of this machine and the pure one into dist/
-	$(BIN)/python -m pip install --quiet --editable ".[release]"
+dist: $(VENV)/.with-release ## build the sdist, the wheel of this machine and the pure one into dist/
 	rm -rf dist
 	$(BIN)/python -m build
 	VITDEPLOY_PURE=1 $(BIN)/python -m build --wheel
 	$(BIN)/twine check --strict dist/*
 
-wheels: $(STAMP) ## build the manylinux wheel of this machine by cibuildwheel (needs Docker or Podman)
-	$(BIN)/python -m pip install --quiet --editable ".[release]"
+wheels: $(VENV)/.with-release ## build the manylinux wheel of this machine by cibuildwheel (needs Docker or Podman)
 	$(BIN)/cibuildwheel --output-dir wheelhouse
 	$(BIN)/twine check --strict wheelhouse/*
 
-test-wheels: $(STAMP) ## build the wheels, install them with each extra in empty environments and run a bundle
-	$(BIN)/python -m pip install --quiet --editable ".[release]"
+test-wheels: $(VENV)/.with-release ## build the wheels, install them with each extra in empty environments and run a bundle
 	$(BIN)/python -m pytest tests/test_install.py
 
-docs: $(STAMP) ## build the site from docs/ into site/; a warning is an error
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+docs: $(VENV)/.with-docs ## build the site from docs/ into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-links: $(STAMP) ## ask every address that the documents name (needs a network)
-	$(BIN)/python -m pip install --quiet --editable ".[ci]"
+links: $(VENV)/.with-ci ## ask every address that the documents name (needs a network)
 	$(BIN)/lychee --no-progress --exclude-loopback '*.md' 'docs/**/*.md' 'calibration/*.md' '.github/**/*.md'
 
 pictures: $(STAMP) ## draw the README's pictures anew, from a bundle of the demo and the recorded report
 	$(BIN)/python -m tests.tools.pictures
 
-workflows: $(STAMP) ## check the workflows of .github
-	$(BIN)/python -m pip install --quiet --editable ".[ci]"
+workflows: $(VENV)/.with-ci ## check the workflows of .github
 	$(BIN)/zizmor --offline --quiet .github
 
-hooks: $(STAMP) ## check each commit before it is made
-	$(BIN)/python -m pip install --quiet --editable ".[ci]"
+hooks: $(VENV)/.with-ci ## check each commit before it is made
 	$(BIN)/pre-commit install
 
 gate: $(STAMP) ## compare speed and accuracy with another commit (BASE=origin/main); gate.md has the table
@@ -172,7 +163,12 @@ $(STAMP): pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[build,$(BACKENDS),dev]"
 	@# tensorrt-rtx builds engines without a GPU, on x86 only; without it the demo says so and goes on.
-	$(BIN)/python -m pip install --quiet --editable ".[rtx]" || echo "tensorrt-rtx is not available here: no RTX engines"
+	VITDEPLOY_PURE=1 $(BIN)/python -m pip install --quiet --editable ".[rtx]" || echo "tensorrt-rtx is not available here: no RTX engines"
+	touch $@
+
+$(VENV)/.with-%: $(STAMP)
+	@# What a few targets need beside the rest: an extra of pyproject.toml, once. The kernels are there and stay.
+	VITDEPLOY_PURE=1 $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
 clean: ## remove what the targets made
