@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 from collections.abc import Callable
@@ -203,6 +204,28 @@ def test_large_weights_are_split_from_a_graph_and_nothing_else_changes() -> None
     assert parsed == model
     twice = model.SerializeToString() * 2
     assert graphs.split_weights(twice) == (twice, {})
+
+
+def test_pages_that_are_given_back_are_those_of_the_part_alone(tmp_path: Path) -> None:
+    size, content = mmap.PAGESIZE, np.random.default_rng(0).integers(1, 256, 5 * mmap.PAGESIZE + 7, np.uint8)
+    content.tofile(tmp_path / "file")
+    pages = graphs.read_pages(tmp_path / "file")
+    held = np.frombuffer(pages.content, np.uint8)
+    np.testing.assert_array_equal(held, content)
+    for part in (np.ones(9 * size, np.uint8), held[3:size], held[size - 1 : 2 * size - 1]):
+        pages.release(part)
+    np.testing.assert_array_equal(held, content)
+    pages.release(held[size - 1 : 3 * size + 1].view(np.int8))
+    assert not held[size : 3 * size].any()
+    np.testing.assert_array_equal(np.delete(held, np.s_[size : 3 * size]), np.delete(content, np.s_[size : 3 * size]))
+
+
+def test_pages_of_a_file_that_is_not_the_manifests(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"something")
+    with pytest.raises(BundleError, match="SHA-256"):
+        graphs.read_pages(tmp_path / "file", {"file": "0" * 64})
+    with pytest.raises(ModelError, match="can't read"):
+        graphs.read_pages(tmp_path / "gone")
 
 
 def test_a_graph_outside_a_bundle_may_name_files_below_its_folder_alone(tmp_path: Path) -> None:

@@ -12,19 +12,33 @@ without the package onnx, which a device need not have, by walking the protobuf 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.bundle.records import inside
 from vitdeploy.core.errors import BundleError, ModelError
 from vitdeploy.core.storage import hashing_buffer, open_regular
 
-__all__ = ["GraphFile", "external_files", "load_graph", "named_files", "read_graph", "read_hashed", "split_weights"]
+__all__ = [
+    "GraphFile",
+    "Pages",
+    "external_files",
+    "load_graph",
+    "named_files",
+    "read_graph",
+    "read_hashed",
+    "read_pages",
+    "split_weights",
+]
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _T = TypeVar("_T")
 _LARGE = 1 << 14  # bytes of a tensor that is worth leaving where it is
@@ -113,6 +127,36 @@ def read_hashed(path: Path, name: str, hashes: Mapping[str, str] | None) -> byte
         return _content(file, path, name, hashes)
 
 
+class Pages:
+    """A file's bytes in pages of memory that are nothing else's, so that they can be given back one after the other."""
+
+    def __init__(self, size: int) -> None:
+        self.content = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def release(self, part: npt.NDArray[Any]) -> None:
+        """Give back the pages that lie in an array over `content`, which is zeros then; one elsewhere is left alone."""
+        import numpy as np
+
+        begin = part.ctypes.data - np.frombuffer(self.content, np.uint8).ctypes.data
+        end = begin + part.nbytes
+        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin >= 0 and end <= len(self.content) and first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self.content.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def read_pages(path: Path, hashes: Mapping[str, str] | None = None) -> Pages:
+    """The file `path`, read once as `read_graph` reads it; it may not name others."""
+    with _opened(path) as file:
+        try:
+            pages = Pages(os.fstat(file.fileno()).st_size)
+            with memoryview(pages.content) as view:
+                file.readinto(view)
+        except OSError as error:
+            raise ModelError(f"can't read {path}: {error.strerror}", hint="check its disk") from error
+    _check_hash(path, path.name, hashes, lambda: hashlib.sha256(pages.content).hexdigest())
+    return pages
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
@@ -171,7 +215,7 @@ def named_files(path: Path) -> frozenset[str]:
         return external_files(file.read())
 
 
-def split_weights(model: bytes) -> tuple[bytes, dict[str, memoryview]]:
+def split_weights(model: bytes | mmap.mmap) -> tuple[bytes, dict[str, memoryview]]:
     """A serialised ModelProto without the raw data of its graph's large initializers, and that data by their names.
 
     What is parsed copies every tensor; so the large ones can be read where they lie. Names that are there twice are for
@@ -182,7 +226,7 @@ def split_weights(model: bytes) -> tuple[bytes, dict[str, memoryview]]:
     """
     graphs = [field for field in _fields(model, 0, len(model)) if field[0] == _GRAPH]
     if len(graphs) != 1:  # a message in parts, which are joined as it is parsed
-        return model, {}
+        return model[:], {}
     (_, begin, first, end), large = graphs[0], dict[str, memoryview]()
     parts, kept = [], first
     for field, start, at, stop in _fields(model, first, end):
@@ -235,7 +279,7 @@ def external_files(model: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field, where it begins, where its content does, where that ends) of each field with a length; others are passed
     over."""
     at = start
@@ -259,7 +303,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         raise ValueError("it ends in the middle of a field")
 
 
-def _number(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _number(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     """A varint at `at`, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
