@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from vitdeploy.backends.preprocessing_subgraph import preprocessing_of
 from vitdeploy.backends.registry import open_runner
+from vitdeploy.backends.subgraphs import preprocessing_of
 from vitdeploy.bench.forms import Form
 from vitdeploy.bench.latency import Call, Clock, LatencyRun
 from vitdeploy.core.errors import VitdeployError

@@ -254,7 +254,7 @@ def _framed(field: int, message: bytes) -> bytes:
     return bytes([field << 3 | 2, *length, size]) + message
 
 
-def external_files(model: bytes) -> frozenset[str]:
+def external_files(model: bytes | mmap.mmap) -> frozenset[str]:
     """The names of the files in which a serialised ModelProto keeps tensors.
 
     Raises:

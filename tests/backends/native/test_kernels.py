@@ -13,7 +13,7 @@ import pytest
 
 from vitdeploy.backends.native.library import InstructionSet, instruction_sets, kernels_obstacle
 from vitdeploy.backends.native.packing import Encoder
-from vitdeploy.backends.native.plain_vit import Factors, Layer, Norm, PlainVit, Product
+from vitdeploy.backends.native.plain_vit import Classifier, Factors, Layer, Norm, PlainVit, Product
 from vitdeploy.core.errors import ModelError, RunnerClosedError
 
 OBSTACLE = kernels_obstacle()
@@ -52,9 +52,10 @@ def made_up(
         kernel_bias=floats(width, scale=0.1),
         positions=floats(front + math.prod(grid), width, scale=0.5),
         layers=tuple(layer() for _ in range(layers)),
-        norm=norm(),
-        classifier=floats(7, width, scale=1 / math.sqrt(width)),
-        classifier_bias=floats(7, scale=0.1),
+        norm=None,
+        classifier=Classifier(norm(), floats(7, width, scale=1 / math.sqrt(width)), floats(7, scale=0.1)),
+        end="x",
+        read=1,
     )
 
 
@@ -68,7 +69,7 @@ def in_bytes(form: PlainVit, factors: Factors, every: int = 1) -> PlainVit:
 
 
 def reference(form: PlainVit, pixels: np.ndarray) -> np.ndarray:
-    """Logits (images, classes) in float64 with every product's input rounded as ONNX's QuantizeLinear does."""
+    """What a form gives of images, in float64 with every product's input rounded as ONNX's QuantizeLinear does."""
 
     def norm(x: np.ndarray, constants: Norm) -> np.ndarray:
         off = x - x.mean(axis=-1, keepdims=True)
@@ -84,8 +85,11 @@ def reference(form: PlainVit, pixels: np.ndarray) -> np.ndarray:
     def rounded(x: np.ndarray, scale: float, zero: int, least: int) -> np.ndarray:
         return scale * (np.clip(np.rint(x / scale) + zero, least, least + 255) - zero)
 
-    def gelu(x: np.ndarray) -> np.ndarray:
-        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    def curve(x: np.ndarray, layer: Layer) -> np.ndarray:
+        if layer.curve is None:
+            return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        steep, cubic = layer.curve
+        return x / (1 + np.exp(-x * (steep + cubic * x**2)))
 
     images, (_, _, down, across) = len(pixels), form.kernel.shape
     _, height, width = form.image
@@ -94,6 +98,7 @@ def reference(form: PlainVit, pixels: np.ndarray) -> np.ndarray:
     patches = cut.transpose(0, 2, 4, 1, 3, 5).reshape(images, -1, 3 * down * across)
     patches = patches @ form.kernel.reshape(len(form.kernel), -1).T + form.kernel_bias
     x = np.pad(patches, ((0, 0), (len(form.positions) - patches.shape[1], 0), (0, 0))) + form.positions
+    x = x if form.norm is None else norm(x, form.norm)
     for layer in form.layers:
         normal = norm(x, layer.before)
         # (images, tokens, width) -> (images, heads, tokens, head)
@@ -112,8 +117,12 @@ def reference(form: PlainVit, pixels: np.ndarray) -> np.ndarray:
             shares = rounded(shares, f.share, f.share_zero, 0)
         context = shares @ value
         x = x + product(context.swapaxes(1, 2).reshape(x.shape), layer.output)
-        x = x + product(gelu(product(norm(x, layer.after), layer.fc1)), layer.fc2)
-    return norm(x[:, 0], form.norm) @ form.classifier.T + form.classifier_bias
+        normal = norm(x, layer.after)
+        raised, gate = product(normal, layer.fc1), layer.gate
+        raised = curve(raised, layer) if gate is None else raised * curve(product(normal, gate), layer)
+        x = x + product(raised, layer.fc2)
+    last = form.classifier
+    return x[:, : form.read] if last is None else norm(x[:, 0], last.norm) @ last.weight.T + last.bias
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -201,6 +210,51 @@ def test_attention_in_int8(shape: Any, threads: int) -> None:
         assert np.abs(reference(wrong, noise(form, 3)) - expected).max() > 0.02 * expected.std()
 
 
+SILU, QUICK_GELU, GELU_BY_TANH = (1.0, 0.0), (1.702, 0.0), (1.5957691, 0.0713548)
+
+
+def unlike(form: PlainVit, read: int, curve: tuple[float, float] | None, gated: bool) -> PlainVit:
+    """A form with a LayerNorm in front of its layers, whose first tokens are read."""
+    layers = tuple(
+        # as if its weights were the other way round
+        replace(layer, curve=curve, gate=replace(layer.fc1, weight=layer.fc1.weight[::-1]) if gated else None)
+        for layer in form.layers
+    )
+    return replace(form, layers=layers, norm=form.layers[-1].after, classifier=None, read=read)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("front", "read", "curve", "gated"),
+    [
+        pytest.param(0, 15, GELU_BY_TANH, False, id="SigLIP: no other token, all are read"),
+        pytest.param(1, 1, QUICK_GELU, False, id="CLIP: the class token"),
+        pytest.param(5, 1, SILU, True, id="DINOv2: registers, a gate"),
+        pytest.param(2, 2, None, False, id="DeiT: the first two"),
+        pytest.param(1, 16, GELU_BY_TANH, True, id="GELU in the gate"),
+    ],
+)
+def test_what_the_layers_make(
+    front: int, read: int, curve: tuple[float, float] | None, gated: bool, threads: int
+) -> None:
+    form = unlike(made_up(80, 2, 100, 3, (3, 5), (8, 6), front), read, curve, gated)
+    pixels = noise(form, 4)
+    encoder = Encoder(form, threads)
+    found = encoder.run(pixels)
+    alone = np.concatenate([encoder.run(pixels[i : i + 1]) for i in range(4)])
+    encoder.close()
+    assert found.shape == (4, read, 80)
+    np.testing.assert_array_equal(found, alone)
+    expected = reference(form, pixels)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.01 * expected.std()
+    for wrong in (
+        replace(form, norm=None),
+        unlike(form, read, SILU if curve != SILU else None, gated),
+        unlike(form, read, curve, not gated),
+    ):
+        assert np.sqrt(np.mean((reference(wrong, pixels) - expected) ** 2)) > 0.02 * expected.std()
+
+
 def runnable() -> list[InstructionSet]:
     return [isa for isa in instruction_sets() if isa.missing is None] if OBSTACLE is None else []
 
@@ -213,8 +267,13 @@ def test_every_instruction_set_gives_the_same_bits(isa: InstructionSet, width: i
     first, *rest = form.layers
     weight = (first.fc1.weight * first.fc1.weight_scale).astype(np.float32)
     first = replace(first, fc1=replace(first.fc1, weight=weight, scale=1.0, zero=0))
-    mixed, pixels = in_bytes(replace(form, layers=(first, *rest)), FACTORS, every=2), noise(form, 5)
-    answers = []
+    mixed = in_bytes(replace(form, layers=(first, *rest)), FACTORS, every=2)
+    for each in (mixed, unlike(form, 17, SILU, True), unlike(form, 1, GELU_BY_TANH, False)):
+        assert_same_bits(each, isa)
+
+
+def assert_same_bits(mixed: PlainVit, isa: InstructionSet) -> None:
+    pixels, answers = noise(mixed, 5), []
     for each in (isa, runnable()[0]):
         encoder = Encoder(mixed, 2, each)
         assert encoder.instruction_set == each.name

@@ -1,4 +1,4 @@
-// A plain ViT in INT8, from pixel values to logits, for packing.py: memory, threads and the order of the steps that an
+// A plain ViT in INT8, from pixel values to logits or to what its layers make, for packing.py: memory, threads and the order of the steps that an
 // instruction set has (steps.h, isa/). Images of a batch go through a step together, as many as fit a cache.
 //
 // A step of a layer is a number of pieces. Each thread has a range of them, and takes of the others' when its own are
@@ -90,6 +90,7 @@ class Count {
 
 struct Shape {
     int width, hidden, heads, head, layers;  // width alone is not padded
+    int read;                                // how many of an image's tokens, from the first on, are read of the last layer
 };
 
 // Of the activations of images that go together, if they are several. More would share weights among more images, and wait
@@ -97,19 +98,19 @@ struct Shape {
 constexpr size_t kMostBytes = size_t{8} << 20;
 
 // What the steps make of some images: lines (images, patches, inputs of one), x (images, tokens, line), qkv (images,
-// tokens, 3, part), and what Linears read, (images, tokens, inputs).
+// tokens, 3, part), gates (images, tokens, hidden), and what Linears read, (images, tokens, inputs).
 struct Activations {
     int images;
-    Room<float> lines, x, qkv;
+    Room<float> lines, x, qkv, gates;
     Inputs normal, context, raised;
 };
 
 // One go through the layers. Threads have copies of it: one that is late finds what is still true of its own.
 struct Pass {
     const float* pixels;
-    float* logits;
+    float* out;
     int images;
-    float *lines, *x, *qkv;
+    float *lines, *x, *qkv, *gates;
     Rows normal, context, raised;
 };
 
@@ -137,6 +138,7 @@ class Encoder {
           width_(shape.width),
           line_(static_cast<int>(up(shape.width, tile_.columns))),
           hidden_(shape.hidden),
+          read_(shape.read),
           threads_(threads),
           count_(patches.down * patches.across),
           attention_{patches.first + count_, shape.heads, shape.head,
@@ -167,25 +169,25 @@ class Encoder {
     // Whether this is a fork of the process that made it: the threads are not there, and a lock may be held for ever.
     bool forked() const { return process_ != getpid(); }
 
-    // Pixels (images, channels, height, width) -> logits (images, classes), in passes of about as many images each.
-    void run(const float* pixels, int images, size_t image, float* logits, size_t classes) {
+    // Pixels (images, channels, height, width) -> `out`, `size` values an image, in passes of about as many images each.
+    void run(const float* pixels, int images, size_t image, float* out, size_t size) {
         if (images < 1) return;
         const int most = make_room(images), passes = (images + most - 1) / most;
         const Activations& a = *activations_;
         for (int i = 0, first = 0; i < passes; i++) {
             const int next = static_cast<int>(static_cast<int64_t>(images) * (i + 1) / passes);
-            go({pixels + first * image, logits + first * classes, next - first, a.lines.get(), a.x.get(), a.qkv.get(),
-                a.normal.rows(), a.context.rows(), a.raised.rows()});
+            go({pixels + first * image, out + first * size, next - first, a.lines.get(), a.x.get(), a.qkv.get(),
+                a.gates.get(), a.normal.rows(), a.context.rows(), a.raised.rows()});
             first = next;
         }
     }
 
    private:
-    static constexpr int kFront = 2, kOfLayer = 8, kBack = 2;  // steps
+    static constexpr int kFront = 3, kOfLayer = 9, kBack = 2;  // steps, at most
 
     const Steps& steps_;
     const Tile tile_;
-    int width_, line_, hidden_, threads_, count_;  // of patches
+    int width_, line_, hidden_, read_, threads_, count_;  // of patches
     Attention attention_;
     std::vector<Layer> layers_;
     Norm last_;
@@ -218,6 +220,10 @@ class Encoder {
         return std::any_of(layers_.begin(), layers_.end(), [&](const Layer& layer) { return which(layer); });
     }
 
+    bool gated() const {
+        return any([](const Layer& each) { return each.gate.outputs > 0; });
+    }
+
     std::unique_ptr<Activations> activations(int images) const {
         const size_t rows = images * tokens();
         const int unit = tile_.alignment;
@@ -226,14 +232,16 @@ class Encoder {
         const bool raised = any([](const Layer& each) { return each.fc2.exact; });
         return std::unique_ptr<Activations>(new Activations{
             images, room<float>(pixels_of_patch() * count_ * images, unit), room<float>(rows * line_, unit),
-            room<float>(rows * 3 * attention_.part, unit), Inputs(rows * line_, normal, unit),
+            room<float>(rows * 3 * attention_.part, unit), room<float>(gated() ? rows * hidden_ : 1, unit),
+            Inputs(rows * line_, normal, unit),
             Inputs(rows * attention_.part, context, unit), Inputs(rows * hidden_, raised, unit)});
     }
 
     // Makes room for so many images to go together, or for as many as may or as there is memory for; returns how many.
     int make_room(int images) {
         // without the floats of what was left out of INT8
-        const size_t row = sizeof(float) * (line_ + 3 * attention_.part) + line_ + attention_.part + hidden_;
+        const size_t floats = line_ + 3 * attention_.part + (gated() ? hidden_ : 0);
+        const size_t row = sizeof(float) * floats + line_ + attention_.part + hidden_;
         const size_t image = sizeof(float) * pixels_of_patch() * count_ + tokens() * row;
         const int wanted = static_cast<int>(std::min<size_t>(images, std::max<size_t>(kMostBytes / image, 1)));
         try {
@@ -314,7 +322,8 @@ class Encoder {
     void share(int thread, uint32_t run, const Pass& at) {
         const NoDenormals now;
         const int tokens = attention_.tokens, part = attention_.part;
-        const Choice every{at.images * tokens, 1}, read{at.images, tokens};  // a classifier reads one token of an image
+        const Choice every{at.images * tokens, 1}, firsts{at.images, tokens};  // all tokens, and the first of each image
+        const Rows itself{nullptr, at.x};
         const Scratch scratch = work_[thread].scratch();
         int number = 0;
         const auto all = [&](int pieces, int chunk, auto work) {
@@ -324,11 +333,13 @@ class Encoder {
         const auto embed = [&](Pieces p) { steps_.embed(at.lines, patches_, at.images, line_, at.x, p); };
         if (!all(at.images * count_, 16, [&](Pieces p) { cut(at.pixels, patches_, at.lines, p); })) return;
         if (!all(columns(line_, at.images * count_), 4, embed)) return;
+        const auto begin = [&](Pieces p) { steps_.normalise[true](at.x, width_, line_, patches_.norm, {}, itself, 1, p); };
+        if (patches_.norm.weight != nullptr && !all(every.rows, 16, begin)) return;
         for (size_t i = 0; i < layers_.size(); i++) {
             const Layer& layer = layers_[i];
-            const bool last = i + 1 == layers_.size();
-            const Choice rows = last ? read : every;
-            const int queries = last ? 1 : tokens;
+            const bool one = read_ == 1 && i + 1 == layers_.size();
+            const Choice rows = one ? firsts : every;
+            const int queries = one ? 1 : tokens;
             const auto normalise = [&](const Norm* norm, const Linear* next, int apart) {
                 return [=](Pieces p) {
                     steps_.normalise[next->exact != nullptr](at.x, width_, line_, *norm, *next, at.normal, apart, p);
@@ -347,7 +358,9 @@ class Encoder {
                     steps_.attend_bytes[exact](at.qkv, attention_, queries, layer.factors, layer.output, at.context,
                                                scratch, p);
             };
-            const Then gelu = layer.fc2.exact ? Then::kGeluExact : Then::kGelu;
+            const bool gate = layer.gate.outputs > 0, curve = layer.fc2.steep != 0;
+            const Then bent = layer.fc2.exact ? (gate ? Then::kGateExact : curve ? Then::kCurveExact : Then::kGeluExact)
+                                              : (gate ? Then::kGate : curve ? Then::kCurve : Then::kGelu);
             const int tiles = tiles_of(queries);
             const bool whole =
                 all(every.rows, 16, normalise(&layer.before, &layer.qkv, 1)) &&
@@ -357,14 +370,27 @@ class Encoder {
                 all(at.images * attention_.heads * tiles, tiles, attend) &&
                 all(columns(line_, rows.rows), 4, product(Then::kAdd, at.context, rows, &layer.output, 0, at.x)) &&
                 all(rows.rows, 16, normalise(&layer.after, &layer.fc1, rows.apart)) &&
-                all(columns(hidden_, rows.rows), 4, product(gelu, at.normal, rows, &layer.fc1, 0, at.x)) &&
+                (!gate || all(columns(hidden_, rows.rows), 4,
+                              product(Then::kStore, at.normal, rows, &layer.gate, 0, at.gates))) &&
+                all(columns(hidden_, rows.rows), 4, product(bent, at.normal, rows, &layer.fc1, 0, at.gates)) &&
                 all(columns(line_, rows.rows), 4, product(Then::kAdd, at.raised, rows, &layer.fc2, 0, at.x));
             if (!whole) return;
         }
-        const Rows itself{nullptr, at.x};
+        if (classifier_.classes == 0) {
+            all(at.images * read_, 64, [&](Pieces p) { copy(at, p); });
+            return;
+        }
         const auto end = [&](Pieces p) { steps_.normalise[true](at.x, width_, line_, last_, {}, itself, tokens, p); };
-        const auto classify = [&](Pieces p) { steps_.classify(at.x, read, classifier_, line_, at.logits, p); };
+        const auto classify = [&](Pieces p) { steps_.classify(at.x, firsts, classifier_, line_, at.out, p); };
         if (all(at.images, 1, end)) all(classifier_.classes, 16, classify);
+    }
+
+    // What is read of x (images, tokens, line) -> (images, read, width). A piece is a token.
+    void copy(const Pass& at, Pieces pieces) const {
+        for (int piece = pieces.first; piece < pieces.last; piece++) {
+            const size_t row = piece / read_ * tokens() + piece % read_;
+            std::memcpy(at.out + static_cast<size_t>(piece) * width_, at.x + row * line_, sizeof(float) * width_);
+        }
     }
 
     void serve(int thread) {
@@ -401,9 +427,10 @@ Encoder* encoder_open(const InstructionSet* isa, const Shape* shape, const Layer
     }
 }
 
-// Pixels (images, channels, height, width) float32 -> logits (images, classes). One call at a time.
-void encoder_run(Encoder* encoder, const float* pixels, int images, size_t image, float* logits, size_t classes) {
-    encoder->run(pixels, images, image, logits, classes);
+// Pixels (images, channels, height, width) float32 -> logits (images, classes), or (images, read, width) of the last layer:
+// `size` values an image. One call at a time.
+void encoder_run(Encoder* encoder, const float* pixels, int images, size_t image, float* out, size_t size) {
+    encoder->run(pixels, images, image, out, size);
 }
 
 // In a fork of the process that opened it nothing is freed: that would wait for threads that are not there.

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from vitdeploy.backends.subgraphs import counts_images, inner_nodes
 from vitdeploy.core.errors import ModelError, require
 
 __all__ = ["LARGEST", "Array", "GraphReader", "refused"]
@@ -37,6 +38,21 @@ _DEFAULTS: dict[str, Any] = {
     "pads": [0, 0, 0, 0],
     "stash_type": 1,
 }
+# Of the operations that are read. onnx.defs knows them too, and takes 9 MB for the schemas of all.
+_ATTRIBUTES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("Add", "MatMul", "MatMulIntegerToFloat", "Mul", "Sigmoid", "Slice"), frozenset()),
+    "Conv": frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"}),
+    "DequantizeLinear": frozenset({"axis", "block_size", "output_dtype"}),
+    "Gather": frozenset({"axis"}),
+    "Gelu": frozenset({"approximate"}),
+    "Gemm": frozenset({"alpha", "beta", "transA", "transB"}),
+    "LayerNormalization": frozenset({"axis", "epsilon", "stash_type"}),
+    "Pad": frozenset({"mode"}),
+    "QuantizeLinear": frozenset({"axis", "block_size", "output_dtype", "precision", "saturate"}),
+    "Reshape": frozenset({"allowzero"}),
+    "Softmax": frozenset({"axis"}),
+    "Transpose": frozenset({"perm"}),
+}
 
 
 class GraphReader:
@@ -53,7 +69,6 @@ class GraphReader:
         self._large = large
         helper = require("onnx.numpy_helper", extra="native")
         self._number = helper.to_array
-        self._schema = require("onnx.defs", extra="native").get_schema
         graph = model.graph
         self.where = "the graph"
         self._opsets = {entry.domain.replace("ai.onnx", ""): entry.version for entry in model.opset_import}
@@ -76,8 +91,10 @@ class GraphReader:
         made = {*self._stored, *(value.name for value in self._graph.input), ""}
         if len(self._stored) != len(self._graph.initializer):
             raise refused("two constants have the same name")
+        elsewhere = {tensor.name for tensor in self._graph.initializer if tensor.external_data or tensor.data_location}
         for node in self._graph.node:
             self.where = _name(node)
+            self._expect(node, elsewhere.isdisjoint(node.input), "one of its inputs is in another file")
             outputs = [name for name in node.output if name]
             fits = outputs and made.isdisjoint(outputs) and len({*outputs}) == len(outputs)
             self._expect(node, bool(fits), "it makes nothing, or what another node makes")
@@ -105,9 +122,8 @@ class GraphReader:
         home = _CONTRIBUTED if operation == "MatMulIntegerToFloat" else ""
         own = operation not in self._functions and node.domain.replace("ai.onnx", "") == home and home in self._opsets
         self._expect(node, own, f"it is not the {operation} of {home or 'ONNX'}")
-        known = () if home else self._schema(operation, self._opsets[""]).attributes
         names = [attribute.name for attribute in node.attribute]
-        fits = len({*names}) == len(names) and {*names} <= {*known}
+        fits = len({*names}) == len(names) and _ATTRIBUTES[operation].issuperset(names)
         self._expect(node, fits, "it has an attribute twice, or one that ONNX does not know")
         self._seen.add(node.output[0])
 
@@ -122,13 +138,27 @@ class GraphReader:
         why = f"{value} is not read by one {operation}"
         raise refused(f"{_name(self._makers[value])}: {why}" if value in self._makers else why)
 
-    def _nothing_left(self, start: str) -> None:
-        """Every node that depends on the value `start` has to be one that was read."""
-        behind = {start}
+    def _nothing_left(self, start: str, end: str | None) -> list[Any]:
+        """Every node that depends on the value `start` has to be one that was read, or to read `end` alone: these."""
+        behind, others, rest = {start}, {value.name for value in self._graph.input} - {start}, set[str]()
+        found = []
         for node in self._graph.node:  # in the order of computation
-            if not behind.isdisjoint(node.input):
-                self._expect(node, node.output[0] in self._seen, "it has no place in a plain ViT")
-                behind.update(node.output)
+            inputs = {*node.input, *(name for inner in inner_nodes(node) for name in inner.input)}
+            if end is not None and counts_images(node) and "Shape" not in self._functions:
+                inputs = {end}
+            if node.output[0] in self._seen:
+                (rest if node.output[0] == end else behind).update(node.output)
+            elif inputs & {*rest, end}:
+                self._expect(node, not inputs & (behind | others), "it reads the layers' end and something before it")
+                rest.update(node.output)
+                found.append(node)
+            else:
+                self._expect(node, not inputs & behind, "it has no place in a plain ViT")
+                others.update(node.output if inputs & others else ())
+        made = self._graph.output[0].name
+        maker = self._makers.get(made, self._graph.node[-1])
+        self._expect(maker, end is None or made in rest - {end}, "it is not made of what the layers make")
+        return found
 
     def _attribute(self, node: Any, name: str) -> Any:
         for attribute in node.attribute:
@@ -158,8 +188,6 @@ class GraphReader:
             self._refuse(node, f"its input {place} is not a constant")
         self.where = f"{_name(node)}, its input {place}"
         tensor = self._stored[name]
-        outside = tensor.external_data or tensor.data_location
-        self._expect(node, not outside, f"its input {place} is in another file")
         self._expect(node, min(tensor.dims, default=0) >= 0, f"its input {place} has a negative size")
         array = self._array(tensor)
         finite = array.dtype.kind != "f" or bool((np.abs(array) <= LARGEST).all())  # not where it is not a number

@@ -30,6 +30,8 @@ struct Linear {
     const float* bias;      // with the input's zero point in it: (x - z) W = x W - z sum(W)
     float inverse, zero;    // of the input: round(x * inverse + zero)
     const float* exact;     // where it is left out of INT8: float32 weights, packed as (outputs / columns, inputs, columns)
+    // of what stands in front of an MLP's second: x / (1 + exp(-x (steep + cubic x^2))); where both are 0, GELU by erf
+    float steep, cubic;
 };
 
 // The input of a Linear, as that one reads it.
@@ -54,15 +56,18 @@ struct Layer {
     Norm before, after;
     Linear qkv, output, fc1, fc2;
     Factors factors;
+    Linear gate;  // where it has one, of outputs: what goes through the curve, and is multiplied with fc1's
 };
 
 // The convolution that cuts an image in patches, as a product: weights packed as (outputs / columns, inputs, columns).
 struct Patches {
     int channels, side_y, side_x, down, across;  // pixels of a patch's edges, patches in a column and in a row
-    int first;                                   // tokens in front of the patches': the class token's
+    int first;                                   // tokens in front of the patches': the class token's, or none
     const float *weights, *positions;            // positions (first + patches, line) have them, and biases, in them
+    Norm norm;                                   // of all tokens, in front of the layers; its weight is null where none is
 };
 
+// Of the first token. Where it has no classes, what is asked for is what the layers make.
 struct Classifier {
     int classes;
     const float *weights, *bias;  // (classes, line)
@@ -91,7 +96,9 @@ struct Pieces {
     int first, last;
 };
 
-enum class Then { kStore, kAdd, kGelu, kGeluExact };  // after a product; the last two for the input of the next one
+// After a product. Those in pairs are for the input of the next one, which is in INT8, or in float32: GELU of it, its curve,
+// or the curve of what `out` has there times it.
+enum class Then { kStore, kAdd, kGelu, kGeluExact, kCurve, kCurveExact, kGate, kGateExact };
 
 // The steps, compiled for one instruction set. Two functions in a pair: for a Linear in INT8, and for one in float32.
 struct Steps {
@@ -101,7 +108,7 @@ struct Steps {
     void (*normalise[2])(const float* x, int width, int line, const Norm& norm, const Linear& next, const Rows& out,
                          int apart, Pieces pieces);
     // By Then: columns of x W from `first` on, x (rows, inputs). A piece is a tile.
-    void (*product[4])(const Rows& x, Choice rows, const Linear& w, int first, float* out, const Rows& made,
+    void (*product[8])(const Rows& x, Choice rows, const Linear& w, int first, float* out, const Rows& made,
                        const Linear* next, Pieces pieces);
     // Of qkv (images, tokens, 3, part) the first `queries` tokens' queries -> out (images, tokens, part), for `next`. A
     // piece is a tile of queries of a head of an image.

@@ -9,8 +9,11 @@ vectors, with zeros, which add nothing to any sum.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -31,22 +34,35 @@ _Array = npt.NDArray[Any]
 
 
 class Packed:
-    """The constants of a model as the kernels' structures, and the memory that these point to."""
+    """The constants of a model as the kernels' structures, and the memory that these point to.
 
-    def __init__(self, form: PlainVit, tile: Any) -> None:
+    `release` is called with the weight of each product once nothing more is read of it.
+    """
+
+    def __init__(self, form: PlainVit, tile: Any, release: Callable[[_Array], None] | None = None) -> None:
         width, self._heads, self._tile = len(form.kernel), form.heads, tile
         self._chunks: list[_Array] = []
         self._used = _CHUNK
         head = form.layers[0].query.weight.shape[1] // form.heads
         self._head, self._wide_head = head, _up(head, tile.lanes)
-        layers = [self._layer(layer) for layer in form.layers]
+        layers = []
+        left = Counter(product.weight.ctypes.data for layer in form.layers for product in layer.products)
+        for layer in form.layers:
+            layers.append(self._layer(layer))
+            for product in layer.products:
+                left[product.weight.ctypes.data] -= 1  # equal weights may be one
+                if release is not None and not left[product.weight.ctypes.data]:
+                    release(product.weight)
         self.layers = (structures.Layer * len(layers))(*layers)
-        self.shape = structures.Shape(width, layers[0].fc1.outputs, form.heads, self._wide_head, len(layers))
-        self.norm = self._norm(form.norm)
+        self.shape = structures.Shape(width, layers[0].fc1.outputs, form.heads, self._wide_head, len(layers), form.read)
         self.patches = self._patches(form)
-        self.classes = len(form.classifier)
-        weights = _padded(form.classifier, 1, tile.columns)
-        self.classifier = structures.Classifier(self.classes, self._floats(weights), self._floats(form.classifier_bias))
+        self.norm, self.classifier = structures.Norm(), structures.Classifier()
+        self.made: tuple[int, ...] = (form.read, width)
+        if form.classifier is not None:
+            self.made = (len(form.classifier.weight),)
+            self.norm = self._norm(form.classifier.norm)
+            weights = self._floats(_padded(form.classifier.weight, 1, tile.columns))
+            self.classifier = structures.Classifier(*self.made, weights, self._floats(form.classifier.bias))
         self.image = form.image
 
     def _keep(self, array: _Array) -> int:
@@ -100,8 +116,10 @@ class Packed:
         ]
         output = replace(layer.output, weight=self._wide(layer.output.weight, 0))
         linears = [self._linear(*products) for products in (qkv, [output], [layer.fc1], [layer.fc2])]
+        linears[-1].steep, linears[-1].cubic = layer.curve or (0.0, 0.0)
         factors = structures.Factors(*astuple(layer.factors)) if layer.factors else structures.Factors()
-        return structures.Layer(self._norm(layer.before), self._norm(layer.after), *linears, factors)
+        gate = self._linear(layer.gate) if layer.gate else structures.Linear()
+        return structures.Layer(self._norm(layer.before), self._norm(layer.after), *linears, factors, gate)
 
     def _wide(self, array: _Array, axis: int) -> _Array:
         """Each head along an axis padded to whole vectors."""
@@ -121,7 +139,8 @@ class Packed:
         # (width, inputs) -> (width / columns, inputs, columns)
         packed = kernel.reshape(len(kernel) // columns, columns, -1).transpose(0, 2, 1)
         kept = self._floats(packed), self._floats(_padded(positions, 1, columns))
-        return structures.Patches(channels, side_y, side_x, down, across, first, *kept)
+        norm = self._norm(form.norm) if form.norm else structures.Norm()
+        return structures.Patches(channels, side_y, side_x, down, across, first, *kept, norm)
 
 
 def _up(size: int, unit: int) -> int:
@@ -142,18 +161,27 @@ class Encoder:
         form: the model; its constants are copied.
         threads: CPU threads of a call; None: the physical cores, 16 at most.
         isa: what to compute with; None: the fastest of this processor, or what VITDEPLOY_ISA names.
+        release: called with each weight of the layers once it was copied; the form may be of no use then.
+
+    `made` is what an image gives: (classes,), or (tokens, width) of what the layers make.
 
     Raises:
         DependencyError: vitdeploy was installed without the kernels, or this processor can't run them.
         OutOfMemoryError: there is no memory for it, or no thread.
     """
 
-    def __init__(self, form: PlainVit, threads: int | None = None, isa: InstructionSet | None = None) -> None:
+    def __init__(
+        self,
+        form: PlainVit,
+        threads: int | None = None,
+        isa: InstructionSet | None = None,
+        release: Callable[[_Array], None] | None = None,
+    ) -> None:
         isa = isa or chosen_isa()
         self.instruction_set = isa.name
         self._library = open_library()
-        self._packed = packed = Packed(form, isa.tile)
-        self.classes, self.image = packed.classes, packed.image
+        self._packed = packed = Packed(form, isa.tile, release)
+        self.made, self.image = packed.made, packed.image
         self._lock, self._process = threading.Lock(), os.getpid()
         parts = (packed.norm, packed.patches, packed.classifier)
         self._handle = self._library.encoder_open(
@@ -169,7 +197,7 @@ class Encoder:
             )
 
     def run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(images, channels, height, width) float32 -> logits (images, classes), in passes of a bounded size.
+        """(images, channels, height, width) float32 -> (images, *made), in passes of a bounded size.
 
         Raises:
             ModelError: they have another shape or type.
@@ -187,15 +215,15 @@ class Encoder:
                 hint="load the bundle in each worker process, after the fork",
             )
         pixels = np.ascontiguousarray(pixels)
-        logits = np.empty((len(pixels), packed.classes), np.float32)
+        made = np.empty((len(pixels), *packed.made), np.float32)
         size = int(np.prod(packed.image))
         with self._lock:
             if not self._handle:
                 raise RunnerClosedError("the kernels are closed", hint="use them inside their `with` block")
             self._library.encoder_run(
-                self._handle, pixels.ctypes.data, len(pixels), size, logits.ctypes.data, packed.classes
+                self._handle, pixels.ctypes.data, len(pixels), size, made.ctypes.data, math.prod(packed.made)
             )
-        return logits
+        return made
 
     def close(self) -> None:
         """End the threads and free the memory, after a call that is under way; a second time does nothing.

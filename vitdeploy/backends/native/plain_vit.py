@@ -1,15 +1,21 @@
 """The INT8 form for CPUs of a plain ViT, read from its ONNX graph: the constants alone, for kernels.
 
-From `pixel_values` to `logits` a plain ViT is
+From `pixel_values` on a plain ViT is
 
-    x = patches(pixels) + positions, other tokens in front
-    for each layer:    x += output(softmax(Q K^T) V),  Q, K, V = qkv(norm(x));    x += fc2(gelu(fc1(norm(x))))
-    logits = classifier(norm(x)[0])
+    x = patches(pixels) + positions, other tokens in front; x = norm(x) where there is a LayerNorm (CLIP)
+    for each layer:    x += output(softmax(Q K^T) V),  Q, K, V = qkv(norm(x));    x += fc2(act(fc1(norm(x))))
+    logits = classifier(norm(x)[0]), or anything that is made of x alone
 
 with the products of a layer between a quantised activation and a quantised weight (`MatMulIntegerToFloat`), or in
 float32 where they were left out of INT8 (`MatMul`); attention's two products in float32, or both between quantised
-values. Each node of the graph has to be the one that stands there in this, and none may be left over; the first that is
-not is named. The last layer may work on all tokens or on the first one alone: what is read of it is the same.
+values; and for act(h) GELU by erf, h sigmoid(h (steep + cubic h^2)), which is GELU by tanh or QuickGELU, or with a
+gate g of norm(x) the product h g sigmoid(g) (SwiGLU).
+
+Each node of the layers and in front of them has to be the one that stands there in this, and none may be left over; the
+first that is not is named. What is behind the layers is read where it is a classifier of the first token. All else (an
+embedding, a projection, a mean or an attention pooling) is left to a backend that runs any graph: it may be any nodes
+that read x and constants alone, if these are fewer than the layers'. The last layer may work on all tokens or on the
+first ones alone: what is read of it is the same.
 
 A graph may come from a stranger: see `graph_reader`. Sums of its numbers do not overflow, its sizes fit C's int, and no
 sum of INT8 products leaves 32 bits.
@@ -17,6 +23,7 @@ sum of INT8 products leaves 32 bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +31,17 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.backends.native.graph_reader import LARGEST, Array, GraphReader, refused
-from vitdeploy.core.errors import VitdeployError
+from vitdeploy.core.errors import ModelError, VitdeployError
 from vitdeploy.core.specs import PIXEL_VALUES
 
-__all__ = ["Factors", "Layer", "Norm", "PlainVit", "Product", "read_plain_vit"]
+__all__ = ["Classifier", "Factors", "Layer", "Norm", "PlainVit", "Product", "read_plain_vit"]
 
 _MOST_INPUTS = 1 << 16  # of a product: 255 * 128 times as many fits 32 bits
 _MOST_VALUES = 1 << 31  # of one buffer of the kernels
 _PADDING = 64  # more, at most, that a width gets to be whole tiles
 _LEAST, _MOST = 1.2e-38, 1e3  # a scale: its inverse is a normal number, and zero points cancel in float32
+_GELU_BY_TANH = (2 * (2 / np.pi) ** 0.5, 2 * (2 / np.pi) ** 0.5 * 0.044715)
+"""With y = (2 / pi)^0.5 (h + 0.044715 h^3) it is h (1 + tanh(y)) / 2, and tanh(y) is 2 sigmoid(2 y) - 1."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,10 @@ class Factors:
 class Layer:
     """One layer of the encoder: LayerNorm before attention and before the MLP, and the products.
 
-    `factors`: of attention's two products; None: they are in float32.
+    Args:
+        factors: of attention's two products; None: they are in float32.
+        curve: (steep, cubic) of the MLP's activation, or of its gate's; None: GELU by erf.
+        gate: the product that fc1's is multiplied with, behind its activation; None: fc1's goes through it.
     """
 
     before: Norm
@@ -90,14 +102,35 @@ class Layer:
     fc1: Product
     fc2: Product
     factors: Factors | None = None
+    curve: tuple[float, float] | None = None
+    gate: Product | None = None
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        every = (self.query, self.key, self.value, self.output, self.fc1, self.fc2, self.gate)
+        return tuple(product for product in every if product is not None)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """LayerNorm and the classifier of the first token: `weight` (classes, width), `bias` (classes,)."""
+
+    norm: Norm
+    weight: Array
+    bias: Array
 
 
 @dataclass(frozen=True)
 class PlainVit:
-    """The constants of a ViT whose first token is classified.
+    """The constants of a ViT up to its layers' end, and those of a classifier of the first token.
 
-    `kernel` is (width, channels, side, side), `positions` (tokens, width) with those of the tokens in front of the
-    patches' first and the tokens themselves in them, `classifier` (classes, width).
+    Args:
+        kernel: (width, channels, side, side).
+        positions: (tokens, width), those of the tokens in front of the patches' first, with these tokens in them.
+        norm: the LayerNorm in front of the layers, where there is one.
+        classifier: None where something else is behind the layers.
+        end: the value that the layers make, (images, read, width).
+        read: how many tokens that has, from the first on.
     """
 
     heads: int
@@ -106,9 +139,10 @@ class PlainVit:
     kernel_bias: Array
     positions: Array
     layers: tuple[Layer, ...]
-    norm: Norm
-    classifier: Array
-    classifier_bias: Array
+    norm: Norm | None
+    classifier: Classifier | None
+    end: str
+    read: int
 
 
 def read_plain_vit(model: Any, large: Mapping[str, memoryview] | None = None) -> PlainVit:
@@ -155,34 +189,56 @@ class _Reader(GraphReader):
     def __init__(self, model: Any, large: Mapping[str, memoryview]) -> None:
         super().__init__(model, large)
         self._tokens = 0
-        self._cut = False  # whether a layer worked on the first token alone
+        self._rows: int | None = None  # how many tokens the last layer works on, where those are not all
         self._steps: dict[str, list[str]] = {}  # names of scale and zero point by the quantised activation
 
     def read(self) -> PlainVit:
         self._well_formed()
         image, conv, positions, x = self._embeddings()
+        norm = None
+        if [node.op_type for node in self._readers.get(x, [])] == ["LayerNormalization"]:
+            first = self._next(x, "LayerNormalization")
+            norm, x = self._norm(first), str(first.output[0])
         layers, heads = [], set()
-        while len(self._readers.get(x, [])) > 1:
+        while self._begins_layer(x):
             layer, count, x = self._layer(x)
             layers.append(layer)
             heads.add(count)
         if len(heads) != 1:
             self._refuse(self._graph.node[-1], "it has no layers, or layers of different numbers of heads")
-        last = self._next(x, "LayerNormalization")
-        row = self._next(last.output[0], "Gather", axis=1)
-        index = self._constant(row, 1)
-        self._expect(row, index.dtype.kind == "i" and index.shape == () and index == 0, "it takes another token")
-        classifier = self._next(row.output[0], "Gemm", transB=1, alpha=1.0, beta=1.0, transA=0)
-        self._expect(classifier, list(classifier.output) == [self._graph.output[0].name], "it is not the last")
-        self._nothing_left(PIXEL_VALUES)
-        form = PlainVit(
-            heads.pop(), image, *conv, positions, tuple(layers), self._norm(last), *self._with_bias(classifier)
-        )
+        classifier = self._classifier(x)
+        rest = self._nothing_left(PIXEL_VALUES, None if classifier else x)
+        left = {name for node in rest for name in node.input if name in self._stored}
+        size = sum(product.weight.size for layer in layers for product in layer.products)
+        if sum(math.prod(self._stored[name].dims) for name in left) > size:  # it would be no use
+            self._refuse(rest[0], "from here on it is no plain ViT, and that is more than half of it")
+        read = 1 if classifier else self._rows or self._tokens
+        form = PlainVit(heads.pop(), image, *conv, positions, tuple(layers), norm, classifier, x, read)
         _check_shapes(form)
         return form
 
+    def _begins_layer(self, x: str) -> bool:
+        """Whether the value is read as a layer reads it, by its LayerNorm and around it."""
+        kinds = [node.op_type for node in self._readers.get(x, [])]
+        return "LayerNormalization" in kinds and len(kinds) > 1
+
+    def _classifier(self, x: str) -> Classifier | None:
+        """What is behind the layers, where that is a classifier of the first token and nothing else."""
+        before = set(self._seen)
+        try:
+            last = self._next(x, "LayerNormalization")
+            row = self._next(last.output[0], "Gather", axis=1)
+            index = self._constant(row, 1)
+            self._expect(row, index.dtype.kind == "i" and index.shape == () and index == 0, "it takes another token")
+            product = self._next(row.output[0], "Gemm", transB=1, alpha=1.0, beta=1.0, transA=0)
+            self._expect(product, list(product.output) == [self._graph.output[0].name], "it is not the last")
+            return Classifier(self._norm(last), *self._with_bias(product))
+        except ModelError:
+            self._seen = before
+            return None
+
     def _embeddings(self) -> tuple[tuple[int, int, int], tuple[Array, Array], Array, str]:
-        conv = self._next(PIXEL_VALUES, "Conv", group=1, dilations=[1, 1], pads=[0, 0, 0, 0])
+        conv = self._next(PIXEL_VALUES, "Conv", among=("Shape",), group=1, dilations=[1, 1], pads=[0, 0, 0, 0])
         kernel, bias = self._with_bias(conv)
         shaped = self._attribute(conv, "kernel_shape") in (0, list(kernel.shape[2:]))
         shaped = shaped and self._attribute(conv, "auto_pad") in (0, b"NOTSET", b"VALID")
@@ -190,13 +246,9 @@ class _Reader(GraphReader):
         self._expect(conv, self._attribute(conv, "strides") == list(kernel.shape[2:]), "its patches overlap")
         lines = self._next(conv.output[0], "Reshape")
         rows = self._next(lines.output[0], "Transpose", perm=[0, 2, 1])
-        pad = self._next(rows.output[0], "Pad", mode=b"constant")
-        front = self._sizes(pad, 1)
-        empty = not self._given(pad, 3) and not (self._given(pad, 2) and self._floats(pad, 2).any())
-        room = len(front) == 6 and front == [0, front[1], 0, 0, 0, 0] and front[1] > 0
-        self._expect(pad, empty and room, "it makes no room for tokens")
-        add = self._next(pad.output[0], "Add")
-        positions = self._floats(add, 1 - list(add.input).index(pad.output[0]))
+        patched, others = self._others_in_front(rows.output[0])
+        add = self._next(patched, "Add")
+        positions = self._floats(add, 1 - list(add.input).index(patched))
         values = [value for value in (*self._graph.input, *self._graph.value_info) if value.name == PIXEL_VALUES]
         sizes = list(values[0].type.tensor_type.shape.dim) if values else []
         stated = len(sizes) == 4 and all(size.dim_value > 0 for size in sizes[1:])
@@ -206,16 +258,27 @@ class _Reader(GraphReader):
         channels, height, width = (int(size.dim_value) for size in sizes[1:])
         patches = (height // kernel.shape[2]) * (width // kernel.shape[3])
         whole = height % kernel.shape[2] == 0 == width % kernel.shape[3] and channels == kernel.shape[1]
-        fits = positions.shape == (1, front[1] + patches, len(kernel)) and whole and patches
+        fits = positions.shape == (1, others + patches, len(kernel)) and whole and patches
         self._expect(add, bool(fits), "its positions are not those of the patches")
         self._reshapes(lines, (len(kernel), patches))
-        self._tokens = front[1] + patches
+        self._tokens = others + patches
         return (channels, height, width), (kernel, bias), positions[0], add.output[0]
+
+    def _others_in_front(self, rows: str) -> tuple[str, int]:
+        """The patches' tokens with room for others in front, and of how many; as they are where there are no others."""
+        if not any(node.op_type == "Pad" for node in self._readers.get(rows, [])):
+            return rows, 0
+        pad = self._next(rows, "Pad", mode=b"constant")
+        front = self._sizes(pad, 1)
+        empty = not self._given(pad, 3) and not (self._given(pad, 2) and self._floats(pad, 2).any())
+        room = len(front) == 6 and front == [0, front[1], 0, 0, 0, 0] and front[1] > 0
+        self._expect(pad, empty and room, "it makes no room for tokens")
+        return str(pad.output[0]), front[1]
 
     def _layer(self, x: str) -> tuple[Layer, int, str]:
         """A layer, its number of heads, and the name of its output."""
         before = self._next(x, "LayerNormalization", among=("Add", "Slice"))
-        self._expect(before, not self._cut, "a layer follows one that works on the first token alone")
+        self._expect(before, self._rows is None, "a layer follows one that works on the first tokens alone")
         branches = [self._branch(node) for node in self._readers[self._rounded(before.output[0])]]
         key = next((branch for branch in branches if branch.turned), None)
         if key is None or len(branches) != 3:
@@ -239,12 +302,50 @@ class _Reader(GraphReader):
         alike = len({(branch.heads, branch.product.exact) for branch in branches}) == 1
         self._expect(added, alike, "its queries, keys and values are not alike")
         after = self._next(added.output[0], "LayerNormalization", among=("Add",))
-        fc1, made = self._product(self._rounded(after.output[0]))
-        gelu = self._next(made, "Gelu", approximate=b"none")
-        fc2, made = self._product(self._rounded(gelu.output[0]))
+        fc1, gate, curve, made = self._raised(self._rounded(after.output[0]))
+        fc2, made = self._product(self._rounded(made))
         last = self._residual(made, added.output[0])
         products = (query.product, key.product, value.product, output, fc1, fc2)
-        return Layer(self._norm(before), self._norm(after), *products, factors), query.heads, str(last.output[0])
+        layer = Layer(self._norm(before), self._norm(after), *products, factors, curve, gate)
+        return layer, query.heads, str(last.output[0])
+
+    def _raised(self, value: str) -> tuple[Product, Product | None, tuple[float, float] | None, str]:
+        """The first half of an MLP: its product and its gate's, the curve, and the name of what it makes."""
+        readers = self._readers.get(value, [])
+        if len(readers) != 2:
+            fc1, made = self._product(value)
+            return fc1, None, *self._bent(made)
+        (one, first), (other, second) = map(self._product_at, readers)
+        gated = any(node.op_type == "Sigmoid" for node in self._readers.get(first, []))
+        if not gated:
+            (one, first), (other, second) = (other, second), (one, first)
+        curve, bent = self._bent(first)
+        self._expect(readers[0], curve is not None, "its gate has another activation than SiLU")
+        both = self._next(bent, "Mul")
+        alone = len(self._readers[second]) == 1
+        self._expect(both, alone and sorted(both.input) == sorted([bent, second]), "it does not multiply with the gate")
+        return other, one, curve, str(both.output[0])
+
+    def _bent(self, value: str) -> tuple[tuple[float, float] | None, str]:
+        """The curve that a value goes through, None for GELU by erf, and the name of what comes out."""
+        readers = self._readers.get(value, [])
+        if len(readers) != 2:
+            gelu = self._next(value, "Gelu")
+            kind = self._attribute(gelu, "approximate")
+            self._expect(gelu, kind in (b"none", b"tanh"), f"its approximate is {kind!r}")
+            return (_GELU_BY_TANH if kind == b"tanh" else None), str(gelu.output[0])
+        steep, turned = 1.0, value
+        if not any(node.op_type == "Sigmoid" for node in readers):  # QuickGELU
+            inner = [node for node in readers if any(name in self._stored for name in node.input)]
+            self._expect(readers[0], len(inner) == 1, "it is not an activation that the kernels know")
+            self._take(inner[0], "Mul")
+            factor = self._one(inner[0], 1 - list(inner[0].input).index(value))
+            self._expect(inner[0], factor.dtype == np.float32 and 1e-3 <= factor <= 1e3, f"its factor is {factor}")
+            steep, turned = float(factor), str(inner[0].output[0])
+        share = self._next(turned, "Sigmoid", among=("Mul",))
+        product = self._next(share.output[0], "Mul")
+        self._expect(product, sorted(product.input) == sorted([value, share.output[0]]), "it is no x sigmoid(a x)")
+        return (steep, 0.0), str(product.output[0])
 
     def _stepped(self, value: str) -> tuple[str, _Step | None]:
         """A factor of attention behind its quantisation and back, and how it is quantised; or as it is, and None."""
@@ -275,8 +376,8 @@ class _Reader(GraphReader):
         """From what reads the activation to a factor of attention."""
         rows = self._tokens
         if node.op_type == "Slice":  # of the last layer's queries
-            rows = 1
-            product, made = self._product(self._first_row(node))
+            product, made = self._product(self._first_rows(node))
+            rows = self._rows or rows
         else:
             product, made = self._product_at(node)
         parted = self._next(made, "Reshape")
@@ -314,28 +415,33 @@ class _Reader(GraphReader):
             return self._numbers(node), str(node.output[0])
         self._take(node, "MatMul")
         weight = self._floats(node, 1)
-        add = self._next(node.output[0], "Add")
-        bias = self._floats(add, 1 - list(add.input).index(node.output[0]))
         self._expect(node, weight.ndim == 2, "it is not a product with a weight")
-        self._expect(add, bias.shape == weight.shape[1:], "it adds no bias")
-        return Product(1.0, 0, weight, np.ones(weight.shape[1], np.float32), bias), str(add.output[0])
+        made, bias = str(node.output[0]), np.zeros(weight.shape[1], np.float32)
+        readers = self._readers.get(made, [])
+        if any(node.op_type == "Add" and not self._stored.keys().isdisjoint(node.input) for node in readers):
+            add = self._next(made, "Add")
+            bias = self._floats(add, 1 - list(add.input).index(made))
+            self._expect(add, bias.shape == weight.shape[1:], "it adds no bias")
+            made = str(add.output[0])
+        return Product(1.0, 0, weight, np.ones(weight.shape[1], np.float32), bias), made
 
     def _residual(self, made: str, x: str) -> Any:
-        """The addition of a product's output to `x`, or to the first row of `x`."""
+        """The addition of a product's output to `x`, or to the first rows of `x`."""
         add = self._next(made, "Add")
         (other,) = [name for name in add.input if name != made] or [""]
         if other != x:
             rows = [node for node in self._readers[x] if node.op_type == "Slice" and node.output[0] == other]
             self._expect(add, len(rows) == 1, "it does not add what came in")
-            self._first_row(rows[0])
+            self._first_rows(rows[0])
         return add
 
-    def _first_row(self, node: Any) -> str:
+    def _first_rows(self, node: Any) -> str:
         self._take(node, "Slice")
-        bounds = [self._sizes(node, place) for place in (1, 2, 3)]
-        plain = not self._given(node, 4) or self._sizes(node, 4) == [1]
-        self._expect(node, bounds == [[0], [1], [1]] and plain, "it takes more than the first token")
-        self._cut = True
+        begin, end, axes = (self._sizes(node, place) for place in (1, 2, 3))
+        plain = begin == [0] and axes == [1] and (not self._given(node, 4) or self._sizes(node, 4) == [1])
+        fits = plain and len(end) == 1 and 0 < end[0] <= self._tokens and self._rows in (None, end[0])
+        self._expect(node, fits, "it takes more than the first tokens, or not as many as another")
+        self._rows = end[0]
         self._steps[node.output[0]] = self._steps.get(node.input[0], [])
         return str(node.output[0])
 
@@ -370,24 +476,28 @@ class _Reader(GraphReader):
 
 def _check_shapes(form: PlainVit) -> None:
     """Every size that the kernels rely on: they read memory without asking again."""
-    width, first = len(form.kernel), form.layers[0]
-    inner, hidden, classes = first.query.weight.shape[-1], first.fc1.weight.shape[-1], len(form.classifier)
+    width, first, last = len(form.kernel), form.layers[0], form.classifier
+    inner, hidden, classes = first.query.weight.shape[-1], first.fc1.weight.shape[-1], len(last.weight) if last else 1
     if inner % form.heads:
         raise refused(f"{inner} is not a multiple of its {form.heads} heads")
-    vectors = {"kernel_bias": width, "classifier_bias": classes}
-    wrong = [name for name, size in vectors.items() if getattr(form, name).shape != (size,)]
-    wrong += ["classifier"] * (form.classifier.shape != (classes, width)) + ["kernel"] * (form.kernel.ndim != 4)
-    norms = [form.norm, *(norm for layer in form.layers for norm in (layer.before, layer.after))]
+    wrong = ["kernel"] * (form.kernel.ndim != 4) + ["kernel_bias"] * (form.kernel_bias.shape != (width,))
+    if last is not None:
+        wrong += ["classifier"] * (last.weight.shape != (classes, width) or last.bias.shape != (classes,))
+    norms = [norm for layer in form.layers for norm in (layer.before, layer.after)]
+    norms += [norm for norm in (form.norm, last.norm if last else None) if norm is not None]
     wrong += ["LayerNorm"] * any({norm.weight.shape, norm.bias.shape} != {(width,)} for norm in norms)
     sizes = dict.fromkeys(("query", "key", "value"), (width, inner))
-    sizes |= {"output": (inner, width), "fc1": (width, hidden), "fc2": (hidden, width)}
+    sizes |= {"output": (inner, width), "fc1": (width, hidden), "fc2": (hidden, width), "gate": (width, hidden)}
     for number, layer in enumerate(form.layers):
         for name, size in sizes.items():
-            product: Product = getattr(layer, name)
+            product: Product | None = getattr(layer, name)
+            if product is None:
+                continue
             if product.weight.shape != size or {product.weight_scale.shape, product.bias.shape} != {size[1:]}:
                 wrong.append(f"{name} of layer {number}")
-        if len({(each.scale, each.zero) for each in (layer.query, layer.key, layer.value)}) > 1:
-            wrong.append(f"scales of layer {number}")
+        for together in ((layer.query, layer.key, layer.value), (layer.fc1, layer.gate or layer.fc1)):
+            if len({(each.scale, each.zero, each.exact) for each in together}) > 1:
+                wrong.append(f"scales of layer {number}")
     if wrong:
         raise refused(f"{', '.join(wrong)} do not fit the rest")
     tokens, patch, head = len(form.positions), form.kernel[0].size, inner // form.heads

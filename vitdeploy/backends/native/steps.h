@@ -32,7 +32,7 @@ int tiles_of(int rows) { return (rows + kRows - 1) / kRows; }
 
 Rows at(const Rows& rows, size_t place) { return {rows.bytes + place, rows.floats + place}; }
 
-F exponential(F x) {  // of x <= 0; relative error 2e-7
+F exponential(F x) {  // of x <= 87; relative error 2e-7 where x is small, 8e-6 at the ends
     x = larger(x, all(-87.0f));
     const F t = mul(x, all(1.44269504f));
     const F whole = rounded(t), part = sub(t, whole);
@@ -52,6 +52,13 @@ F gelu(In x) {
     return fma(x, div(mul(z, over), under), mul(x, all(0.5f)));
 }
 
+// x / (1 + exp(-y)), y = x (steep + cubic x^2): x times the sigmoid of y. GELU by tanh is (1.59576912, 0.0713548163),
+// QuickGELU (1.702, 0), SiLU (1, 0).
+F curve(In x, const Linear& next) {
+    const F z = larger(smaller(x, all(1e6f)), all(-1e6f)), y = mul(z, fma(mul(z, z), all(next.cubic), all(next.steep)));
+    return div(x, add(all(1.0f), exponential(smaller(sub(all(0.0f), y), all(87.0f)))));
+}
+
 // Sixteen values for a Linear, at a place of its input. What it takes is asked once for all of them: in the loops it
 // would cost a twentieth of the time.
 template <bool kExact>
@@ -62,26 +69,37 @@ void emit(F x, const Linear& next, const Rows& out, size_t at) {
         quantize(fma(x, all(next.inverse), all(next.zero)), out.bytes + at);
 }
 
+constexpr bool reads_out(Then then) { return then == Then::kAdd || then == Then::kGate || then == Then::kGateExact; }
+
+constexpr bool makes_rows(Then then) { return then != Then::kStore && then != Then::kAdd; }
+
+constexpr bool is_exact(Then then) {
+    return then == Then::kGeluExact || then == Then::kCurveExact || then == Then::kGateExact;
+}
+
 // What follows a product, with its bias added: at a place of `out`, or of the input of `next`.
 template <Then then>
 void finish(F value, float* out, const Linear* next, const Rows& made, size_t at) {
-    if (then == Then::kAdd) value = add(value, load(out + at));
-    if (then == Then::kGelu)
-        emit<false>(gelu(value), *next, made, at);
-    else if (then == Then::kGeluExact)
-        emit<true>(gelu(value), *next, made, at);
-    else
-        store(out + at, value);
+    constexpr bool kExact = is_exact(then);
+    switch (then) {
+        case Then::kStore: return store(out + at, value);
+        case Then::kAdd: return store(out + at, add(value, load(out + at)));
+        case Then::kGelu:
+        case Then::kGeluExact: return emit<kExact>(gelu(value), *next, made, at);
+        case Then::kCurve:
+        case Then::kCurveExact: return emit<kExact>(curve(value, *next), *next, made, at);
+        case Then::kGate:
+        case Then::kGateExact: return emit<kExact>(mul(curve(load(out + at), *next), value), *next, made, at);
+    }
 }
 
 // Brings what `finish` will read and write of a tile's row into the cache: rows lie too far apart for the processor to guess.
 template <Then then>
 void fetch(const float* out, const Rows& made, size_t at) {
-    if (then == Then::kGelu)
-        __builtin_prefetch(made.bytes + at, 1);
-    else if (then == Then::kGeluExact)
+    if (makes_rows(then) && !is_exact(then)) __builtin_prefetch(made.bytes + at, 1);
+    if (is_exact(then))
         for (int j = 0; j < kVectors; j++) __builtin_prefetch(made.floats + at + kLanes * j, 1);
-    else
+    if (reads_out(then) || !makes_rows(then))
         for (int j = 0; j < kVectors; j++) __builtin_prefetch(out + at + kLanes * j, 1);
 }
 
@@ -462,7 +480,8 @@ void classify(const float* x, Choice rows, const Classifier& classifier, int lin
 constexpr Steps kSteps = {
     embed,
     {normalise<false>, normalise<true>},
-    {product<Then::kStore>, product<Then::kAdd>, product<Then::kGelu>, product<Then::kGeluExact>},
+    {product<Then::kStore>, product<Then::kAdd>, product<Then::kGelu>, product<Then::kGeluExact>, product<Then::kCurve>,
+     product<Then::kCurveExact>, product<Then::kGate>, product<Then::kGateExact>},
     {attend<false>, attend<true>},
     {attend_bytes<false>, attend_bytes<true>},
     classify,
