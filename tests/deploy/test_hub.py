@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 import vitdeploy
+from tests.tools.any_line import lines_of, raised_at
 from tests.tools.hub_server import Hub, hub_server
 from vitdeploy import BundleError, InputError, OutputExistsError, VitdeployError
 from vitdeploy.bundle import Bundle
+from vitdeploy.deploy import hub as pushing
 from vitdeploy.deploy.hub import push
 from vitdeploy.runtime.remote import is_hub_name
 
@@ -186,3 +189,19 @@ def test_which_names_are_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert is_hub_name("a/b")
     assert not any(map(is_hub_name, ("a", "./a/b", "a/b/c", "/a/b", "a/", "~/b", "..", "")))
+
+
+def test_ctrl_c_at_any_line_of_a_push_leaves_the_bundle_from_before_or_the_new_one(hub: Hub, tiny_bundle: Path) -> None:
+    def run() -> None:
+        push(tiny_bundle, NAME)
+
+    source, first = inspect.getsourcelines(pushing._push)
+    own = range(first, first + len(source))
+    lines = [line for line in lines_of(run, [pushing]) if line[1] in own]
+    assert len(lines) > 10
+    whole = set(hub.commits[NAME][-1][1])
+    for line in lines:
+        raised_at(line, run, [pushing], KeyboardInterrupt())
+        assert all(set(files) in (whole, {".gitattributes"}) for _, files in hub.commits[NAME]), line
+    run()
+    assert logits(NAME) == logits(tiny_bundle)

@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.tools.any_line import lines_of, raised_at
 from tests.tools.lint_graphs import DECOMPOSED, FLOATS, NORM, Example, half, linear, saved, spread, text
+from vitdeploy.compiler.lint import measure as measuring
+from vitdeploy.compiler.lint import run as running
 from vitdeploy.compiler.lint.measured import MeasuredGraph, NodeRange
 from vitdeploy.compiler.lint.report import GraphReport
 from vitdeploy.compiler.lint.request import ImageRequest
@@ -171,3 +174,21 @@ def test_the_command(cli: Callable[..., Any], tiny_bundle: Path, tiny_images: Pa
     assert "2 images of" in done.stdout and "SQNR dB" in done.stdout and "the noisiest 8 of" in done.stdout
     assert cli(*words, "--json").stdout.count('"sqnr_db"') > 50
     assert onnx.load(tiny_bundle / "model.int8.onnx").graph.node
+
+
+@pytest.mark.full
+def test_ctrl_c_at_any_line_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    np.save(tmp_path / "values.npy", spread(1))
+    path, modules = saved(linear(), tmp_path / "graph.onnx"), [running, measuring]
+
+    def run() -> None:
+        lint(path, images=ImageRequest(str(tmp_path / "values.npy")))
+
+    lines = lines_of(run, modules)
+    assert len(lines) > 50
+    for line in lines:
+        raised_at(line, run, modules, KeyboardInterrupt())
+        assert list(scratch.iterdir()) == [], line
