@@ -3,7 +3,8 @@
     python examples/batch_job.py bundles/vit inbox reports --unsure 0.6
 
 writes into `reports`: results.csv, one row per image; review.txt, the images whose best score is under `--unsure` or
-that could not be read; summary.json, the counts. A job that was killed continues where it was when it is started again;
+that could not be read; summary.json, the counts. Where an image may have several labels each is counted, and those
+without any are for review. A job that was killed continues where it was when it is started again;
 one that was done classifies nothing. Needs `pip install '.[cpu]'`.
 """
 
@@ -49,9 +50,12 @@ def report(results: Path, unsure: float) -> None:
             if row["error"]:
                 review.append(f"{row['image']}\t{row['error']}")
                 continue
-            classes[row["label"]] += 1
-            if float(row["score"]) < unsure:
-                review.append(f"{row['image']}\t{row['label']} {float(row['score']):.2f}, or {row['label_2']}")
+            score = float(row["score"])
+            found = json.loads(row["labels"]) if "labels" in row else [row["label"]]
+            classes.update(found)
+            if not found or ("labels" not in row and score < unsure):
+                other = f", or {row['label_2']}" if "label_2" in row else ""
+                review.append(f"{row['image']}\t{row['label']} {score:.2f}{other}")
     results.with_name("review.txt").write_text("".join(f"{line}\n" for line in review), encoding="utf-8")
     summary = {"classes": dict(classes.most_common()), "to_review": len(review)}
     results.with_name("summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -118,8 +118,14 @@ def run(classifier: Classifier, capture: cv2.VideoCapture, is_camera: bool, give
             best = int(mean.argmax())
             took = 1000 * (time.perf_counter() - began)
             line = {"frame": number, "label": classifier.labels[best], "score": round(float(mean[best]), 4)}
+            said = f"{classifier.labels[best]} {mean[best]:.0%}"
+            if classifier.threshold is not None:  # any number of labels: those whose score reaches it
+                found = [
+                    name for name, score in zip(classifier.labels, mean, strict=True) if score >= classifier.threshold
+                ]
+                line["labels"], said = found, ", ".join(found) or "none"
             print(json.dumps({**line, "milliseconds": round(took, 2)}), flush=True)
-            draw(frame, f"{classifier.labels[best]} {mean[best]:.0%}  {took:.0f} ms")
+            draw(frame, f"{said}  {took:.0f} ms")
             if given.output and writer is None:
                 kind = cv2.VideoWriter_fourcc(*("MJPG" if given.output.endswith(".avi") else "mp4v"))
                 writer = cv2.VideoWriter(given.output, kind, rate, (frame.shape[1], frame.shape[0]))

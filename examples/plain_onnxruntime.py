@@ -1,14 +1,21 @@
 """A bundle without vitdeploy: python examples/plain_onnxruntime.py bundles/vit/model.onnx cat.png"""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-session = onnxruntime.InferenceSession(sys.argv[1])
+task = json.loads(Path(sys.argv[1]).with_name("manifest.json").read_text(encoding="utf-8"))["task"]
 pixels = np.asarray(Image.open(sys.argv[2]).convert("RGB"))  # uint8 (height, width, 3); the graph does the rest
-logits = session.run(["logits"], {"image": pixels[np.newaxis]})[0][0]
-scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()  # for the task single_label
+output = "embedding" if task == "embedding" else "logits"
+answer = onnxruntime.InferenceSession(sys.argv[1]).run([output], {"image": pixels[np.newaxis]})[0][0].astype(float)
+if task == "embedding":
+    print(*answer)  # a vector, and no classes
+    sys.exit()
+powers = np.exp(answer - answer.max())  # one class is right: softmax; a regression: the numbers; else a sigmoid each
+scores = {"single_label": powers / powers.sum(), "regression": answer}.get(task, 1 / (1 + np.exp(-answer)))
 for index in np.argsort(-scores)[:5]:
     print(f"{index}\t{scores[index]:.6f}")  # `labels` in manifest.json says what the index stands for

@@ -17,6 +17,7 @@
 
 struct Bundle {
     nlohmann::json manifest;
+    std::string task;  // what the logits mean
     std::filesystem::path file;  // the form or engine to run
 
     // `where` is a bundle's folder, and the first artifact of the kind that `wanted` accepts is taken; or it is a file
@@ -32,6 +33,9 @@ struct Bundle {
         std::ifstream text(folder / "manifest.json");
         if (!text) throw std::runtime_error(where.string() + ": no bundle, nor a file in one (no manifest.json)");
         manifest = nlohmann::json::parse(text);
+        task = manifest.value("task", "single_label");
+        if (task == "embedding")
+            throw std::runtime_error(where.string() + " gives an embedding, one vector an image, and no classes");
         for (const auto& artifact : manifest.at("artifacts"))
             if (file.empty() && (name.empty() ? wanted(artifact) : artifact.at("path") == name.generic_string()))
                 file = folder / artifact.at("path").get<std::string>();
@@ -39,27 +43,32 @@ struct Bundle {
         if (std::filesystem::file_size(file) == 0) throw std::runtime_error(file.string() + " is empty");
     }
 
-    // Prints the best classes with their scores: softmax for one class an image, a sigmoid where several may be right.
+    // Prints the best classes with their scores: softmax for one class an image, a sigmoid where several may be right,
+    // and then "yes" behind those that the image has: their score reaches the threshold.
     void print_best(const float* logits, size_t count, size_t most = 5) const {
         const auto& labels = manifest.at("labels");
         if (labels.size() != count) throw std::runtime_error("the manifest names more or fewer classes than the model");
         for (size_t index = 0; index < count; ++index)
             if (!std::isfinite(logits[index])) throw std::runtime_error("the model gives scores that are not finite");
-        const std::string task = manifest.value("task", "single_label");
+        const bool several = task == "multi_label" || task == "binary";
+        const double threshold = manifest.value("threshold", 0.5);
         std::vector<double> scores(logits, logits + count);
         if (task == "single_label") {
             const double highest = *std::max_element(scores.begin(), scores.end());
             for (double& score : scores) score = std::exp(score - highest);
             const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
             for (double& score : scores) score /= sum;
-        } else if (task != "regression") {
+        } else if (several || task == "single_label_sigmoid") {
             for (double& score : scores) score = 1 / (1 + std::exp(-score));
+        } else if (task != "regression") {
+            throw std::runtime_error("what the model answers, " + task + ", is not known to this program");
         }
         std::vector<size_t> order(count);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return scores[a] > scores[b]; });
         for (size_t place = 0; place < std::min(most, count); ++place)
-            std::printf("%s\t%.6f\n", labels[order[place]].get<std::string>().c_str(), scores[order[place]]);
+            std::printf("%s\t%.6f%s\n", labels[order[place]].get<std::string>().c_str(), scores[order[place]],
+                        several && scores[order[place]] >= threshold ? "\tyes" : "");
     }
 };
 

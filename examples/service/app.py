@@ -137,7 +137,8 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
             left = limits.timeout_ms - 1000 * (time.perf_counter() - began)
             answer = await classifier.predict_async(image, top_k, timeout_ms=max(1e-3, left))
         metrics.seconds.observe(time.perf_counter() - began)
-        metrics.predictions.labels(answer.label.encode("utf-8", "replace").decode()).inc()
+        for score in answer.top_k[:1] if answer.labels is None else answer.labels:
+            metrics.predictions.labels(score.label.encode("utf-8", "replace").decode()).inc()
         return answer
 
     @app.get("/")
@@ -157,7 +158,8 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:  # on the event loop: the threads may be busy
-        about = {name: classifier.describe()[name] for name in ("backend", "precision", "device", "sha256", "classes")}
+        shown = ("backend", "precision", "device", "sha256", "task", "classes", "threshold")
+        about = {name: classifier.describe()[name] for name in shown}
         state = {"status": "ok" if serving else "closing", **about, "max_bytes": limits.max_bytes}
         return JSONResponse(state, 200 if serving else 503)
 
@@ -174,11 +176,11 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
 
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(classifier.describe()["bundle"]).resolve().name)
     add_open_inference(app, name, classifier, uploads.receive, classify, lambda: serving)
-    _answer_errors(app)
+    answer_errors(app)
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
+def answer_errors(app: FastAPI) -> None:
     """Every error has a status and the same body: `error`, what failed, and `hint`, what to do."""
 
     @app.exception_handler(VitdeployError)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +19,7 @@ from PIL import Image
 
 from tests.tools.browser import Browser, find_chromium
 from tests.tools.running import ENVIRONMENT, EXAMPLES
+from tests.tools.serving import Service, serving
 from vitdeploy import load
 
 for package in ("fastapi", "uvicorn", "prometheus_client"):
@@ -32,72 +28,11 @@ for package in ("fastapi", "uvicorn", "prometheus_client"):
 MAX_BYTES = 200_000
 
 
-@dataclass(frozen=True)
-class Service:
-    port: int
-    process: subprocess.Popen[str]
-
-    def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, headers or {}, encode_chunked=isinstance(body, Iterator))
-            answer = connection.getresponse()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-        finally:
-            connection.close()
-
-    def predict(self, body: Any, query: str = "", **headers: str) -> tuple[int, dict[str, Any]]:
-        status, _, answer = self.ask("POST", f"/predict{query}", body, headers)
-        return status, json.loads(answer)
-
-    def metric(self, line: str) -> float:
-        """The value of one line of /metrics."""
-        text = self.ask("GET", "/metrics")[2].decode()
-        found = re.search(rf"^{re.escape(line)} (\S+)$", text, flags=re.M)
-        return float(found[1]) if found else 0.0
-
-
 @pytest.fixture(scope="module")
 def service(tiny_bundle: Path) -> Iterator[Service]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [
-        "--port",
-        port,
-        "--threads",
-        1,
-        "--max-bytes",
-        MAX_BYTES,
-        "--backend",
-        "onnxruntime",
-        "--precision",
-        "fp32",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "service" / "app.py"), str(tiny_bundle), *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    running = Service(port, process)
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        try:
-            if running.ask("GET", "/health")[0] == 200:
-                break
-        except OSError:
-            time.sleep(0.05)
-    yield running
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert "Traceback" not in err
+    form = ("--threads", 1, "--backend", "onnxruntime", "--precision", "fp32")
+    with serving("service/app.py", tiny_bundle, "--max-bytes", MAX_BYTES, *form) as running:
+        yield running
 
 
 def png(size: tuple[int, int] = (40, 60), seed: int = 0) -> bytes:
