@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,12 @@ def test_the_demo_trains_exports_builds_and_measures(tmp_path: Path, monkeypatch
         assert len(bundle.select(kind="engine")) == 2
     calibration = json.loads((tmp_path / "demo" / "digits-vit" / "calibration.json").read_text())
     assert calibration["images"]["split"] == "train"
-    for path in ("checkpoint", "digits-vit", "report.json", "report.html"):
+    vectors = Bundle.open(tmp_path / "demo" / "digits-vectors")
+    assert vectors.manifest.task == "embedding"
+    assert vectors.manifest.model["weights_sha256"] == bundle.manifest.model["weights_sha256"]
+    ((asked, found),) = re.findall(r"the 5 test images nearest to a (\d) are (.*)\.", done.stdout)
+    assert found.split(", ").count(asked) >= 3, "a model that tells 95 % of the digits apart puts alike ones together"
+    for path in ("checkpoint", "digits-vit", "digits-vectors", "report.json", "report.html"):
         assert str(tmp_path / "demo" / path) in done.stdout and (tmp_path / "demo" / path).exists()
     (next_command,) = [line for line in done.stdout.splitlines() if line.startswith("Next: vitdeploy ")]
     tried = invoke(*next_command.removeprefix("Next: vitdeploy ").split())

@@ -43,6 +43,7 @@ EXTRAS = (
     "openvino",
     "ray",
     "rtx",
+    "search",
     "tensorboard",
     "triton",
 )

@@ -1,4 +1,5 @@
-"""The whole pipeline on one machine, offline: train, export, FP16 and INT8, engines, benchmark.
+"""The whole pipeline on one machine, offline: train, export, FP16 and INT8, engines, benchmark, a search by an
+image.
 
 The images are scikit-learn's handwritten digits, real images that come with a package. The steps are the library calls
 behind the commands, in the order in which a user would give them.
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from vitdeploy.bundle import Bundle
+    from vitdeploy.data import ImageDataset
     from vitdeploy.report.records import BenchReport
     from vitdeploy.training import FinetuneResult
 
@@ -26,16 +29,24 @@ __all__ = ["DemoResult", "demo"]
 
 _CHECKPOINT = "checkpoint"
 _BUNDLE = "digits-vit"
+_VECTORS = "digits-vectors"
+_NEIGHBOURS = 5
 _REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where everything lies, and what was measured."""
+    """Where everything lies, and what was measured.
+
+    `found` are the classes of the five test images whose vectors are nearest to that of the first one, `asked`, the
+    nearest first.
+    """
 
     folder: Path
     training: FinetuneResult
     report: BenchReport
+    asked: str
+    found: tuple[str, ...]
 
     @property
     def checkpoint(self) -> Path:
@@ -44,6 +55,11 @@ class DemoResult:
     @property
     def bundle(self) -> Path:
         return self.folder / _BUNDLE
+
+    @property
+    def vectors(self) -> Path:
+        """The bundle that gives the embedding of the same weights."""
+        return self.folder / _VECTORS
 
     @property
     def report_json(self) -> Path:
@@ -89,21 +105,23 @@ def demo(
 
     def ours(folder: Path) -> bool:
         def known(name: str) -> bool:
-            return name in (_REPORT, "report.html", "digit.png") or name.startswith((f"{_CHECKPOINT}/", f"{_BUNDLE}/"))
+            parts = (f"{_CHECKPOINT}/", f"{_BUNDLE}/", f"{_VECTORS}/")
+            return name in (_REPORT, "report.html", "digit.png") or name.startswith(parts)
 
-        return holds_only(folder, known) and is_ours(folder / _CHECKPOINT) and Bundle.is_ours(folder / _BUNDLE)
+        bundles = [folder / _BUNDLE, *([folder / _VECTORS] if (folder / _VECTORS).exists() else [])]
+        return holds_only(folder, known) and is_ours(folder / _CHECKPOINT) and all(map(Bundle.is_ours, bundles))
 
     with staged_folder(Path(output), overwrite=overwrite, ours=ours, what="demo") as folder:
-        progress.note("1/4  Train a small ViT on scikit-learn's handwritten digits")
+        progress.note("1/5  Train a small ViT on scikit-learn's handwritten digits")
         start = create_digits_vit(folder / "start", seed=seed)
         changes = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
         trained = finetune(digits_config(start, folder / _CHECKPOINT, **changes))
-        progress.note("2/4  Export it, preprocessing inside the graph")
+        progress.note("2/5  Export it, preprocessing inside the graph")
         bundle = export(folder / _CHECKPOINT, folder / _BUNDLE)
-        progress.note("3/4  FP16 and INT8 forms, and the engines that this machine can build")
+        progress.note("3/5  FP16 and INT8 forms, and the engines that this machine can build")
         recipe = Recipe(dataset="digits", split="train", count=256, seed=seed)
         bundle = build(bundle, ["fp16", "int8"], recipe=recipe).bundle
-        progress.note("4/4  Compare every form with PyTorch on the test images")
+        progress.note("4/5  Compare every form with PyTorch on the test images")
         test = load_dataset("digits", "test")
         report = bench(bundle, test, baseline=folder / _CHECKPOINT, command="vitdeploy demo", seed=seed)
         page = render_html(report)
@@ -111,8 +129,23 @@ def demo(
         write_atomically(folder / _REPORT, report.dumps() + "\n")
         write_atomically(folder / "report.html", page)
         _write_digit(test.image(0), folder / "digit.png")
+        progress.note("5/5  Search by an image: the same weights give each test image a vector")
+        found = _nearest(export(folder / _CHECKPOINT, folder / _VECTORS, task="embedding"), test)
         shutil.rmtree(folder / "start")
-    return DemoResult(Path(output), trained, report)
+    return DemoResult(Path(output), trained, report, test.labels[test.label_ids[0]], found)
+
+
+def _nearest(bundle: Bundle, images: ImageDataset) -> tuple[str, ...]:
+    """The classes of the images whose vectors are nearest to the first one's, itself left out, the nearest first."""
+    import numpy as np
+
+    from vitdeploy.evaluation.vectors import nearest
+    from vitdeploy.models.tasks import unit
+    from vitdeploy.runtime import load
+
+    with load(bundle, precision="fp32") as model:
+        vectors = unit(np.concatenate([model.embed(part) for part in images.parts(range(len(images)))]))
+    return tuple(images.labels[images.label_ids[place]] for place in nearest(vectors, vectors, _NEIGHBOURS)[0])
 
 
 def _write_digit(pixels: npt.NDArray[np.uint8], path: Path) -> None:

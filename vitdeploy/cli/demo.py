@@ -32,7 +32,8 @@ def command(output: str, overwrite: bool, epochs: float | None, seed: int, as_js
     """Run the whole pipeline on this machine, offline.
 
     Trains a small ViT on scikit-learn's handwritten digits, exports it with preprocessing in the graph, makes its FP16
-    and INT8 forms and the TensorRT engines that this machine can build, and compares every form with PyTorch.
+    and INT8 forms and the TensorRT engines that this machine can build, and compares every form with PyTorch. Then the
+    same weights give each test image a vector, and the images most like one are found by it.
 
     \b
     Example:
@@ -57,8 +58,11 @@ def show_result(result: DemoResult) -> None:
     for name, path in (
         ("checkpoint", result.checkpoint),
         ("bundle", result.bundle),
+        ("vectors", result.vectors),
         ("report", result.report_json),
         ("report", result.report_html),
     ):
         echo(f"{name:<11} {path}")
+    count = len(result.found)
+    echo(f"\nSearch by an image: the {count} test images nearest to a {result.asked} are {', '.join(result.found)}.")
     echo(f"\nNext: {program()} predict {quoted(result.bundle)} {quoted(result.image)}")
