@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 
 from tests.tools.running import EXAMPLES
 from vitdeploy import load
+from vitdeploy.models.tasks import CLASSIFICATION, TASKS
 
 LIBRARIES = (
     "libjpeg, libpng and nlohmann's JSON are not installed: apt install libjpeg-dev libpng-dev nlohmann-json3-dev"
@@ -118,6 +120,30 @@ def test_the_numbers_of_python(program: Path, tiny_bundle: Path, tmp_path: Path)
     assert answers(run(program, tiny_bundle / "model.onnx", tmp_path / "colour.png")) == pytest.approx(
         expected, abs=2e-6
     )
+
+
+@pytest.mark.parametrize("task", [*TASKS, "of a later version"])
+def test_it_follows_the_task(task: str, program: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The same bundle, whose manifest gives its logits another meaning."""
+    bundle, photo = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle")), tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 81, 3), dtype=np.uint8)).save(photo)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    threshold = {"threshold": 0.3} if task == "multi_label" else {}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "task": task, **threshold}))
+    done = run(program, bundle / "model.onnx", photo, 1)
+    if task not in TASKS or TASKS[task].kind is not CLASSIFICATION:
+        assert done.returncode == 1 and done.stdout == ""
+        assert ("embedding" if task == "embedding" else "is not known to this program") in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    with load(bundle, "openvino", "fp32", threads=1) as classifier:
+        answer = classifier.predict(photo, 5)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [score.label for score in answer.top_k]
+    wanted = [score.value if score.score is None else score.score for score in answer.top_k]
+    np.testing.assert_allclose([float(line[1]) for line in lines], wanted, atol=2e-5)
+    had = {line[0] for line in lines if line[2:] == ["yes"]}
+    assert had == {score.label for score in answer.labels or () if score in answer.top_k}
 
 
 def test_errors(program: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import vitdeploy
 from tests.tools.browser import Browser, find_chromium
-from tests.tools.running import run
+from tests.tools.running import run, run_here
 from tests.tools.serving import Service, serving
 from tests.tools.tiny import write_checkpoint, write_images
 from vitdeploy import Recipe
@@ -70,7 +70,7 @@ def nearest(made: Made, image: Path, precision: str = "fp32") -> list[tuple[Path
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_query_finds_what_a_plain_comparison_finds(made: Made, precision: str) -> None:
     image = made.photos / "seven" / "2.png"
-    done = run(
+    done = run_here(
         *("search/search.py", "query", made.index, made.bundle, image, "-k", 6),
         *("--backend", "onnxruntime", "--precision", precision),
     )
@@ -93,7 +93,7 @@ def test_what_bench_measured_of_such_queries_is_said(made: Made, tmp_path: Path)
     found = report.row("int8/onnxruntime").embedding
     assert found is not None and found.queries is not None
     image = made.photos / "one" / "0.png"
-    done = run(
+    done = run_here(
         "search/search.py", "query", made.index, bundle, image, "--backend", "onnxruntime", "--precision", "int8"
     )
     assert f"the benchmark found {found.queries.value:.1%} of FP32's 5 nearest that way" in done.stderr
@@ -102,17 +102,17 @@ def test_what_bench_measured_of_such_queries_is_said(made: Made, tmp_path: Path)
 def test_another_model_is_refused(made: Made, tmp_path: Path) -> None:
     other = vitdeploy.export(write_checkpoint(tmp_path / "vit", seed=1), tmp_path / "other", task="embedding").path
     image = made.photos / "one" / "0.png"
-    done = run("search/search.py", "query", made.index, other, image, *FP32)
+    done = run_here("search/search.py", "query", made.index, other, image, *FP32)
     assert done.returncode == 1 and "was made by other weights (vectors and not other)" in done.stderr
     assert "make it anew with this bundle" in done.stderr and "Traceback" not in done.stderr
     longer = vitdeploy.export(tmp_path / "vit", tmp_path / "unit", task="embedding", normalize=True).path
-    done = run("search/search.py", "query", made.index, longer, image, *FP32)
+    done = run_here("search/search.py", "query", made.index, longer, image, *FP32)
     assert done.returncode == 1 and "has other vectors" in done.stderr
 
 
 def test_a_classifier_is_refused(made: Made, tiny_bundle: Path, tmp_path: Path) -> None:
     for command in (("index", tiny_bundle, made.photos, tmp_path / "i"), ("query", made.index, tiny_bundle, "a.png")):
-        done = run("search/search.py", *command)
+        done = run_here("search/search.py", *command)
         assert done.returncode == 1 and "search is not for" in done.stderr and "one class an image" in done.stderr
         assert "Traceback" not in done.stderr and not (tmp_path / "i").exists()
 
@@ -121,14 +121,14 @@ def test_indexing_goes_on_where_it_was_stopped_and_replaces_only_an_index(made: 
     index = tmp_path / "photos.index"
     index.mkdir()
     (index / "notes.txt").write_text("mine")
-    done = run("search/search.py", "index", made.bundle, made.photos, index, "--overwrite", *FP32)
+    done = run_here("search/search.py", "index", made.bundle, made.photos, index, "--overwrite", *FP32)
     assert done.returncode == 1 and "Traceback" not in done.stderr and (index / "notes.txt").exists()
     (index / "notes.txt").unlink()
     index.rmdir()
     for more in ((), ("--overwrite",)):
-        done = run("search/search.py", "index", made.bundle, made.photos, index, *FP32, *more)
+        done = run_here("search/search.py", "index", made.bundle, made.photos, index, *FP32, *more)
         assert done.returncode == 0, done.stderr
-    again = run("search/search.py", "index", made.bundle, made.photos, index, *FP32)
+    again = run_here("search/search.py", "index", made.bundle, made.photos, index, *FP32)
     assert again.returncode == 1 and "already exists" in again.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos.index"]
     wanted = {path.name: path.read_bytes() for path in made.index.iterdir() if path.name != "index.json"}
@@ -141,7 +141,7 @@ def test_indexing_goes_on_where_it_was_stopped_and_replaces_only_an_index(made: 
 def test_a_damaged_index_is_named(made: Made, tmp_path: Path, file: str, content: str | None) -> None:
     index = Path(shutil.copytree(made.index, tmp_path / "photos.index"))
     (index / file).unlink() if content is None else (index / file).write_text(content)
-    done = run("search/search.py", "query", index, made.bundle, made.photos / "one" / "0.png", *FP32)
+    done = run_here("search/search.py", "query", index, made.bundle, made.photos / "one" / "0.png", *FP32)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "search.py index" in done.stderr
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from PIL import Image
 
 import vitdeploy
 from tests.tools.browser import Browser, find_chromium
-from tests.tools.running import run
-from tests.tools.serving import Service, serving
+from tests.tools.running import load_service, run_here
+from tests.tools.serving import Service, serving_here
 from tests.tools.tiny import write_checkpoint
 from vitdeploy.models.tasks import CLASSIFICATION, TASKS
 
@@ -71,7 +71,7 @@ def refused(stderr: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_classify(task: str, bundle_of: Bundles, photo: Path) -> None:
     bundle = bundle_of(task)
-    done = run("classify.py", bundle, photo)
+    done = run_here("classify.py", bundle, photo)
     if TASKS[task].kind is not CLASSIFICATION:
         assert done.returncode == 1
         return refused(done.stderr)
@@ -89,7 +89,7 @@ def test_classify(task: str, bundle_of: Bundles, photo: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_without_vitdeploy(task: str, bundle_of: Bundles, photo: Path) -> None:
     bundle = bundle_of(task)
-    done = run("plain_onnxruntime.py", bundle / "model.onnx", photo)
+    done = run_here("plain_onnxruntime.py", bundle / "model.onnx", photo)
     assert done.returncode == 0, done.stderr
     with vitdeploy.load(bundle, "onnxruntime", "fp32") as model:
         if TASKS[task].kind is not CLASSIFICATION:
@@ -105,7 +105,7 @@ def test_without_vitdeploy(task: str, bundle_of: Bundles, photo: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_batch_job(task: str, bundle_of: Bundles, photo: Path, tmp_path: Path) -> None:
     bundle, reports = bundle_of(task), tmp_path / "reports"
-    done = run("batch_job.py", bundle, photo.parent, reports, "--unsure", 0)
+    done = run_here("batch_job.py", bundle, photo.parent, reports, "--unsure", 0)
     if TASKS[task].activation is None:
         assert done.returncode == 1 and "Traceback" not in done.stderr and TASKS[task].title in done.stderr
         return
@@ -129,7 +129,7 @@ def test_camera(task: str, bundle_of: Bundles, tmp_path: Path) -> None:
     for _ in range(2):
         writer.write(frame)
     writer.release()
-    done = run("camera.py", bundle_of(task), "--source", video)
+    done = run_here("camera.py", bundle_of(task), "--source", video)
     if TASKS[task].activation is None:
         assert (
             done.returncode == 1 and "Traceback" not in done.stderr and "regression" in done.stderr + TASKS[task].title
@@ -141,6 +141,17 @@ def test_camera(task: str, bundle_of: Bundles, tmp_path: Path) -> None:
     if TASKS[task].several:
         assert (line["label"] in line["labels"]) == (line["score"] >= 0.5)
     return None
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser | None]:
+    """A real one, where there is one."""
+    program = find_chromium()
+    if program is None:
+        yield None
+        return
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 def shows_the_answer(browser: Browser, service: Service, photo: Path, answer: dict[str, Any]) -> None:
@@ -160,19 +171,19 @@ def shows_the_answer(browser: Browser, service: Service, photo: Path, answer: di
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_service(task: str, bundle_of: Bundles, photo: Path, tmp_path: Path) -> None:
+def test_the_service(task: str, bundle_of: Bundles, photo: Path, browser: Browser | None) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'vitdeploy[examples]'")
     if TASKS[task].kind is not CLASSIFICATION:
-        done = run("service/app.py", bundle_of(task))
+        done = run_here("service/app.py", bundle_of(task))
         assert done.returncode == 1
         return refused(done.stderr)
-    with serving("service/app.py", bundle_of(task), "--threads", 1) as service:
+    classifier, app = vitdeploy.load(bundle_of(task), threads=1), load_service()
+    with serving_here(lambda port: app.server_config(classifier, app.Limits(), "127.0.0.1", port)) as service:
         status, answer = service.predict(photo.read_bytes())
         health, metrics = (service.ask("GET", path)[2].decode() for path in ("/health", "/metrics"))
-        if (program := find_chromium()) is not None:
-            with Browser(program, tmp_path / "profile") as browser:
-                shows_the_answer(browser, service, photo, answer)
+        if browser is not None and status == 200:
+            shows_the_answer(browser, service, photo, answer)
     assert status == 200
     health = json.loads(health)
     assert health["task"] == task and (health["threshold"] == 0.5) == TASKS[task].several

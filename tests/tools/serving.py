@@ -9,21 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tests.tools.running import ENVIRONMENT, EXAMPLES
 
-__all__ = ["Service", "serving"]
+__all__ = ["Service", "serving", "serving_here"]
 
 
 @dataclass(frozen=True)
 class Service:
     port: int
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None = None
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -48,13 +49,18 @@ class Service:
         return float(found[1]) if found else 0.0
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 @contextmanager
 def serving(example: str, *arguments: object) -> Iterator[Service]:
     """`python examples/EXAMPLE ARGUMENTS --port P`, once GET /health says that it is ready; it must end without a
     traceback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, str(EXAMPLES / example), *map(str, arguments), "--port", str(port)],
         stdout=subprocess.PIPE,
@@ -79,3 +85,23 @@ def serving(example: str, *arguments: object) -> Iterator[Service]:
             process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
+
+
+@contextmanager
+def serving_here(config: Callable[[int], Any]) -> Iterator[Service]:
+    """The same in a thread of this process; `config` makes uvicorn's configuration for a port."""
+    import uvicorn
+
+    port = free_port()
+    server = uvicorn.Server(config(port))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 120
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        yield Service(port)
+    finally:
+        server.should_exit = True
+        thread.join()
