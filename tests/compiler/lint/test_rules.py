@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools.lint_graphs import MEASURED, PAIRS, SCALE, attention, half, linear, saved, text
-from vitdeploy.compiler.lint.findings import CPU, TARGETS, TENSORRT
+from vitdeploy.compiler.lint.findings import CPU, TENSORRT
 from vitdeploy.compiler.lint.rule import Finding
 from vitdeploy.compiler.lint.rules import RULES
 from vitdeploy.compiler.lint.run import lint
@@ -136,9 +136,3 @@ def test_rows_as_the_data_say_are_seen(tmp_path: Path) -> None:
 def test_a_shape_that_is_given_as_one_is_no_data(tmp_path: Path) -> None:
     given = text("y = Reshape (x, k)", "float16[n,4,8] x, int64[3] k")
     assert "data-dependent-shape" not in findings(given, tmp_path)
-
-
-def test_targets_are_those_of_the_command() -> None:
-    from vitdeploy.cli.lint import _TARGETS
-
-    assert tuple(TARGETS) == _TARGETS
