@@ -354,11 +354,12 @@ def test_linear_probe_gives_the_head_that_the_full_model_has(tmp_path: Path) -> 
 
     torch.nn.Conv2d.forward = counted  # type: ignore[method-assign]
     try:
-        config = FinetuneConfig(model, "digits", tmp_path / "out", linear_probe=True, limit_train=600, threads=1)
+        usual: dict[str, Any] = {"limit_train": 600, "epochs": 10, "threads": 1}
+        config = FinetuneConfig(model, "digits", tmp_path / "out", linear_probe=True, **usual)
         result = finetune(config)
     finally:
         torch.nn.Conv2d.forward = forward  # type: ignore[method-assign]
-    assert passes["images"] == 600 + 360  # every image once, over thirty epochs
+    assert passes["images"] == 600 + 360  # every image once, over ten epochs
     before, after = weights_of(model), weights_of(tmp_path / "out")
     assert {name for name in before if not np.array_equal(before[name], after[name])} <= {
         "classifier.weight",
