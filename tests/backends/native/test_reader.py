@@ -33,6 +33,7 @@ needs_kernels = pytest.mark.skipif(OBSTACLE is not None, reason=": ".join(OBSTAC
 ROUNDS = rounds(300)
 SIZES = (0, 1, 2, 3, -1, 16, 17, 64, 255, 65536, 2**31 - 1, 2**31, 2**32 + 1, -(2**31), 2**63 - 1)
 NUMBERS = (0.0, 1e-45, -1.0, 2.0, 1e10, 3e38, float("nan"), float("inf"), float("-inf"))
+KEYS = [0, 2, 3, 1]  # the order of axes by which keys are turned
 OPERATIONS = ("Relu", "Tanh", "Identity", "Softmax", "Add", "Sub", "Mul", "MatMul", "Gelu", "Transpose", "Cast")
 
 
@@ -186,6 +187,16 @@ def two_outputs(graph: Any) -> None:
     graph.output.append(helper.make_tensor_value_info(first(graph, "Gelu").output[0], TensorProto.FLOAT, None))
 
 
+def no_keys(graph: Any) -> None:
+    """What should be turned, to be multiplied with, is not."""
+    turned = next(node for node in graph.node if node.op_type == "Transpose" and list(node.attribute[0].ints) == KEYS)
+    turned.attribute[0].ints[:] = [0, 2, 1, 3]
+
+
+def room_behind(graph: Any) -> None:
+    put(graph, first(graph, "Pad").input[1], np.array([0, 1, 0, 0, 1, 0]))
+
+
 def no_output(graph: Any) -> None:
     del first(graph, "Softmax").output[:]
 
@@ -204,6 +215,8 @@ def no_output(graph: Any) -> None:
         (another_domain, r"node '.*Gelu'.*not the Gelu of ONNX"),
         (two_outputs, "another number of outputs than one"),
         (no_output, r"node '.*Softmax'.*makes nothing"),
+        (no_keys, r"node '.*LayerNormalization'.*does not feed queries, keys and values"),
+        (room_behind, r"node '.*Pad'.*makes no room for tokens"),
     ],
 )
 def test_what_is_refused(plain: bytes, change: Callable[[Any], None], says: str) -> None:
