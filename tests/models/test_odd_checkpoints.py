@@ -18,6 +18,7 @@ from vitdeploy.compiler.preprocessing import spec_from_processor
 from vitdeploy.core.errors import DependencyError, ModelError, VitdeployError
 from vitdeploy.models.checkpoints import load_checkpoint, open_folder
 from vitdeploy.models.processors import load_processor
+from vitdeploy.models.tasks import TaskRequest
 from vitdeploy.training.models import load_trainable
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 343268717\n"
@@ -158,6 +159,22 @@ def test_an_absurd_configuration_is_refused_before_anything_is_made(changes: dic
         with pytest.raises(ModelError, match="no model that its weights could be of"):
             load(odd)
     assert time.monotonic() - started < 60
+
+
+def test_numbers_that_are_none_of_layers_do_not_count_as_layers(odd: Path, tiny_checkpoint: Path) -> None:
+    change(odd / "config.json", layer_rates=[0.5] * 100_001, layers_left=[-1] * 100_001)
+    np.testing.assert_array_equal(logits(odd), logits(tiny_checkpoint))
+
+
+def test_of_many_weights_that_are_missing_three_are_named(odd: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(odd / "model.safetensors")
+    kept = {name: value for name, value in stored.items() if ".0." not in name}
+    save_file(kept, odd / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="does not hold all of a ViTModel") as error:
+        load_checkpoint(odd, request=TaskRequest("embedding"))
+    assert len(stored) - len(kept) > 4 and error.value.message.count(".0.") == 3
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
