@@ -1,18 +1,22 @@
 """What FP16, INT8 and FP8 keep of an image tower's embedding, beside FP32, judged in ONNX Runtime on a CPU.
 
-    python benchmarks/embeddings.py MODEL --dataset cifar10 --work FOLDER [--image-size 112] [--count 2000] [--json F]
+    python benchmarks/embeddings.py MODEL --dataset cifar10 --work FOLDER [--image-size 112] [--count 2000]
+        [--minutes 60] [--threads 1] [--json F]
 
 MODEL is a checkpoint. Its embedding is exported and its forms are built as users build theirs, INT8 and FP8 calibrated
 on 256 images of the training split. The forms for TensorRT (FP16, INT8, FP8 with the rest in FP16) are computed with an
 explicit rounding behind each operation that a device does in half precision; `int8-cpu` is the form for CPUs. Every
-form embeds the same images of the test split; each image is a query and all others are the gallery. FOLDER keeps the
-bundle and each form's vectors, so that a run can be stopped and go on.
+form embeds the same images of the test split, in an order that is drawn once; each image is a query and all others are
+the gallery. FOLDER keeps the bundle and each form's vectors, so that a run can be stopped and go on: images go through
+all forms a part at a time, and what is reported is of the parts that every form has done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +34,7 @@ from vitdeploy.evaluation.accuracy import Answers, classify
 from vitdeploy.evaluation.batches import image_batches
 from vitdeploy.evaluation.vectors import summarise_vectors
 
-STEP = 500  # images between two savings
+STEP = 100  # images of a part
 FORMS = {  # name: its file, and whether it computes in half precision
     "fp32": ("model.onnx", False),
     "fp16": ("model.fp16.onnx", True),
@@ -50,27 +54,37 @@ def bundle_of(model: str, dataset: str, size: int | None, folder: Path) -> vitde
     return vitdeploy.Bundle.open(path)
 
 
-def opened(file: Path, half: bool) -> AbstractContextManager[Runner]:
-    return rounded(file) if half else OnnxRuntimeRunner(file)
+def opened(file: Path, half: bool, threads: int | None) -> AbstractContextManager[Runner]:
+    return rounded(file, threads) if half else OnnxRuntimeRunner(file, threads)
 
 
-def vectors(name: str, bundle: vitdeploy.Bundle, images: ImageDataset, folder: Path) -> np.ndarray:
-    """The vectors of a form, (images, dimensions): of what is not in the folder yet it is run."""
-    assert bundle.manifest.embedding is not None
-    width, (file, half) = bundle.manifest.width, FORMS[name]
-    parts = []
-    for start in range(0, len(images), STEP):
-        path = folder / f"{name}-{images.fingerprint[:8]}-{start}.npy"
-        if not path.exists():
-            part = images.subset(range(start, min(start + STEP, len(images))))
-            made = np.empty((len(part), width), np.float32)
-            with opened(bundle.path / file, half) as runner:
-                for indices, pixels in image_batches(part):
-                    made[indices] = classify(runner, pixels, width)
-            np.save(path, made)
-            print(f"{name}: {start + len(part)} images", flush=True)
-        parts.append(np.load(path))
-    return np.concatenate(parts)
+def vectors(
+    name: str, bundle: vitdeploy.Bundle, images: ImageDataset, path: Path, threads: int | None
+) -> np.ndarray:
+    """The vectors of a form, (images, dimensions): read from the file, or made and kept there."""
+    if not path.exists():
+        width, (file, half) = bundle.manifest.width, FORMS[name]
+        made = np.empty((len(images), width), np.float32)
+        with opened(bundle.path / file, half, threads) as runner:
+            for indices, pixels in image_batches(images):
+                made[indices] = classify(runner, pixels, width)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, made)
+        partial.replace(path)
+    found: np.ndarray = np.load(path)
+    return found
+
+
+def rows(vectors: dict[str, np.ndarray], classes: np.ndarray, neighbours: int) -> dict[str, Any]:
+    """What each form keeps of FP32's vectors of the same images."""
+    seen = np.ones(len(classes), np.bool_)
+    answers = {name: Answers(found, seen) for name, found in vectors.items()}
+    found = {}
+    for name, form in answers.items():
+        kept = summarise_vectors(form, classes, neighbours, None if name == "fp32" else answers["fp32"])
+        assert kept is not None
+        found[name] = asdict(kept)
+    return found
 
 
 def main() -> None:
@@ -80,29 +94,39 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no part after so many")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--neighbours", type=int, default=10)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
     arguments.work.mkdir(parents=True, exist_ok=True)
     bundle = bundle_of(arguments.model, arguments.dataset, arguments.image_size, arguments.work)
-    images = vitdeploy.load_dataset(arguments.dataset, "test", limit=arguments.count)
-    seen = np.ones(len(images), np.bool_)
-    exact = Answers(vectors("fp32", bundle, images, arguments.work), seen)
+    images = vitdeploy.load_dataset(arguments.dataset, "test")
+    images = images.subset(np.random.default_rng(0).permutation(len(images))[: arguments.count])
+    done: dict[str, list[np.ndarray]] = {name: [] for name in FORMS}
+    for start in range(0, len(images), STEP):
+        part = images.subset(range(start, min(start + STEP, len(images))))
+        for name in FORMS:
+            (graph,) = (artifact.sha256 for artifact in bundle.manifest.artifacts if artifact.path == FORMS[name][0])
+            path = arguments.work / f"{name}-{graph[:8]}-{part.fingerprint[:8]}.npy"
+            done[name].append(vectors(name, bundle, part, path, arguments.threads))
+        print(f"{start + len(part)} of {len(images)} images", flush=True)
+        if time.monotonic() > end:
+            break
+    found = {name: np.concatenate(parts) for name, parts in done.items()}
+    seen = images.subset(range(len(found["fp32"])))
     report: dict[str, Any] = {
         "model": bundle.manifest.model,
         "embedding": bundle.manifest.embedding and bundle.manifest.embedding.to_json(),
-        "images": images.describe(),
+        "images": seen.describe(),
         "versions": versions(),
-        "rows": {},
+        "rows": rows(found, seen.label_ids, arguments.neighbours),
     }
-    for name in FORMS:
-        form = exact if name == "fp32" else Answers(vectors(name, bundle, images, arguments.work), seen)
-        kept = summarise_vectors(form, images.label_ids, arguments.neighbours, None if form is exact else exact)
-        assert kept is not None
-        report["rows"][name] = asdict(kept)
-        print(line(name, report["rows"][name]), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, row in report["rows"].items():
+        print(line(name, row))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def line(name: str, row: dict[str, Any]) -> str:

@@ -34,8 +34,8 @@ class FormCheck:
 
 
 @contextmanager
-def rounded(form: Path) -> Iterator[Runner]:
-    """A form, its half precision computed as a device does, open in ONNX Runtime."""
+def rounded(form: Path, threads: int | None = None) -> Iterator[Runner]:
+    """A form, its half precision computed as a device does, open in ONNX Runtime on so many threads; None: its choice."""
     from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
     from vitdeploy.compiler.float16.simulation import simulate
     from vitdeploy.compiler.passes.save import save
@@ -44,7 +44,7 @@ def rounded(form: Path) -> Iterator[Runner]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "rounded.onnx"
         save(simulate(ir.load(form)), path, external=True)
-        with OnnxRuntimeRunner(path) as runner:
+        with OnnxRuntimeRunner(path, threads) as runner:
             yield runner
 
 
