@@ -235,7 +235,7 @@ def _answer_all(classifier: Classifier, images: Images, results: Results, pace: 
     if done:
         progress.note(f"Going on after {done} of {total} images.")
     try:
-        with progress.task("Classifying" if classifier.labels else "Embedding", total, "images") as step:
+        with progress.task(classifier.task.kind.doing, total, "images") as step:
             step.update(completed=done)
             written = time.monotonic()
             some = answers(classifier, images.items(results.done), pace.top_k, pace.workers, pace.batch)

@@ -53,6 +53,7 @@ class Kind:
         output: the graph's output that holds it, (batch, n).
         numbers: what its n numbers are called, for people.
         command, method: what asks for it, on the command line and of an open bundle.
+        doing: what a model does meanwhile, for people.
         hint: how {model} is asked, as the next step of an error.
         range: what its differences are measured by, for people.
         noun, hub_tag: what such a model is called, by people and on the Hugging Face Hub.
@@ -65,6 +66,7 @@ class Kind:
     numbers: str
     command: str
     method: str
+    doing: str
     hint: str
     range: str
     noun: str
@@ -93,6 +95,7 @@ CLASSIFICATION = Kind(
     numbers="classes",
     command="predict",
     method="predict",
+    doing="Classifying",
     hint="vitdeploy predict {model} IMAGE says its classes; in Python .predict(images)",
     range="the logits' range",
     noun="image classifier",
@@ -106,6 +109,7 @@ EMBEDDING = Kind(
     numbers="dimensions",
     command="embed",
     method="embed",
+    doing="Embedding",
     hint="vitdeploy embed {model} IMAGE --output vectors.parquet writes its vectors; in Python .embed(images)",
     range="the embeddings' range",
     noun="image embedding",

@@ -1,7 +1,9 @@
 """Images in any usual form -> predictions or vectors, from many threads and from asyncio.
 
 A call runs in its caller's thread. With micro-batching, the single images of callers at the same time go through the
-graph together (`batching`). `predict_async` decodes and runs on threads of the classifier's own.
+graph together (`batching`). `predict_async` and `embed_async` decode and run on threads of the classifier's own.
+
+Every way in makes one request of an image (`inputs`), and what `_answer` gives of it, `predict` and `embed` both give.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class Classifier:
 
     @property
     def pending(self) -> int:
-        """Requests that wait or run, of those that are counted: micro-batched ones and those of `predict_async`."""
+        """Requests that wait or run, of those that are counted: micro-batched ones and those of an event loop."""
         return self._places.taken
 
     def __repr__(self) -> str:
@@ -238,17 +240,7 @@ class Classifier:
         Cancelling it withdraws what has not begun.
         """
         self._require(CLASSIFICATION)
-        deadline = self._accepted(top_k, errors, timeout_ms)
-        place = await self._places.take_async(deadline)
-        try:
-            answer = await self._on_a_thread(
-                lambda: self._answer(images, top_k, errors, deadline, wait=False), deadline
-            )
-            if not isinstance(answer, Answer):
-                return answer
-            return self._named(await result_by_async(answer, deadline, "before the request was answered"), top_k)
-        finally:
-            self._places.give(place)
+        return await self._answer_async(images, top_k, errors, self._accepted(top_k, errors, timeout_ms))
 
     def stream(
         self,
@@ -302,32 +294,6 @@ class Classifier:
         Takes and raises what `predict` does. Micro-batching takes no part.
         """
         self._require(CLASSIFICATION)
-        return self._numbers(images)
-
-    def embed(self, images: Any) -> npt.NDArray[np.float32]:
-        """Vectors of images, float32 (count, dimensions), in the order of the images; count is 1 for one image.
-
-        Takes what `predict` does; micro-batching takes no part. What the vectors are, `describe()["embedding"]` says.
-
-        Raises:
-            ImageError: an image that can't be decoded, is too large, or of a size that this form does not take.
-            InputError: the bundle is a classifier.
-            ModelError: some number is not finite.
-            OutOfMemoryError: there is no memory for it; the classifier stays usable.
-            RunnerClosedError: after `close`, or in a forked process.
-
-        Example:
-            vectors = load("bundles/dinov2").embed(["cat.png", "dog.png"])  # (2, 384)
-        """
-        self._require(EMBEDDING)
-        return self._numbers(images)
-
-    def _require(self, kind: Kind) -> None:
-        """Refuse what the bundle's task does not answer."""
-        self._task.require(kind, str(self._bundle.path))
-
-    def _numbers(self, images: Any) -> npt.NDArray[np.float32]:
-        """The graph's answers as they are, (count, n)."""
         self._check_open()
         request = self._request(images)
         if isinstance(request, DeviceImages):
@@ -339,9 +305,65 @@ class Classifier:
             scores[index] = np.asarray(row)
         return self._namer.finite(scores)
 
+    @overload
+    def embed(
+        self, images: Any, *, errors: Literal["raise"] = "raise", timeout_ms: float | None = None
+    ) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def embed(
+        self, images: Any, *, errors: Literal["return"], timeout_ms: float | None = None
+    ) -> list[npt.NDArray[np.float32] | ImageError]: ...
+
+    @overload
+    def embed(self, images: Any, *, errors: str, timeout_ms: float | None = None) -> Any: ...
+
+    def embed(self, images: Any, *, errors: str = "raise", timeout_ms: float | None = None) -> Any:
+        """Vectors of images, float32 (count, dimensions), in the order of the images; count is 1 for one image.
+
+        What the vectors are, `describe()["embedding"]` says.
+
+        Args:
+            images: one image or several, of all kinds that `predict` takes.
+            errors: "raise" stops at the first image that can't be used; "return" gives a list in the place of the
+                array: of each image its vector, float32 (dimensions,), or its ImageError.
+            timeout_ms: milliseconds until the deadline, as of `predict`; None: none.
+
+        Raises:
+            ImageError: an image that can't be decoded, is too large, or of a size that this form does not take.
+            InputError: an unknown `errors`, or the bundle is a classifier.
+            ModelError: some number is not finite.
+            OutOfMemoryError: there is no memory for it; the classifier stays usable.
+            DeadlineError: the deadline passed.
+            QueueFullError: too many requests are under way, with `when_full="raise"`.
+            RunnerClosedError: after `close`, or in a forked process.
+
+        Example:
+            vectors = load("bundles/dinov2").embed(["cat.png", "dog.png"])  # (2, 384)
+        """
+        self._require(EMBEDDING)
+        return self._vectors(self._answer(images, 1, errors, self._accepted(1, errors, timeout_ms)), errors)
+
+    async def embed_async(self, images: Any, *, errors: str = "raise", timeout_ms: float | None = None) -> Any:
+        """`embed` for an event loop, which goes on meanwhile: to `embed` what `predict_async` is to `predict`."""
+        self._require(EMBEDDING)
+        deadline = self._accepted(1, errors, timeout_ms)
+        return self._vectors(await self._answer_async(images, 1, errors, deadline), errors)
+
+    def _vectors(self, found: Any, errors: str) -> Any:
+        """What `embed` gives of the answer to one image, or of the list of those to several."""
+        rows = found if isinstance(found, list) else [found]
+        if errors == "return":
+            return rows
+        return np.stack(rows) if rows else np.empty((0, self._width), np.float32)
+
+    def _require(self, kind: Kind) -> None:
+        """Refuse what the bundle's task does not answer."""
+        self._task.require(kind, str(self._bundle.path))
+
     def _answer(self, images: Any, top_k: int, errors: str, deadline: float | None, *, wait: bool = True) -> Any:
-        """The one way from images to predictions, in this thread; only one image in the machine's memory may go through
-        the graph with the images of others. Without `wait`, that one's logits are given as an `Answer`."""
+        """The one way from images to predictions or vectors, in this thread; only one image in the machine's memory may
+        go through the graph with the images of others. Without `wait`, its numbers are given as an `Answer`."""
         try:
             request = self._request(images)
         except ImageError as error:
@@ -361,12 +383,25 @@ class Classifier:
             return found if request.several else found[0]
         count = len(request.images)
         answers: list[Any] = [None] * count
-        with progress.task("Classifying", count, "images") if count > BATCH else nullcontext() as step:
+        with progress.task(self._task.kind.doing, count, "images") if count > BATCH else nullcontext() as step:
             for index, answer in self._scorer.answers(request, keep=errors == "return", deadline=deadline):
                 answers[index] = answer if isinstance(answer, ImageError) else self._named(answer, top_k)
                 if step is not None:
                     step.advance()
         return answers
+
+    async def _answer_async(self, images: Any, top_k: int, errors: str, deadline: float | None) -> Any:
+        """`_answer` for an event loop: on a thread of the classifier's own, with a place among the `max_queue`."""
+        place = await self._places.take_async(deadline)
+        try:
+            answer = await self._on_a_thread(
+                lambda: self._answer(images, top_k, errors, deadline, wait=False), deadline
+            )
+            if not isinstance(answer, Answer):
+                return answer
+            return self._named(await result_by_async(answer, deadline, "before the request was answered"), top_k)
+        finally:
+            self._places.give(place)
 
     def _run_batched(self, batcher: MicroBatcher, pixels: Pixels, deadline: float | None) -> npt.NDArray[np.float32]:
         """The logits (classes,) of one image, in a batch with those of other threads."""

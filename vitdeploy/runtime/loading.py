@@ -72,7 +72,8 @@ def load(
         max_batch: 1: every call runs on its own. More: single images of callers at the same time go through the graph
             together, at most so many (micro-batching).
         max_delay_ms: longest that micro-batching lets a request wait for others while nothing runs.
-        max_queue: most requests under way at a time, of those that are micro-batched or come by `predict_async`.
+        max_queue: most requests under way at a time, of those that are micro-batched or come by `predict_async` or
+            `embed_async`.
         when_full: "wait" lets the next one wait in line, "raise" refuses it with QueueFullError.
         max_pixels: most pixels of one image; a larger one is refused before it is decoded. None: 89 million, fewer
             where the machine or the container has less than 24 bytes of memory for each.
