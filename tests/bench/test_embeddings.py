@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.tools.command_line import invoke
 from tests.tools.towers import write_tower
@@ -16,7 +18,9 @@ from vitdeploy import BenchReport, Recipe, bench, build, export, load, load_data
 from vitdeploy.bench import csv_text, markdown, render_html
 from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.vectors import summarise_vectors
+from vitdeploy.report.mixed import mixed, mixed_sentences
 from vitdeploy.report.recommendation import recommended
+from vitdeploy.report.text import terminal_table
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,46 @@ def test_limits_decide_what_is_recommended(report: BenchReport) -> None:
     assert nothing.recommendation["key"] == nothing.baseline["key"] or nothing.recommendation["key"] is None
     some = recommended(replace(report, rows=bare, settings=replace(report.settings, min_cosine=0.5)))
     assert "keeps a mean cosine of 0.5" in str(some.recommendation["sentence"])
+
+
+def test_an_index_of_one_form_and_queries_of_another(report: BenchReport) -> None:
+    """Both ways, in every report."""
+    kept = report.row("int8/onnxruntime").embedding
+    assert kept is not None and kept.queries is not None and kept.index is not None and kept.recall is not None
+    shares = {
+        kept.queries.value: "its queries find {} on an index of PyTorch",
+        kept.index.value: "queries of PyTorch find {} on its index",
+        kept.recall.value: "alone it finds {}",
+    }
+    console = Console(width=200, file=io.StringIO())
+    console.print(terminal_table(report, 60))  # too narrow for the columns
+    assert isinstance(console.file, io.StringIO)
+    told = " ".join(console.file.getvalue().split())
+    for value, words in shares.items():
+        assert words.format(f"{100 * value:.1f} %") in told and words.format(f"{100 * value:.1f} %") in markdown(report)
+    assert "Within recall" not in told and "fp32" not in {each.row.form for each in mixed(report)}
+    page = render_html(report)
+    section = page[page.index("Mixed with the baseline") :].partition("<h2>")[0]
+    assert all(f"{kept:.4f}<small>" in section for kept in shares) and "yes" not in section
+    between = (kept.queries.ci95[0] + kept.index.ci95[0]) / 2
+    limited = replace(report, settings=replace(report.settings, min_recall=between))
+    (answer,) = (each for each in mixed(limited) if each.row.backend == "onnxruntime")
+    assert answer.may(answer.queries) is (kept.queries.ci95[0] >= between)
+    assert answer.may(answer.index) is (kept.index.ci95[0] >= between)
+    strict, easy = (replace(report, settings=replace(report.settings, min_recall=least)) for least in (0.9999999, 1e-7))
+    assert mixed_sentences(strict)[0].endswith("its queries there no, its index for them no.")
+    assert mixed_sentences(easy)[0].endswith("its queries there yes, its index for them yes.")
+    assert '<span class="bad">no</span>' in render_html(strict) and '<span class="good">yes' in render_html(easy)
+
+
+def test_what_layers_cost_an_embedding_is_in_the_page(report: BenchReport) -> None:
+    row = {"layer": "fc1", "kind": "linear", "macs_share": 0.1, "sqnr_db": 30.0, "logits_db": 25.0, "agreement": 91.0}
+    rows = [{**row, "drop": None, "cosine": 0.98765, "recall": 0.8765}]
+    data = {"count": 40, "name": "photos", "split": "train"}
+    page = render_html(replace(report, analysis={"precision": "int8", "data": data, "rows": rows}))
+    section = page[page.index("Layer by layer") :].partition("<h2>")[0]
+    assert "0.98765" in section and "0.8765" in section and "FP32&#x27;s vectors" in section.replace("'", "&#x27;")
+    assert "best class" not in section
 
 
 def test_images_without_classes_have_no_classifier(made: tuple[Path, Path], tiny_images: Path, tmp_path: Path) -> None:

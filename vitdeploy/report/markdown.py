@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitdeploy.core.text import visible
 from vitdeploy.report.formatting import named
+from vitdeploy.report.mixed import mixed_sentences
 from vitdeploy.report.records import BenchReport
 from vitdeploy.report.table import HEAD, about, cells, columns, lines
 
@@ -23,7 +24,7 @@ def markdown(report: BenchReport) -> str:
     absent = [row for row in report.rows if row.status != "ok"]
     text += [f"- {named(row)}: {row.status}: {_escape(row.reason or '')}" for row in absent]
     text += [""] * bool(absent)
-    text += [f"- {_escape(line)}" for line in about(report)]
+    text += [f"- {_escape(line)}" for line in (*mixed_sentences(report), *about(report))]
     return visible("\n".join(text) + "\n")
 
 

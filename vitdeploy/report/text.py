@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.report.formatting import named
+from vitdeploy.report.mixed import mixed_sentences
 from vitdeploy.report.records import BenchReport
 from vitdeploy.report.table import HEAD, cells, columns, lines
 
@@ -50,6 +51,7 @@ def terminal_table(report: BenchReport, width: int = 240) -> RenderableType:
             parts.append(Text(label, style="red" if row.status == "failed" else "dim"))
     parts.append(Text(""))
     parts.append(Text(report.recommendation.get("sentence", ""), style="bold"))
+    parts += [Text(sentence) for sentence in mixed_sentences(report)]
     for note in report.notes:
         parts.append(Text(f"Note: {note}", style="dim"))
     if report.noisy:

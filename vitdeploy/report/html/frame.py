@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from vitdeploy.report.formatting import count, data_words, ms, named, percent, points, size_words
-from vitdeploy.report.html import accuracy, explained, layers, performance, table
+from vitdeploy.report.html import accuracy, explained, layers, mixed, performance, table
 from vitdeploy.report.html.markup import section
 from vitdeploy.report.html.style import CSS
 from vitdeploy.report.records import BenchReport
@@ -17,6 +17,7 @@ __all__ = ["render_html"]
 # Each gives its section's markup, or nothing where the report has nothing to say about it.
 _SECTIONS = (
     table.every_form,
+    mixed.mixed_section,
     performance.tradeoff_section,
     performance.distribution_section,
     performance.sizes_section,
