@@ -58,9 +58,7 @@ def opened(file: Path, half: bool, threads: int | None) -> AbstractContextManage
     return rounded(file, threads) if half else OnnxRuntimeRunner(file, threads)
 
 
-def vectors(
-    name: str, bundle: vitdeploy.Bundle, images: ImageDataset, path: Path, threads: int | None
-) -> np.ndarray:
+def vectors(name: str, bundle: vitdeploy.Bundle, images: ImageDataset, path: Path, threads: int | None) -> np.ndarray:
     """The vectors of a form, (images, dimensions): read from the file, or made and kept there."""
     if not path.exists():
         width, (file, half) = bundle.manifest.width, FORMS[name]

@@ -34,7 +34,7 @@ CHECKPOINTS = ("vit-cifar10", "vit", "small", "large", "deit")
 HUB_MODELS = ("google/vit-base-patch16-224", "google/vit-base-patch16-224-in21k")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What makes a command small: other values, options that it has not, and more of them outside the full tests.
-REPLACED = {"--max-steps": "2", "--rounds": "6", "--max-drop": "40"}
+REPLACED = {"--max-steps": "2", "--rounds": "6", "--max-drop": "40", "--min-cosine": "0.1", "--min-recall": "0.01"}
 SMALLER = {
     "bench": {"--rounds": "6", "--max-seconds": "10", "--threads": "1"},
     "export": {"--overwrite": ""},

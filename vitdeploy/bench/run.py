@@ -29,6 +29,7 @@ from vitdeploy.core.specs import Choice
 from vitdeploy.core.storage import read_json
 from vitdeploy.data import ImageDataset, stratified_sample
 from vitdeploy.data.labels import LabelMatch, match_dataset
+from vitdeploy.evaluation.vectors import classes_of
 from vitdeploy.models.tasks import CLASSES, EMBEDDING, TASKS, TaskRequest
 from vitdeploy.report.circumstances import AnalysedLayer, LayerAnalysis, Picture
 from vitdeploy.report.recommendation import can_show, choice, headline
@@ -111,7 +112,7 @@ def bench(
     task = TASKS[opened.manifest.task]
     truth: Any = images.label_ids
     if task.kind is EMBEDDING:
-        truth = images.label_ids if len(images.labels) > 1 and images.label_sets is None else None
+        truth = classes_of(images)
     elif match is not None:
         truth = match.of(images) if images.label_sets is None else match.sets_of(images)
     return assemble(benchmark, images, truth, facts, task)

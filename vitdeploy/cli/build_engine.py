@@ -52,14 +52,32 @@ def _a_flag_for_each_precision(function: Callable[..., None]) -> Callable[..., N
     "--max-drop",
     type=click.FloatRange(0, 100, min_open=True),
     metavar="POINTS",
-    help="Keep layers out of INT8, or FP8, until it loses no more top-1 than this, with 95 % confidence.",
+    help="Keep layers out of INT8 and FP8 until they lose no more top-1 (embedding: kNN), with 95 % confidence.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="X",
+    help="Of an embedding: until the mean cosine to FP32 is at least this.",
+)
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="X",
+    help="Of an embedding: until at least this share of FP32's nearest neighbours is found (recall@k).",
+)
+@click.option(
+    "--neighbours",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Of an embedding: how many are looked at.  [default: 10]",
 )
 @click.option(
     "--validation-images",
     type=click.IntRange(min=1),
     default=VALIDATION_IMAGES,
     show_default=True,
-    help="Measure that on this many images that are not used to calibrate.",
+    help="Measure these on this many images that are not used to calibrate.",
 )
 @match_labels
 @click.option(
@@ -125,6 +143,9 @@ def command(
     int8_also: tuple[str, ...] | None,
     fp8_also: tuple[str, ...] | None,
     max_drop: float | None,
+    min_cosine: float | None,
+    min_recall: float | None,
+    neighbours: int | None,
     validation_images: int,
     match_labels: str,
     batch: tuple[tuple[tuple[ShapeRange, ...], ...], ...],
@@ -141,6 +162,8 @@ def command(
       vitdeploy build-engine bundles/vit --fp16 --int8 --calibration-data cifar10
       vitdeploy build-engine bundles/vit --int8 --target onnx \\
           --calibration calibration/cifar10.toml
+      vitdeploy build-engine bundles/vectors --int8 --target onnx \\
+          --calibration-data photos --min-cosine 0.998 --min-recall 0.8
       vitdeploy build-engine bundles/vit --fp16 --batch 1,1:8:32 \\
           --image-size 480x640,224:224:1080x1920
     """
@@ -160,6 +183,9 @@ def command(
         recipe=_recipe(recipe_file, calibration_data, int8_also, "--int8-also"),
         fp8_recipe=_recipe(recipe_file, calibration_data, fp8_also, "--fp8-also"),
         max_drop=max_drop,
+        min_cosine=min_cosine,
+        min_recall=min_recall,
+        neighbours=neighbours,
         validation_images=validation_images,
         match_labels=match_labels,
         engine_options=None if chosen == "onnx" else EngineOptions(chosen, _profiles(batch, image_size), **engine),

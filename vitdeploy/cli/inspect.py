@@ -55,12 +55,13 @@ def command(path: str, layers: bool, trusted: bool, revision: str | None, as_jso
     The JSON of a bundle has schema_version, type ("bundle"), name, model, task, embedding (pooling, normalized,
     dimensions, or null), labels, preprocess, preprocess_text, inputs, outputs, artifacts (the manifest's entries with
     state: ok, changed or missing, and stale: why it should be made again, or null), sound, calibration (INT8's: recipe,
-    images, check), calibrations (by precision), checks, bench, choice (of the last benchmark, or null) and provenance.
-    That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its entry), graph
-    (opsets, inputs, outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes, products,
-    int8_products, fp8_products) and engine (asked: precision, products, int8_products, layers; plan: kernels, products,
-    attention, host_copies, jumps, capturable, text_bytes, by_precision, or null; found: layers, tensors, by_precision,
-    fused; int8: asked, running, elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why nothing was found).
+    images, check, budget), calibrations (by precision), checks, bench, choice (of the last benchmark, or null) and
+    provenance. That of a file has schema_version, type ("onnx", "engine" or "file"), name, size_bytes, artifact (its
+    entry), graph (opsets, inputs, outputs, operators, parameters, weights by type, quantize_nodes, dequantize_nodes,
+    products, int8_products, fp8_products) and engine (asked: precision, products, int8_products, layers; plan: kernels,
+    products, attention, host_copies, jumps, capturable, text_bytes, by_precision, or null; found: layers, tensors,
+    by_precision, fused; int8: asked, running, elsewhere, unknown; memory: scratch_bytes, aux_streams; reason: why
+    nothing was found).
 
     \b
     Example:
@@ -107,6 +108,7 @@ def _show_bundle(console: Console, report: BundleReport) -> None:
             for precision, found in calibrations.items()
         ],
     )
+    facts += _rows("Budget", [_budget(found["budget"]) for found in calibrations.values() if found["budget"]])
     _show_facts(console, facts)
     console.print("\nFiles", style="bold")
     _show_files(console, report.files)
@@ -296,6 +298,14 @@ def _calibration(calibration: dict[str, Any]) -> str:
     if check.get("forced"):
         settings.append(f"FORCED, although {check.get('problem')}")
     return ", ".join([text, *settings])
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    """What must be kept, and what was reached."""
+    if "sentence" in budget:
+        return str(budget["sentence"])
+    left = len(budget.get("left_out") or ())  # of a version that wrote no sentence
+    return f"a drop of at most {budget.get('max_drop')} points, with {left} groups left out"
 
 
 def _show_check(console: Console, check: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from vitdeploy.core.precisions import FORMS as SPECS
 from vitdeploy.core.precisions import asked_by, spec_of, title
 from vitdeploy.core.precisions import precisions as known_precisions
 from vitdeploy.data.labels import BY_NAME
+from vitdeploy.evaluation.limits import Limits
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
@@ -59,6 +60,9 @@ def build(
     target: str = "auto",
     recipe: Recipe | None = None,
     max_drop: float | None = None,
+    min_cosine: float | None = None,
+    min_recall: float | None = None,
+    neighbours: int | None = None,
     validation_images: int = VALIDATION_IMAGES,
     match_labels: str = BY_NAME,
     fp8_recipe: Recipe | None = None,
@@ -73,16 +77,21 @@ def build(
         target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
         recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
             it can't hold on the same images.
-        max_drop: the most top-1 that INT8 may lose, in points, with 95 % confidence; as few layers as possible are kept
-            out of INT8 for it. None: all layers are in INT8, whatever that costs.
-        validation_images: on how many images, other than those that calibrate, the drop is measured.
+        max_drop: the most top-1 that INT8 and FP8 may lose, in points, with 95 % confidence; as few layers as possible
+            are kept out of them for it. Of an embedding it is top-1 of a classifier by nearest neighbours, on images
+            with classes. With no limit all layers are in INT8, whatever that costs.
+        min_cosine: of an embedding, the same for the least mean cosine to FP32's vectors.
+        min_recall: of an embedding, the same for the least share of FP32's nearest neighbours that are found.
+        neighbours: of an embedding, how many neighbours are looked at; None: 10.
+        validation_images: on how many images, other than those that calibrate, the limits are judged.
         match_labels: how their classes are found among the model's, "name" or "position": see `data.labels`.
         fp8_recipe: how to calibrate FP8; None: as INT8.
         engine_options: batch and image sizes, workspace ... of the engines.
         force: build again what is up to date, and keep an INT8 whose calibration fails its check.
 
     Raises:
-        InputError: a precision that is not known, or INT8 with neither a recipe nor a calibration in the bundle.
+        InputError: a precision that is not known, INT8 with neither a recipe nor a calibration in the bundle, or a
+            limit that is not for this model.
         ModelError: INT8's calibration fails its check, it can't meet the budget, or it would be slower than FP16 by
             its structure.
         EngineError: the target can't be built here.
@@ -92,7 +101,8 @@ def build(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_changeable()
     wanted = _check_precisions(precisions)
-    request = Int8Request(recipe, max_drop, validation_images, match_labels, fp8_recipe)
+    limits = Limits(max_drop, min_cosine, min_recall, neighbours)
+    request = Int8Request(recipe, limits, validation_images, match_labels, fp8_recipe)
     chosen = choose_target(target)
     options = None
     if chosen != "onnx":  # what the engines can't be is said before minutes go into calibration

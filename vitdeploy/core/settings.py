@@ -33,6 +33,7 @@ __all__ = [
     "AT_LEAST_ONE",
     "AT_LEAST_ZERO",
     "BELOW_ONE",
+    "BETWEEN",
     "DIFFERENT",
     "INPUT",
     "PATH",
@@ -80,6 +81,7 @@ ABOVE_ZERO = Range("more than 0", lambda value: value > 0)
 AT_LEAST_ONE = Range("at least 1", lambda value: value >= 1)
 AT_LEAST_ZERO = Range("0 or more", lambda value: value >= 0)
 BELOW_ONE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+BETWEEN = Range("between 0 and 1", lambda value: 0 < value < 1, hint="such as 0.5")
 SHARE = Range("from 0 to 1", lambda value: 0 <= value <= 1)
 SEED = Range(f"from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32)  # NumPy's old generator takes 32 bits
 # What stands beside a field, other than a rule for its value.

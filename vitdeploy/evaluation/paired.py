@@ -15,6 +15,7 @@ from vitdeploy.core import progress
 from vitdeploy.data import ImageDataset
 from vitdeploy.data.labels import BY_NAME, LabelMatch, match_dataset
 from vitdeploy.evaluation.statistics import drop_bound
+from vitdeploy.evaluation.vectors import classes_of
 
 __all__ = ["PairedDrop", "Truth", "compare_answers", "compare_classes"]
 
@@ -54,10 +55,13 @@ def compare_classes(answer: np.ndarray, wanted: np.ndarray, truth: np.ndarray, c
 
 @dataclass(frozen=True)
 class Truth:
-    """Labelled images, with their classes as indices of the model's labels."""
+    """Images with their classes (images,), as indices of the model's labels; of an embedding, the dataset's own.
+
+    `classes` is None where an embedding is judged on images that have none.
+    """
 
     images: ImageDataset
-    classes: np.ndarray
+    classes: np.ndarray | None
     match: LabelMatch | None = None
 
     @classmethod
@@ -72,6 +76,11 @@ class Truth:
             progress.note(f"Note: {match.sentence}.")
         return cls(images, match.of(images), match)
 
+    @classmethod
+    def of_vectors(cls, images: ImageDataset) -> Truth:
+        """The dataset's own classes, where it has any: an embedding has none that they could be matched with."""
+        return cls(images, classes_of(images))
+
     def describe(self) -> dict[str, Any]:
         """The images, for JSON, and how their classes were matched."""
         return {**self.images.describe(), "matching": self.match and self.match.to_json()}
@@ -79,4 +88,5 @@ class Truth:
     def spread(self, count: int) -> Truth:
         """`count` images (all, if there are no more), evenly spread over these."""
         places = np.linspace(0, len(self.images) - 1, min(count, len(self.images))).astype(np.int64)
-        return Truth(self.images.subset(places), self.classes[places], self.match)
+        classes = None if self.classes is None else self.classes[places]
+        return Truth(self.images.subset(places), classes, self.match)

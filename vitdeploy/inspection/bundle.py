@@ -56,7 +56,8 @@ class BundleReport:
 
     @property
     def calibration(self) -> dict[str, Any] | None:
-        """The recipe and the images that INT8 was calibrated with, and how it was checked; None: no calibration."""
+        """The recipe and the images that INT8 was calibrated with, how it was checked, and the budget that it keeps to
+        (empty: there was none); None: no calibration."""
         return self.calibrations.get("int8")
 
     @property
@@ -64,7 +65,7 @@ class BundleReport:
         """The same by precision."""
         made = {file.artifact.kind: file.artifact.built_with for file in self.files}
         return {
-            precision: {name: made[kind].get(name) or {} for name in ("recipe", "images", "check")}
+            precision: {name: made[kind].get(name) or {} for name in ("recipe", "images", "check", "budget")}
             for precision, kind in CALIBRATIONS.items()
             if kind in made
         }

@@ -73,7 +73,8 @@ class Reading(TypedDict):
 
 
 class AnalysedLayer(TypedDict, total=False):
-    """One layer in INT8 or FP8, the rest in FP32: `drop` in points, `agreement` in percent."""
+    """One layer in INT8 or FP8, the rest in FP32: `drop` in points, `agreement` in percent; of an embedding also the
+    mean `cosine` to FP32's vectors and `recall` of its neighbours, 0..1."""
 
     layer: str
     kind: str | None
@@ -82,6 +83,8 @@ class AnalysedLayer(TypedDict, total=False):
     logits_db: float | None
     drop: float | None
     agreement: float | None
+    cosine: float | None
+    recall: float | None
 
 
 class _Analysed(TypedDict, total=False):

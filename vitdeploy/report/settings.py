@@ -13,18 +13,17 @@ from vitdeploy.core.settings import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     AT_LEAST_ZERO,
+    BETWEEN,
     DIFFERENT,
     OneOf,
-    Range,
     check,
     frozen,
 )
 from vitdeploy.core.specs import LabelWay
 from vitdeploy.data.labels import BY_NAME
+from vitdeploy.evaluation.vectors import NEIGHBOURS
 
 __all__ = ["DEVICES", "PREFERENCES", "BenchSettings"]
-
-_BETWEEN = Range("between 0 and 1", lambda value: 0 < value < 1, hint="such as 0.5")
 
 Device = Literal["auto", "cpu", "cuda"]
 Preference = Literal["latency", "throughput", "size"]
@@ -100,11 +99,11 @@ class BenchSettings:
     rates: Annotated[tuple[float, ...], ABOVE_ZERO, DIFFERENT] = ()
     load_seconds: Annotated[float, ABOVE_ZERO] = 6.0
     match_labels: LabelWay = BY_NAME
-    threshold: Annotated[float | None, _BETWEEN] = None
+    threshold: Annotated[float | None, BETWEEN] = None
     max_drop_points: Annotated[float, AT_LEAST_ZERO] = 1.0
-    neighbours: Annotated[int, AT_LEAST_ONE] = 10
-    min_cosine: Annotated[float | None, _BETWEEN] = None
-    min_recall: Annotated[float | None, _BETWEEN] = None
+    neighbours: Annotated[int, AT_LEAST_ONE] = NEIGHBOURS
+    min_cosine: Annotated[float | None, BETWEEN] = None
+    min_recall: Annotated[float | None, BETWEEN] = None
     max_latency_ms: Annotated[float | None, ABOVE_ZERO] = None
     max_memory_bytes: Annotated[int | None, ABOVE_ZERO] = None
     prefer: Preference = "latency"

@@ -21,7 +21,8 @@ from vitdeploy.compiler.quantization.sensitivity import analyze_layers
 from vitdeploy.core.errors import InputError, ModelError
 from vitdeploy.data import load_dataset
 from vitdeploy.evaluation.batches import answers_of, open_session
-from vitdeploy.evaluation.paired import Truth, compare_answers
+from vitdeploy.evaluation.limits import Limits
+from vitdeploy.evaluation.paired import PairedDrop, Truth, compare_answers
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +70,29 @@ def test_the_layers_with_outliers_are_blamed(fragile: Path, naive: Calibration, 
 
 
 def test_the_budget_leaves_out_what_it_must(fragile: Path, naive: Calibration, truth: Truth) -> None:
-    fitted, outcome = meet_budget(fragile / "model.onnx", naive, truth, 20.0)
-    assert outcome.everything.drop_bound > 20 >= outcome.paired.drop_bound
+    fitted, outcome = meet_budget(fragile / "model.onnx", naive, truth, Limits(20.0))
+    result, everything = outcome.result.kept, outcome.everything.kept
+    assert isinstance(result, PairedDrop) and isinstance(everything, PairedDrop)
+    assert everything.drop_bound > 20 >= result.drop_bound
     assert 0 < len(fitted.left_out) < len(naive.names)
     assert set(fitted.left_out) == {report.layer for report in outcome.left_out}
     reference = answers_of(open_session(fragile / "model.onnx"), truth.images)
     again = answers_of(open_session(int8(fragile, fitted)), truth.images)
     # Judged on the half that had no part in the choice; on all images it is as good, as far as half of them can tell.
-    assert outcome.paired.count == len(truth.images) // 2 < outcome.everything.count == len(truth.images)
-    assert compare_answers(again, reference, truth.classes).drop == pytest.approx(outcome.paired.drop, abs=4)
+    assert result.count == len(truth.images) // 2 < everything.count == len(truth.images)
+    assert truth.classes is not None
+    assert compare_answers(again, reference, truth.classes).drop == pytest.approx(result.drop, abs=4)
     assert any("left out" in line for line in outcome.describe())
 
 
 def test_a_generous_budget_leaves_out_nothing(tiny_bundle: Path, truth: Truth) -> None:
-    fitted, outcome = meet_budget(tiny_bundle / "model.onnx", calibrated(tiny_bundle, Recipe()), truth, 50.0)
-    assert fitted.left_out == () and outcome.paired == outcome.everything
+    fitted, outcome = meet_budget(tiny_bundle / "model.onnx", calibrated(tiny_bundle, Recipe()), truth, Limits(50.0))
+    assert fitted.left_out == () and outcome.result == outcome.everything
 
 
 def test_a_budget_that_images_can_not_show_says_so(tiny_bundle: Path, truth: Truth) -> None:
     with pytest.raises(ModelError, match="the best found, with") as caught:
-        meet_budget(tiny_bundle / "model.onnx", calibrated(tiny_bundle, Recipe()), truth.spread(50), 0.5)
+        meet_budget(tiny_bundle / "model.onnx", calibrated(tiny_bundle, Recipe()), truth.spread(50), Limits(0.5))
     assert "50 images can't show less than" in str(caught.value.hint)
 
 
@@ -151,11 +155,18 @@ def test_a_budget_that_can_not_be_met_changes_nothing(tiny_bundle_copy: Path) ->
 
 def test_requests_that_make_no_sense_are_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="needs images to measure"):
-        Int8Request(None, 0.5)
-    with pytest.raises(InputError, match="max_drop is -1"):
-        Int8Request(Recipe(dataset="digits"), -1)
+        Int8Request(None, Limits(0.5))
+    for wrong in (-1, 0, 101):
+        with pytest.raises(InputError, match=f"max_drop must be above 0 and at most 100, not {wrong}"):
+            Limits(wrong)
+    for name in ("min_cosine", "min_recall"):
+        for share in (0, 1, 95):
+            with pytest.raises(InputError, match=f"{name} must be between 0 and 1, not {share}"):
+                Limits(**{name: share})
+    with pytest.raises(InputError, match="neighbours alone limit nothing"):
+        Limits(neighbours=5)
     with pytest.raises(InputError, match="validation images"):
-        Int8Request(Recipe(dataset="digits"), 1, 0)
+        Int8Request(Recipe(dataset="digits"), Limits(1), 0)
 
 
 def test_the_analysis_stays_in_the_bundle(tiny_bundle_copy: Path) -> None:

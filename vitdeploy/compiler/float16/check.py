@@ -35,7 +35,7 @@ class FormCheck:
 
 @contextmanager
 def rounded(form: Path, threads: int | None = None) -> Iterator[Runner]:
-    """A form, its half precision computed as a device does, open in ONNX Runtime on so many threads; None: its choice."""
+    """A form, its half precision computed as a device does, open in ONNX Runtime; `threads` as of its runner."""
     from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
     from vitdeploy.compiler.float16.simulation import simulate
     from vitdeploy.compiler.passes.save import save

@@ -1,11 +1,12 @@
-"""An accuracy budget: leave as few layers as possible out of INT8 until the drop is within it.
+"""A budget: leave as few layers as possible out of INT8 until what is lost is within its limits.
 
-The layers are ordered by damage: the noise that each alone puts on the logits, per share of the multiply-accumulates.
+The layers are ordered by damage: the noise that each alone puts on the answer, logits or vector, per share of the
+multiply-accumulates.
 The smallest number of layers from the front of that order that meets the budget is found by bisection. (To put single
 layers back afterwards would be to pick those that some images happen not to miss.)
 
 The images that a choice was made on flatter it, so they are parted. What is chosen on one half is judged on the other.
-Three looks at most decide, and their bounds hold together with 95 % confidence (Bonferroni):
+Three looks at most decide, and their bounds of each limit hold together with 95 % confidence (Bonferroni):
 1. everything in INT8, on all images: nothing was chosen;
 2. the set that the search found on the first half, on the second;
 3. where that one fails there, twice as many groups left out, on the second.
@@ -30,9 +31,10 @@ from vitdeploy.compiler.quantization.layers import QuantLayers
 from vitdeploy.compiler.quantization.sensitivity import LayerReport, analyze_layers
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError
-from vitdeploy.evaluation.batches import answers_of, open_session
-from vitdeploy.evaluation.paired import PairedDrop, Truth, compare_classes
-from vitdeploy.evaluation.statistics import drop_bound
+from vitdeploy.evaluation.batches import answer_name, answers_of, open_session
+from vitdeploy.evaluation.limits import Judge, Limits, Verdict, judge_of
+from vitdeploy.evaluation.paired import Truth
+from vitdeploy.models.tasks import kind_of
 
 __all__ = ["LOOKS", "RANKING_IMAGES", "Outcome", "Search", "meet_budget"]
 
@@ -46,22 +48,23 @@ _SEARCHING = NormalDist().cdf(NormalDist().inv_cdf(_CONFIDENCE) + 1)  # one stan
 class Outcome:
     """What was left out (in order of damage), what that costs, and what everything in INT8 would have cost.
 
-    `paired` is measured on images that had no part in the choice: all of them where nothing is left out.
+    `result` is measured on images that had no part in the choice: all of them where nothing is left out.
     """
 
-    max_drop: float
+    limits: Limits
     left_out: tuple[LayerReport, ...]
-    paired: PairedDrop
-    everything: PairedDrop
+    result: Verdict
+    everything: Verdict
     validation: dict[str, Any]
     title: str = "INT8"
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "max_drop": self.max_drop,
+            **self.limits.to_json(),
+            "sentence": self.describe()[0],
             "looks": LOOKS,
             "left_out": [report.to_json() for report in self.left_out],
-            "result": self.paired.to_json(),
+            "result": self.result.to_json(),
             "everything_in_int8": self.everything.to_json(),
             "validation": self.validation,
         }
@@ -69,15 +72,14 @@ class Outcome:
     def describe(self) -> list[str]:
         """Lines for a person."""
         if not self.left_out:
-            return [f"{self.title} meets the budget of {self.max_drop:g} points with nothing left out: {self.paired}"]
+            return [f"{self.title} meets the budget of {self.limits} with nothing left out: {self.result}"]
         lines = [
-            f"{self.title} meets the budget of {self.max_drop:g} points with {len(self.left_out)} groups left out:"
-            f" {self.paired}",
+            f"{self.title} meets the budget of {self.limits} with {len(self.left_out)} groups left out: {self.result}",
             f"  with everything in {self.title}: {self.everything}",
         ]
         for report in self.left_out:
             lines.append(
-                f"  left out {report.layer}: alone it leaves the logits at {report.logits_db:.1f} dB"
+                f"  left out {report.layer}: alone it leaves the answers at {report.logits_db:.1f} dB"
                 f" for {report.macs_share:.1%} of the MACs"
             )
         return lines
@@ -87,30 +89,23 @@ class Search:
     """Looks for the fewest groups to leave out, and judges what it found on other images.
 
     Args:
-        classes: the right class of each image, (images,).
-        reference: FP32's best class of each.
-        answers: the best classes of INT8 with a set of groups left out, on the images at some places.
+        judge: holds answers against FP32's.
+        answers: what it compares of the answers of INT8 with a set of groups left out, on the images at some places.
     """
 
-    def __init__(
-        self,
-        classes: np.ndarray,
-        reference: np.ndarray,
-        answers: Callable[[frozenset[str], np.ndarray], np.ndarray],
-        max_drop: float,
-    ) -> None:
-        self.classes, self.reference, self.max_drop = classes, reference, max_drop
-        self._answers = answers
-        self._known: dict[frozenset[str], np.ndarray] = {}  # best classes, -1 where they were not asked for
-        order = np.random.default_rng(0).permutation(len(classes))
-        self.all = np.arange(len(classes))
-        self.first, self.second = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-        self.looks: dict[frozenset[str], PairedDrop] = {}
+    def __init__(self, judge: Judge, answers: Callable[[frozenset[str], np.ndarray], np.ndarray]) -> None:
+        self._judge, self._answers = judge, answers
+        self._known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = {}  # answers, and which were asked for
+        count = len(judge.reference)
+        order = np.random.default_rng(0).permutation(count)
+        self.all = np.arange(count)
+        self.first, self.second = np.sort(order[: count // 2]), np.sort(order[count // 2 :])
+        self.looks: dict[frozenset[str], Verdict] = {}
 
     def look(self, names: frozenset[str], places: np.ndarray) -> bool:
         """One of the looks that decide."""
-        self.looks[names] = self._paired_drop(names, places, _CONFIDENCE)
-        return self.looks[names].drop_bound <= self.max_drop
+        self.looks[names] = self._verdict(names, places, _CONFIDENCE)
+        return self.looks[names].met
 
     def smallest(self, names: Sequence[str]) -> frozenset[str] | None:
         """The fewest of some groups, most damaging first, that meet the budget on the first half; None: not all do."""
@@ -133,23 +128,27 @@ class Search:
         return more if more != found and self.look(more, self.second) else None
 
     def _holds(self, names: frozenset[str]) -> bool:
-        return self._paired_drop(names, self.first, _SEARCHING).drop_bound <= self.max_drop
+        return self._verdict(names, self.first, _SEARCHING).met
 
-    def _paired_drop(self, names: frozenset[str], places: np.ndarray, confidence: float) -> PairedDrop:
-        known = self._known.setdefault(names, np.full(len(self.classes), -1, np.int64))
-        missing = places[known[places] < 0]
+    def _verdict(self, names: frozenset[str], places: np.ndarray, confidence: float) -> Verdict:
+        reference = self._judge.reference
+        if names not in self._known:
+            self._known[names] = np.zeros_like(reference), np.zeros(len(reference), np.bool_)
+        found, known = self._known[names]
+        missing = places[~known[places]]
         if len(missing):
-            known[missing] = self._answers(names, missing)
-        return compare_classes(known[places], self.reference[places], self.classes[places], confidence)
+            found[missing], known[missing] = self._answers(names, missing), True
+        return self._judge(found[places], places, confidence)
 
 
 def meet_budget(
-    model_path: Path, calibration: Calibration, truth: Truth, max_drop: float, layers: QuantLayers | None = None
+    model_path: Path, calibration: Calibration, truth: Truth, limits: Limits, layers: QuantLayers | None = None
 ) -> tuple[Calibration, Outcome]:
-    """Leave out of INT8 what must be for the drop to stay within `max_drop` points.
+    """Leave out of INT8 what must be for it to keep to the limits.
 
     Args:
         truth: validation images, no calibration images among them.
+        limits: some, and such as the graph's answer can be held against.
         layers: those of the graph, or of another copy of it; None: look for them.
 
     Raises:
@@ -165,10 +164,12 @@ def meet_budget(
         fitted = calibration.leaving_out(names)
         quantize(model, fitted, scheme=fitted.coarser, layers=layers)
         label = f"{title} without {len(names)} groups" if names else f"{title}, everything"
-        return _best(model, truth.images.subset(places), label)
+        return judge.compared(_answers(open_session(model), truth.images.subset(places), label))
 
-    reference = _best(model_path, truth.images, "FP32 on validation images")
-    search = Search(truth.classes, reference, answers, max_drop)
+    session = open_session(model_path)
+    exact = _answers(session, truth.images, "FP32 on validation images")
+    judge = judge_of(kind_of(answer_name(session)), limits, truth, exact)
+    search = Search(judge, answers)
     nothing: frozenset[str] = frozenset()
     left_out: tuple[LayerReport, ...] = ()
     if not search.look(nothing, search.all):
@@ -176,18 +177,17 @@ def meet_budget(
         ranking.sort(key=lambda report: report.damage, reverse=True)
         chosen = search.choose([report.layer for report in ranking[: _most(ranking)]])
         if chosen is None:
-            raise _refusal(search, title)
+            raise _refusal(search, limits, title)
         left_out = tuple(report for report in ranking if report.layer in chosen)
     names = frozenset(report.layer for report in left_out)
-    outcome = Outcome(max_drop, left_out, search.looks[names], search.looks[nothing], truth.describe(), title)
+    outcome = Outcome(limits, left_out, search.looks[names], search.looks[nothing], truth.describe(), title)
     return calibration.leaving_out(names, outcome.to_json()), outcome
 
 
-def _best(model: Any, images: Any, label: str) -> np.ndarray:
-    """The best class of each image."""
+def _answers(session: Any, images: Any, label: str) -> np.ndarray:
+    """The answers (images, n)."""
     with progress.task(label, total=len(images), unit="images") as step:
-        best: np.ndarray = answers_of(open_session(model), images, step).argmax(axis=1)
-    return best
+        return answers_of(session, images, step)
 
 
 def _most(ranking: list[LayerReport]) -> int:
@@ -200,19 +200,15 @@ def _most(ranking: list[LayerReport]) -> int:
     return len(ranking)
 
 
-def _refusal(search: Search, title: str) -> ModelError:
-    names, best = min(search.looks.items(), key=lambda item: item[1].drop_bound)
+def _refusal(search: Search, limits: Limits, title: str) -> ModelError:
+    names, best = min(search.looks.items(), key=lambda item: item[1].excess)
     what = f"{len(names)} groups left out" if names else "nothing left out"
-    count = len(search.all)
-    least = 100 * drop_bound(0, 0, count, _CONFIDENCE)
-    if search.max_drop < least:
-        hint = (
-            f"{count} images can't show less than {least:.2f} points even where nothing is lost: give more"
-            " (--validation-images), or a larger budget"
-        )
+    few = limits.too_few(len(search.all), _CONFIDENCE)
+    if few is not None:
+        hint = f"{few}: give more (--validation-images), or a larger budget"
     else:
-        hint = "raise the budget, calibrate on other images, or use --fp16; nothing in the bundle was changed"
+        hint = "relax the budget, calibrate on other images, or use --fp16; nothing in the bundle was changed"
     return ModelError(
-        f"{title} can't be kept within {search.max_drop:g} points of FP32; the best found, with {what}: {best}",
+        f"{title} can't be kept within {limits} of FP32; the best found, with {what}: {best}",
         hint=hint,
     )

@@ -34,13 +34,13 @@ class Chosen:
     calibration: ImageDataset
     rest: ImageDataset
 
-    def validation(self, count: int, seed: int) -> ImageDataset:
+    def validation(self, count: int, seed: int, *, labelled: bool = True) -> ImageDataset:
         """At most `count` images of the rest, the same share of each class, no copies of calibration images.
 
         Raises:
-            DatasetError: there are none left, or they have no labels.
+            DatasetError: there are none left, or `labelled` ones are wanted and they have no labels.
         """
-        if self.rest.labels == (UNLABELLED,):
+        if labelled and self.rest.labels == (UNLABELLED,):
             raise DatasetError(
                 f"{self.rest} has no labels, so accuracy can't be measured on it",
                 hint="lay the images out in class folders, or name a labelled dataset",

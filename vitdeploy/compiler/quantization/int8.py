@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,14 @@ from vitdeploy.compiler.quantization.recipe import Recipe
 from vitdeploy.compiler.quantization.sensitivity import SCHEMA_VERSION, LayerReport, analyze_layers
 from vitdeploy.compiler.samples import static_size
 from vitdeploy.core import progress
-from vitdeploy.core.errors import InputError, ModelError
+from vitdeploy.core.errors import DatasetError, InputError, ModelError
+from vitdeploy.core.settings import field_names
 from vitdeploy.core.text import quoted
 from vitdeploy.data import ImageDataset
 from vitdeploy.data.labels import BY_NAME
+from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth
-from vitdeploy.models.tasks import TASKS
+from vitdeploy.models.tasks import EMBEDDING, TASKS
 
 __all__ = [
     "FILES",
@@ -48,25 +50,23 @@ _SIZE = (224, 224)  # of drawn images, for a graph that takes any and says none
 class Int8Request:
     """How INT8 and FP8 are asked for.
 
-    `recipe` None: the bundle's calibration; `fp8_recipe` None: FP8 has the same. `max_drop` is the most top-1 that may
-    be lost, in points, on `validation_images` images that are no calibration images; None: no budget. `match_labels`
-    says how their classes are found among the model's.
+    `recipe` None: the bundle's calibration; `fp8_recipe` None: FP8 has the same. `limits` are the budget, what must be
+    kept on `validation_images` images that are no calibration images; without any there is none. `match_labels` says
+    how their classes are found among the model's.
     """
 
     recipe: Recipe | None = None
-    max_drop: float | None = None
+    limits: Limits = field(default_factory=Limits)
     validation_images: int = VALIDATION_IMAGES
     match_labels: str = BY_NAME
     fp8_recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drop is not None and not 0 < self.max_drop <= 100:
-            raise InputError(f"max_drop is {self.max_drop} points", hint="give a number above 0, like 0.5")
         if self.validation_images < 1:
             raise InputError("a budget needs validation images", hint="give a number above 0, like 2000")
-        if self.max_drop is not None and self.recipe is None:
+        if self.limits and self.recipe is None:
             raise InputError(
-                "a budget needs images to measure the drop on", hint="add --calibration-data or --calibration"
+                "a budget needs images to measure what is lost on", hint="add --calibration-data or --calibration"
             )
 
 
@@ -90,6 +90,7 @@ class Int8Stage:
         self._numbers = numbers
         self._kind, self._file = CALIBRATIONS[numbers.precision], FILES[numbers]
         self._path = bundle.file(single)
+        self._task = TASKS[bundle.manifest.task]
 
     @cached_property
     def chosen(self) -> Chosen | None:
@@ -112,30 +113,29 @@ class Int8Stage:
     @cached_property
     def truth(self) -> Truth | None:
         """The images that a budget is judged on; None where there is no budget."""
-        if self.request.max_drop is None:
+        request, recipe = self.request, self.request.recipe
+        if not request.limits:
             return None
-        assert self.request.recipe is not None and self.chosen is not None
-        validation = self.chosen.validation(self.request.validation_images, self.request.recipe.seed)
-        return Truth.of(validation, self._bundle.manifest.labels, self.request.match_labels)
+        assert recipe is not None and self.chosen is not None
+        found = _truth(self._bundle, self.chosen, request.validation_images, recipe.seed, request.match_labels)
+        if self._task.kind is EMBEDDING:
+            request.limits.require_shown_by(found)
+        return found
 
     def check(self) -> None:
         """Find out before any work that there is something to calibrate with, and to evaluate on.
 
         Raises:
-            InputError: there is neither a recipe nor a calibration in the bundle.
-            DatasetError: the images of a budget have no labels, or others than the model.
+            InputError: there is neither a recipe nor a calibration in the bundle, or a budget limits what the model
+                does not answer.
+            DatasetError: the images of a budget are too few, have no labels, or others than the model.
         """
         if self.request.recipe is None and self._bundle.find(kind=self._kind) is None:
             raise InputError(
                 f"{self._numbers.title} needs calibration images",
                 hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
             )
-        if self.request.max_drop is not None:
-            path = quoted(self._bundle.path)
-            hint = (
-                f"leave it out here, and let mAP judge what was built: vitdeploy bench {path} --dataset D --max-drop 1"
-            )
-            _require_single_label(self._bundle, "a budget of top-1", hint)
+        self.request.limits.require_fits(self._task, str(self._bundle.path))
         _ = self.truth
 
     def calibration(self) -> tuple[Calibration, dict[str, Any]]:
@@ -211,14 +211,18 @@ class Int8Stage:
 
     def _fitted(self, calibration: Calibration) -> Calibration:
         """The calibration with those layers left out that the budget asks for; itself where it is as wanted."""
-        truth, wanted = self.truth, self.request.max_drop
-        if truth is None or wanted is None:
+        truth, limits = self.truth, self.request.limits
+        if truth is None:
             return calibration if calibration.budget is None else calibration.leaving_out(())
-        done = calibration.budget
-        asked = {"max_drop": wanted, "looks": LOOKS, "validation": truth.describe()}
-        if done is not None and asked.items() <= done.items():
+        asked = {
+            **dict.fromkeys(field_names(Limits)),
+            **limits.to_json(),
+            "looks": LOOKS,
+            "validation": truth.describe(),
+        }
+        if calibration.budget is not None and asked == {name: calibration.budget.get(name) for name in asked}:
             return calibration
-        fitted, outcome = meet_budget(self._path, calibration, truth, wanted, self.layers)
+        fitted, outcome = meet_budget(self._path, calibration, truth, limits, self.layers)
         for line in outcome.describe():
             progress.note(line)
         return fitted
@@ -289,8 +293,11 @@ def _calibration_of(bundle: Bundle, precision: str | None) -> tuple[str, Artifac
     )
 
 
-def _require_single_label(bundle: Bundle, what: str, hint: str) -> None:
-    TASKS[bundle.manifest.task].require_single_label(str(bundle.path), what, hint)
+def _truth(bundle: Bundle, chosen: Chosen, count: int, seed: int, match_labels: str) -> Truth:
+    """Images that did not calibrate, to judge a bundle's forms by."""
+    if TASKS[bundle.manifest.task].kind is EMBEDDING:
+        return Truth.of_vectors(chosen.validation(count, seed, labelled=False))
+    return Truth.of(chosen.validation(count, seed), bundle.manifest.labels, match_labels)
 
 
 def recipe_of(bundle: Bundle, precision: str | None = None) -> Recipe:
@@ -313,6 +320,8 @@ def analyze(
 ) -> Analysis:
     """Judge each quantised layer of a bundle alone, and keep the result in it as analysis.json.
 
+    What a classifier loses is top-1; of an embedding it is what a form's vectors keep, as `bench` has it.
+
     Args:
         bundle: the bundle, or its folder, with a calibration in it.
         recipe: whose dataset and split the images come from, less those that the recipe calibrates on.
@@ -322,7 +331,7 @@ def analyze(
 
     Raises:
         InputError: the bundle has no FP32 graph, or no calibration of that precision.
-        DatasetError: there are no labelled images left.
+        DatasetError: there are no images left; of a classifier, no labelled ones.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_changeable()
@@ -330,11 +339,16 @@ def analyze(
     if single is None:
         raise InputError(f"{opened.path} has no model.onnx", hint="export it again")
     chosen, cached = _calibration_of(opened, precision)
-    _require_single_label(opened, "what layers cost in top-1", "compare the forms' logits on your images")
+    task = TASKS[opened.manifest.task]
+    if task.kind is not EMBEDDING:
+        task.require_single_label(
+            str(opened.path), "what layers cost in top-1", "compare the forms' logits on your images"
+        )
     path = opened.file(single)
     calibration = Calibration.load(opened.file(cached), single.sha256)
-    images = choose_images(recipe, path).validation(count, recipe.seed)
-    truth = Truth.of(images, opened.manifest.labels, match_labels)
+    truth = _truth(opened, choose_images(recipe, path), count, recipe.seed, match_labels)
+    if len(truth.images) < 2:
+        raise DatasetError(f"one image of {truth.images} is no judge of layers", hint="take more images")
     rows = analyze_layers(path, calibration, truth)
     analysis = Analysis(tuple(rows), truth.describe(), cached.sha256, chosen)
     with opened.edit(patient=True) as editor:
@@ -344,6 +358,6 @@ def analyze(
             "analysis.json",
             kind="analysis",
             built_from=cached.sha256,
-            built_with={"vitdeploy": __version__, "images": images.describe()},
+            built_with={"vitdeploy": __version__, "images": truth.images.describe()},
         )
     return analysis

@@ -1,4 +1,5 @@
-"""What the model loses when only one layer is in INT8: each layer's signal-to-noise ratio, share of MACs and drop.
+"""What the model loses when only one layer is in INT8: each layer's signal-to-noise ratio, share of MACs and drop, or
+of an embedding what it keeps of the vectors.
 
 A model with one layer in INT8 is FP32 up to that layer. So the pictures walk through the graph once, from cut to cut,
 where a cut is a place that a single tensor passes (the residual stream between two blocks); each layer is judged by
@@ -25,6 +26,8 @@ from vitdeploy.compiler.quantization.qparams import decibels
 from vitdeploy.core import progress
 from vitdeploy.evaluation.batches import BATCH, answer_name, open_session, values_of
 from vitdeploy.evaluation.paired import PairedDrop, Truth, compare_answers
+from vitdeploy.evaluation.vectors import NEIGHBOURS, Comparison, VectorQuality
+from vitdeploy.models.tasks import EMBEDDING, kind_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,8 +42,8 @@ class LayerReport:
     """One group of layers.
 
     `macs_share` is its part of the model's multiply-accumulates, 0..1; `sqnr_db` the signal-to-noise ratio of its own
-    output on calibration images; `logits_db` that of the logits when only this group is in INT8; `paired` what the
-    model loses then.
+    output on calibration images. Of the model with only this group in INT8: `logits_db` is the ratio of its answers,
+    logits or vectors, `kept` what they keep of FP32's.
     """
 
     layer: str
@@ -48,12 +51,27 @@ class LayerReport:
     macs_share: float
     sqnr_db: float
     logits_db: float
-    paired: PairedDrop
+    kept: PairedDrop | VectorQuality
 
     @property
     def damage(self) -> float:
-        """Noise power of the logits per share of MACs, relative to their power: who should leave INT8 first."""
+        """Noise power of the answers per share of MACs, relative to their power: who should leave INT8 first."""
         return 10 ** (-self.logits_db / 10) / max(self.macs_share, 1e-9)
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """By name: `drop` in points and `agreement` in per cent; of an embedding the drop of the classifier by
+        neighbours (None: the images have no classes), how often the nearest is the same, and `cosine` and `recall`."""
+        kept = self.kept
+        if isinstance(kept, PairedDrop):
+            return {"drop": kept.drop, "agreement": kept.agreement}
+        assert kept.neighbour is not None and kept.cosine is not None and kept.recall is not None
+        return {
+            "drop": None if kept.delta is None else -100 * kept.delta,
+            "agreement": 100 * kept.neighbour.value,
+            "cosine": kept.cosine.value,
+            "recall": kept.recall.value,
+        }
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,8 +80,7 @@ class LayerReport:
             "macs_share": round(self.macs_share, 5),
             "sqnr_db": round(self.sqnr_db, 2),
             "logits_db": round(self.logits_db, 2),
-            "drop": round(self.paired.drop, 4),
-            "agreement": round(self.paired.agreement, 4),
+            **{name: None if value is None else round(value, 4) for name, value in self.costs.items()},
         }
 
 
@@ -100,8 +117,8 @@ def analyze_layers(
     with progress.task("Judging layers", total=len(units), unit="groups") as step:
         for unit in units:
             walk.to(max((place for place in cuts if place[0] < order[unit.first]), default=None))
-            logits = walk.answers(calibration.leaving_out(set(calibration.names) - {unit.name}))
-            noise = float(np.square(logits - walk.reference, dtype=np.float64).mean())
+            answers = walk.answers(calibration.leaving_out(set(calibration.names) - {unit.name}))
+            noise = float(np.square(answers - walk.reference, dtype=np.float64).mean())
             spread = float(np.square(walk.reference - walk.reference.mean(), dtype=np.float64).mean())
             reports.append(
                 LayerReport(
@@ -110,7 +127,7 @@ def analyze_layers(
                     sum(macs[node] for node in unit.products) / max(1, sum(macs.values())),
                     unit.sqnr_db,
                     decibels(spread, noise),
-                    compare_answers(logits, walk.reference, truth.classes),
+                    walk.kept(answers),
                 )
             )
             step.advance()
@@ -160,6 +177,7 @@ class _Walk:
         self._arrived: np.ndarray | None = None
         session = open_session(model_path)
         self._answer = answer_name(session)
+        self._vectors = kind_of(self._answer) is EMBEDDING
         self.reference = self._run(session, self._answer)
 
     def to(self, place: tuple[int, str] | None) -> None:
@@ -178,6 +196,14 @@ class _Walk:
         model = self._load()
         quantize(model, calibration, scheme=calibration.coarser, layers=self._layers)
         return self._run(open_session(cut(model, self._name, self._answer)), self._answer)
+
+    def kept(self, answers: np.ndarray) -> PairedDrop | VectorQuality:
+        """What answers of all pictures keep of FP32's."""
+        classes = self._truth.classes
+        if self._vectors:
+            return Comparison(answers, self.reference, classes, NEIGHBOURS).quality
+        assert classes is not None
+        return compare_answers(answers, self.reference, classes)
 
     def _load(self) -> ir.Model:
         import onnx_ir as ir

@@ -15,7 +15,9 @@ __all__ = ["layers_section"]
 _MOST = 24
 _COLUMNS = (  # head, field, how it is written
     ("SQNR, its output", "sqnr_db", "{:.1f} dB"),
-    ("SQNR, the logits", "logits_db", "{:.1f} dB"),
+    ("SQNR, the answer", "logits_db", "{:.1f} dB"),
+    ("cosine", "cosine", "{:.5f}"),
+    ("recall", "recall", "{:.4f}"),
     ("agreement", "agreement", "{:.2f} %"),
     ("of all work", "macs_share", "{:.1%}"),
 )
@@ -34,10 +36,12 @@ def layers_section(report: BenchReport) -> str:
     parts = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in shown)]
     heads = ("points lost", *(name for name, _, _ in parts))
     cut = f" The first {len(shown)} of {len(rows)}." if len(shown) < len(rows) else ""
+    same = "how often the best class stays the same"
+    if any(row.get("cosine") is not None for row in shown):
+        same = "what is kept of FP32's vectors: their cosine, their neighbours (recall), the nearest (agreement)"
     lead = (
         f"One group of layers in {_rounded_to(report)}, the rest in FP32: what is lost, the signal-to-noise ratio, and"
-        " how often the best class stays the same. The most damaging first; the bars compare the noise that reaches the"
-        " logits."
+        f" {same}. The most damaging first; the bars compare the noise that reaches the answer."
         f"{_images(report)}{cut}"
     )
     lines = (_line(row, most, parts) for row in shown)
