@@ -17,7 +17,8 @@ import argparse
 import json
 import math
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,11 @@ from typing import Any
 import numpy as np
 
 import vitdeploy
-from vitdeploy.backends.base import Runner
-from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vitdeploy.compiler.float16.check import rounded
 from vitdeploy.core.machine import versions
 from vitdeploy.data.dataset import ImageDataset
-from vitdeploy.evaluation.accuracy import Answers, classify
-from vitdeploy.evaluation.batches import image_batches
+from vitdeploy.evaluation.accuracy import Answers, Infers, classify
+from vitdeploy.evaluation.batches import answer_name, image_batches, open_session
 from vitdeploy.evaluation.vectors import summarise_vectors
 
 STEP = 100  # images of a part
@@ -54,8 +53,19 @@ def bundle_of(model: str, dataset: str, size: int | None, folder: Path) -> vitde
     return vitdeploy.Bundle.open(path)
 
 
-def opened(file: Path, half: bool, threads: int | None) -> AbstractContextManager[Runner]:
-    return rounded(file, threads) if half else OnnxRuntimeRunner(file, threads)
+class Exact:
+    """A graph in a session whose products of bytes saturate on no processor."""
+
+    def __init__(self, file: Path, threads: int | None) -> None:
+        self._session = open_session(file, threads=threads or 0)
+
+    def infer(self, feeds: Mapping[str, Any], /) -> dict[str, Any]:
+        name = answer_name(self._session)
+        return {name: self._session.run([name], dict(feeds))[0]}
+
+
+def opened(file: Path, half: bool, threads: int | None) -> AbstractContextManager[Infers]:
+    return rounded(file, threads) if half else nullcontext(Exact(file, threads))
 
 
 def vectors(name: str, bundle: vitdeploy.Bundle, images: ImageDataset, path: Path, threads: int | None) -> np.ndarray:
