@@ -90,5 +90,6 @@ def _show(console: Console, analysis: Analysis) -> None:
         f"{data['count']} images of {data['name']}/{data['split']}; each layer alone in {title(analysis.precision)},"
         " the others in FP32; the most damaging per share of the MACs first. Kept as analysis.json."
     )
-    if data["matching"]["sentence"]:
-        console.print(f"Note: {data['matching']['sentence']}.", markup=False)
+    sentence = (data["matching"] or {}).get("sentence")  # of an embedding no classes are matched
+    if sentence:
+        console.print(f"Note: {sentence}.", markup=False)

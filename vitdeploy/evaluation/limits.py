@@ -126,9 +126,9 @@ class Limits:
         if self.max_drop is not None:
             found.append(f"{self.max_drop:g} points")
         if self.min_cosine is not None:
-            found.append(f"a mean cosine of {self.min_cosine:g}")
+            found.append(f"a mean cosine of {self.min_cosine:.12g}")
         if self.min_recall is not None:
-            found.append(f"recall@{self.k} of {self.min_recall:g}")
+            found.append(f"recall@{self.k} of {self.min_recall:.12g}")
         return " and ".join(found)
 
 
