@@ -45,6 +45,7 @@ EXTRAS = (
     "rtx",
     "search",
     "tensorboard",
+    "timm",
     "triton",
 )
 FOR_DEVELOPERS = ("ci", "dev", "docs", "measure", "release")

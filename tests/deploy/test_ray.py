@@ -264,9 +264,10 @@ def test_what_the_cluster_has_not_is_refused(tiny_bundle: Path, tiny_images: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_embeddings_are_those_of_the_local_command(address: str, tiny_images: Path, tmp_path: Path) -> None:
-    """Of a bundle that the Python of VITDEPLOY_PYTHON exports, which has PyTorch."""
-    python = os.environ.get("VITDEPLOY_PYTHON")
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that the Python of VITDEPLOY_PYTHON exports, which has PyTorch."""
+    root, python = tmp_path_factory.mktemp("embedding"), os.environ.get("VITDEPLOY_PYTHON")
     if python is None:
         pytest.skip("VITDEPLOY_PYTHON names no Python with PyTorch: make test-ray")
     code = (
@@ -274,9 +275,41 @@ def test_embeddings_are_those_of_the_local_command(address: str, tiny_images: Pa
         "from tests.tools.towers import write_tower; from vitdeploy import export\n"
         "root = Path(sys.argv[1]); export(write_tower('vit', root / 'checkpoint'), root / 'bundle')"
     )
-    subprocess.run([python, "-c", code, str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run([python, "-c", code, str(root)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return root / "bundle"
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_stage_that_gives_vectors(embedding: Path, tiny_images: Path, tmp_path: Path) -> None:
+    """The same rows as the local command's file, null where an image can't be used."""
+    files = [*sorted(tiny_images.rglob("*.png"))[:6], tmp_path / "broken.png"]
+    files[-1].write_bytes(b"oops")
+    here = invoke(
+        "embed", embedding, *files, "--backend", "onnxruntime", "--batch-size", 1, "--output", tmp_path / "v.parquet"
+    )
+    assert here.exit_code == 0, here.stderr
+    wanted = {row["image"]: row for row in parquet.read_table(tmp_path / "v.parquet").to_pylist()}
+    options = {"bundle": ship(embedding), **FORM, "batch": 1}
+    stage = {"batch_size": 4, "compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.5}
+    items = [{"name": str(file), "bytes": file.read_bytes()} for file in files]
+    found = ray.data.from_items(items).map_batches(Predictor, fn_constructor_kwargs=options, **stage)
+    found.write_parquet(str(tmp_path / "by_ray"))
+    written = [row for part in (tmp_path / "by_ray").glob("*.parquet") for row in parquet.read_table(part).to_pylist()]
+    assert len(written) == len(wanted) == 7 and all(sorted(row) == ["embedding", "error", "name"] for row in written)
+    for row in written:
+        other = wanted[row["name"]]
+        assert (row["error"] is None) == (other["error"] is None) == (row["name"] != str(files[-1]))
+        assert row["embedding"] == other["embedding"]
+    prefixed = {**options, "prefix": "clip_"}
+    again = ray.data.from_items(items[:2]).map_batches(Predictor, fn_constructor_kwargs=prefixed, **stage).take_all()
+    assert all(sorted(row) == ["clip_embedding", "clip_error", "name"] for row in again)
+
+
+def test_embeddings_are_those_of_the_local_command(
+    address: str, embedding: Path, tiny_images: Path, tmp_path: Path
+) -> None:
     options = ("--backend", "onnxruntime", "--precision", "fp32", "--batch-size", 1)
-    arguments = ("embed", tmp_path / "bundle", tiny_images, *options, "--output")
+    arguments = ("embed", embedding, tiny_images, *options, "--output")
     done = invoke(*arguments, tmp_path / "by_ray", "--engine", "ray", "--address", address)
     assert done.exit_code == 0, done.stderr
     here = invoke(*arguments, tmp_path / "here.parquet")

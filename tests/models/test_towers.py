@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tools.command_line import invoke
-from tests.tools.families import write_family
+from tests.tools.families import PLAIN, write_family
 from tests.tools.towers import SIZE, TOWERS, write_tower
 from vitdeploy import Bundle, InputError, ModelError, build, export, load
 from vitdeploy.bundle.migrations import from_json
@@ -19,6 +19,8 @@ from vitdeploy.models.towers import TOWERS as KNOWN
 
 LEAST = 0.99999
 SIZES = ((32, 32), (40, 60), (17, 90), (200, 150))
+_STAGES = {"embedding_size": 16, "hidden_sizes": [16, 24], "depths": [1, 1]}
+_WINDOWS = {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "image_size": SIZE}
 POOLED = {  # tower: what transformers' own class gives, in words of its own code, and what the manifest says of it
     "vit": ("ViTModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
     "deit": ("DeiTModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
@@ -32,6 +34,10 @@ POOLED = {  # tower: what transformers' own class gives, in words of its own cod
     "clip-tower": ("CLIPVisionModel", lambda out: out.pooler_output, "class token", False),
     "siglip": ("SiglipModel", None, "attention pooling head", True),
     "siglip-tower": ("SiglipVisionModel", lambda out: out.pooler_output, "attention pooling head", True),
+    "siglip2": ("SiglipModel", None, "attention pooling head", True),
+    "vit-msn": ("ViTMSNModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
+    "pvt": ("PvtModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
+    "data2vec": ("Data2VecVisionModel", lambda out: out.last_hidden_state[:, 1:].mean(1), "mean of the patches", False),
 }
 
 
@@ -143,12 +149,13 @@ def test_the_length_is_as_asked(name: str, normalize: bool, made: Any, tmp_path:
     assert cosines(found, wanted).min() >= LEAST
 
 
-def test_a_classifier_gives_its_embedding_when_asked(tmp_path: Path) -> None:
-    """What its classifier reads is the class token, so logits follow from the vectors."""
+@pytest.mark.parametrize("family", ["vit", "data2vec"])
+def test_a_classifier_gives_its_embedding_when_asked(family: str, tmp_path: Path) -> None:
+    """What its classifier reads is the vector, so logits follow from it."""
     import torch
     import transformers
 
-    checkpoint = write_family("vit", tmp_path / "checkpoint")
+    checkpoint = write_family(family, tmp_path / "checkpoint")
     assert export(checkpoint, tmp_path / "classes").manifest.task == "single_label"
     bundle = export(checkpoint, tmp_path / "vectors", task="embedding")
     head = transformers.AutoModelForImageClassification.from_pretrained(checkpoint).classifier
@@ -250,14 +257,64 @@ def test_what_a_tower_can_not_give_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("task", ["embedding", "zero-shot"])
+def test_siglip_2_of_patch_sequences_is_refused_by_name(task: str, tmp_path: Path) -> None:
+    checkpoint = write_family("siglip2", tmp_path / "checkpoint")
+    labels = ("cat",) if task == "zero-shot" else ()
+    with pytest.raises(ModelError, match=r"is a siglip2 model, which takes patch sequences of any shape") as caught:
+        export(checkpoint, tmp_path / "bundle", task=task, labels=labels)
+    assert "siglip2-base-patch16-224" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
-    ("family", "words"),
-    [("siglip2", "patch sequences of any shape"), ("swin", "what its embedding is, is not known here")],
+    ("kind", "words"),
+    [
+        ("detr", "is a detr model, which finds objects"),
+        ("videomae", "takes videos"),
+        ("bert", "which transformers does not list as one of images"),
+    ],
 )
-def test_a_family_without_a_row_is_refused_by_name(family: str, words: str, tmp_path: Path) -> None:
-    checkpoint = write_family(family, tmp_path / "checkpoint")
-    with pytest.raises(ModelError, match=f"is a {family} model.*{words}"):
+def test_a_kind_without_a_vector_of_an_image_is_refused_by_name(
+    kind: str, words: str, made: Any, tmp_path: Path
+) -> None:
+    import shutil
+
+    checkpoint = Path(shutil.copytree(made("vit")[0], tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+    with pytest.raises(ModelError, match=words) as caught:
         export(checkpoint, tmp_path / "bundle", task="embedding")
+    assert caught.value.hint
+
+
+BY_OUTPUT = {  # class of transformers: its settings, what makes a vector of its output, and what the manifest says
+    "SwinModel": (_WINDOWS, lambda out: out.pooler_output, "the model's own code"),
+    "ResNetModel": (_STAGES, lambda out: out.pooler_output.flatten(1), "the model's own code"),
+    "IJepaModel": (PLAIN, lambda out: out.last_hidden_state.mean(1), "the mean of the last layer's tokens"),
+    "SwinBackbone": (_WINDOWS, lambda out: out.feature_maps[-1].mean((2, 3)), "the mean of the last feature map"),
+}
+
+
+@pytest.mark.parametrize("name", BY_OUTPUT)
+def test_a_kind_without_a_row_is_pooled_by_what_it_gives(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    settings, pool, words = BY_OUTPUT[name]
+    torch.manual_seed(0)
+    architecture = getattr(transformers, name)
+    module = architecture(architecture.config_class(**settings)).eval()
+    module.save_pretrained(tmp_path / "checkpoint")
+    processor = transformers.ViTImageProcessor(size={"height": SIZE, "width": SIZE})
+    processor.save_pretrained(tmp_path / "checkpoint")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle")
+    pixels = [processor(picture, return_tensors="pt", input_data_format="channels_last") for picture in images()]
+    with torch.inference_mode(), load(bundle, "onnxruntime", threads=1) as model:
+        wanted = np.concatenate([pool(module(**one)).numpy() for one in pixels])
+        found = model.embed(images())
+    assert bundle.manifest.embedding is not None and words in bundle.manifest.embedding.pooling
+    assert found.shape == wanted.shape == (len(SIZES), bundle.manifest.embedding.dimensions)
+    assert cosines(found, wanted).min() >= LEAST
 
 
 def test_a_classifier_of_clip_has_no_projection_to_take(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from vitdeploy.backends.pytorch.runner import PyTorchRunner
 from vitdeploy.models.tasks import TEMPLATE, TaskRequest, softmax
 
 LABELS = ("cat", "dog", "red car")
+FAMILIES = [("clip", "single_label"), ("siglip", "single_label_sigmoid"), ("siglip2", "single_label_sigmoid")]
 TEMPLATES = ("a photo of a {}.", "This is a {} .", "photo {}")
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("words")
-    return {name: write_tower(name, root / name, words=True) for name in ("clip", "siglip")}
+    return {name: write_tower(name, root / name, words=True) for name in ("clip", "siglip", "siglip2")}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def pipeline_says(checkpoint: Path, picture: Path, **how: Any) -> dict[str, floa
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATES[0]])
-@pytest.mark.parametrize(("name", "task"), [("clip", "single_label"), ("siglip", "single_label_sigmoid")])
+@pytest.mark.parametrize(("name", "task"), FAMILIES)
 def test_it_answers_as_the_pipeline(
     name: str, task: str, template: str | None, checkpoints: dict[str, Path], pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -65,7 +66,7 @@ def test_it_answers_as_the_pipeline(
     assert len(set(answers)) == len(pictures)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_templates_are_averaged_as_clip_does(
     name: str, checkpoints: dict[str, Path], pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -190,7 +190,8 @@ def _hiera() -> Any:
     )
 
 
-def _pyramid(config: Any, model: Any) -> Any:
+def pyramid(config: Any, model: Any) -> Any:
+    """A PVT or PVT v2."""
     return model(
         config(
             image_size=SIZE,
@@ -206,13 +207,13 @@ def _pvt() -> Any:
     """transformers saves it with no names for its classes."""
     from transformers import PvtConfig, PvtForImageClassification
 
-    return _pyramid(PvtConfig, PvtForImageClassification)
+    return pyramid(PvtConfig, PvtForImageClassification)
 
 
 def _pvt_v2() -> Any:
     from transformers import PvtV2Config, PvtV2ForImageClassification
 
-    return _pyramid(PvtV2Config, PvtV2ForImageClassification)
+    return pyramid(PvtV2Config, PvtV2ForImageClassification)
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {

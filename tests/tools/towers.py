@@ -40,6 +40,15 @@ def _two(name: str, config: str, **more: Any) -> Callable[[], Any]:
     return make
 
 
+def _pvt() -> Any:
+    from transformers import PvtConfig, PvtModel
+
+    from tests.tools.families import pyramid
+
+    return pyramid(PvtConfig, PvtModel)
+
+
+_GEMMA = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}  # as SigLIP 2's tokenizer has them
 _RELATIVE = {"use_relative_position_bias": True, "layer_scale_init_value": 0.1}
 TOWERS: dict[str, Callable[[], Any]] = {
     "vit": _plain("ViTModel", "ViTConfig"),
@@ -54,6 +63,10 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "clip-tower": _plain("CLIPVisionModel", "CLIPVisionConfig"),
     "siglip": _two("SiglipModel", "SiglipConfig", text_config={"projection_size": 48}),
     "siglip-tower": _plain("SiglipVisionModel", "SiglipVisionConfig"),
+    "siglip2": _two("SiglipModel", "SiglipConfig", text_config={"projection_size": 48, **_GEMMA}),
+    "vit-msn": _plain("ViTMSNModel", "ViTMSNConfig"),
+    "pvt": _pvt,
+    "data2vec": _plain("Data2VecVisionModel", "Data2VecVisionConfig", use_mean_pooling=True, **_RELATIVE),
 }
 
 
@@ -73,8 +86,18 @@ def write_tower(name: str, folder: Path, *, words: bool = False) -> Path:
     module.save_pretrained(folder)
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     if words:
-        _write_tokenizer(folder)
+        (_write_letters if name == "siglip2" else _write_tokenizer)(folder)
     return folder
+
+
+def _write_letters(folder: Path) -> None:
+    """SigLIP 2's own tokenizer, which knows letters alone here."""
+    from transformers import Siglip2Tokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = [*map(chr, range(ord("a"), ord("z") + 1)), "▁", "."]
+    vocabulary = {word: place for place, word in enumerate([*special, *letters])}
+    Siglip2Tokenizer(vocab=vocabulary, merges=[], padding_side="right").save_pretrained(folder)
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -102,6 +102,8 @@ class PreprocessSpec:
 
     `crop` is (height, width) of the centre crop; `rescale` the factor on 0..255 values; `mean` and `std` are per
     channel, in the rescaled units. A step that is None is not done. The result is (batch, 3, height, width) float32.
+    `crop_rounding` says where a crop lies that can't be in the middle: "down", a half pixel up and to the left, as in
+    transformers, or "even", at the even one of the two places, as in torchvision and so in timm.
     """
 
     resize: ResizeSpec | None
@@ -109,6 +111,7 @@ class PreprocessSpec:
     rescale: float | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
+    crop_rounding: Literal["down", "even"] = "down"
 
     def to_json(self) -> dict[str, Any]:
         resize = None
@@ -120,7 +123,20 @@ class PreprocessSpec:
             "rescale": self.rescale,
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
+            **({} if self.crop_rounding == "down" else {"crop_rounding": self.crop_rounding}),
         }
+
+    def crop_starts(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Top and left of the crop in an image of (height, width) `size`; below 0 where zeros surround the image."""
+        if self.crop is None:
+            return 0, 0
+        top, left = (self._start(length - wanted) for length, wanted in zip(size, self.crop, strict=True))
+        return top, left
+
+    def _start(self, spare: int) -> int:
+        if self.crop_rounding == "down":
+            return spare // 2  # so an odd remainder of zeros goes to the top and left
+        return round(spare / 2) if spare >= 0 else -(-spare // 2)
 
 
 @dataclass(frozen=True)

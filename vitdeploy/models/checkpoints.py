@@ -22,7 +22,7 @@ from vitdeploy.models.configs import code_refused, configuration, custom_code
 from vitdeploy.models.folders import CheckpointFolder, open_folder
 from vitdeploy.models.processors import load_processor
 from vitdeploy.models.tasks import CLASSES, TASKS, THRESHOLD_KEY, Task, TaskRequest, task_of
-from vitdeploy.models.towers import Tower, is_tower, tower_of
+from vitdeploy.models.towers import Tower, is_tower, pooled, tower_of
 from vitdeploy.models.words import words_of
 
 __all__ = [
@@ -37,10 +37,13 @@ __all__ = [
 
 _UNKNOWN = "check its config.json; a newer model may need: pip install --upgrade transformers"
 _AGAIN = "download or copy the whole checkpoint again"
+_OF_TRAINING = ("mask_token", "num_batches_tracked")  # weights that no answer depends on
 
 
 def _logits(output: Any) -> Any:
-    return output.logits
+    """What a classifier's output has under the name of logits; PP-LCNet calls them otherwise."""
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,10 @@ def load_checkpoint(
 
 
 def _classifier(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
+    if folder.config.get("num_classes") == 0:  # timm's word
+        raise ModelError(
+            f"{folder.name} has no classes: it was saved to give vectors", hint="leave --task out, or --task embedding"
+        )
     with reading_weights(folder):
         config = configuration(folder)
     module, missing, _ = load_weights(folder, config)
@@ -135,11 +142,13 @@ def _classifier(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
 
 def _embedder(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
     tower, module = _tower(folder)
-    spec = tower.spec(module.config, request.normalize)
+    tower = pooled(tower, module, folder.name)
+    spec = tower.spec(module, request.normalize)
     return _checkpoint(folder, module, (), answer=tower.answer(spec), given_task=TASKS["embedding"], embedding=spec)
 
 
 def _zero_shot(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
+    tower_of(folder)  # what takes no images is refused as that
     with reading_weights(folder):
         words = words_of(folder, configuration(folder), request)
     tower, module = _tower(folder)
@@ -188,7 +197,7 @@ def _tower(folder: CheckpointFolder) -> tuple[Tower, Any]:
             f"{folder.name} has no pooling head", hint="export it as the classifier it is: leave --task out"
         )
     module, missing, _ = load_weights(folder, config, tower=tower)
-    missing = [name for name in missing if not name.endswith("mask_token")]  # of training alone
+    missing = [name for name in missing if not name.endswith(_OF_TRAINING)]
     if missing:
         raise ModelError(
             f"{folder.name} does not hold all of a {tower.architecture}: {', '.join(missing[:3])} missing",

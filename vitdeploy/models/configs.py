@@ -15,6 +15,7 @@ from typing import Any
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import DependencyError, ModelError, require
+from vitdeploy.core.text import first_line
 from vitdeploy.models import hub
 from vitdeploy.models.stored import tensors_of
 
@@ -39,8 +40,11 @@ def checked_config(raw: dict[str, Any], name: str, weights: tuple[Path, ...], tr
     """
     _check_sizes(raw, name, sum(file.stat().st_size for file in weights if file.is_file()))
     config: dict[str, Any] = _without(raw, _HOW_IT_RUNS)
-    if config["model_type"] == "timm_wrapper":
+    if config["model_type"] in ("timm_wrapper", "timm_backbone"):
         _need_timm(name)
+        config["model_args"] = {
+            key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"
+        }  # timm writes it there too, and transformers would give it twice
     if not trusted:
         _refuse_code(config, name)
     if "quantization_config" in config:
@@ -134,12 +138,16 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 def _need_timm(name: str) -> None:
+    """timm does not import without torchvision, and torchvision not beside a torch that it was not built for."""
+    hint = "pip install timm torchvision (the torchvision that fits your torch, from where your torch came)"
     for package in ("timm", "torchvision"):
         if importlib.util.find_spec(package) is None:
-            raise DependencyError(
-                f"{name} is a model of timm, and the package {package} is not installed",
-                hint="pip install timm torchvision (the torchvision that fits your torch)",
-            )
+            raise DependencyError(f"{name} is a model of timm, and the package {package} is not installed", hint=hint)
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        line = first_line(error)
+        raise DependencyError(f"{name} is a model of timm, which can't be imported here: {line}", hint=hint) from error
 
 
 def _refuse_code(config: dict[str, Any], name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError, VitdeployError, require
+from vitdeploy.core.specs import PreprocessSpec
 from vitdeploy.core.storage import read_json, refuse_pointer
 from vitdeploy.core.text import first_line
 from vitdeploy.models import hub
@@ -17,6 +18,11 @@ from vitdeploy.models.folders import PROCESSORS, CheckpointFolder
 
 __all__ = ["load_processor"]
 
+_TIMM_SHARE = 0.875  # timm's crop_pct where none is set
+_IMAGENET = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}  # what timm normalises by where nothing is set
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -113,32 +119,63 @@ def _timm_processor(folder: CheckpointFolder, transformers: Any) -> Any:
     """The processor that does what timm's evaluation transform does; a timm model has its settings in config.json.
 
     timm resizes the shorter edge to the input's size / crop_pct and cuts the centre, or, with crop_mode "squash",
-    resizes to that size without keeping the aspect ratio (timm.data.transforms_factory.transforms_imagenet_eval).
+    resizes to that size without keeping the aspect ratio (timm.data.transforms_factory.transforms_imagenet_eval). What
+    is not set is timm's default (timm.data.config.resolve_data_config). The size is input_size, as in timm's own
+    resolve_model_data_config; its validate.py takes test_input_size where there is one, which --image-size asks for.
     """
-    settings = folder.config.get("pretrained_cfg") or {}
+    settings = {key: value for key, value in (folder.config.get("pretrained_cfg") or {}).items() if value is not None}
     try:
-        _, height, width = settings["input_size"]
-        share, mode = float(settings.get("crop_pct") or 0.875), settings.get("crop_mode") or "center"
-        resample = {"bilinear": 2, "bicubic": 3}[settings["interpolation"]]
-        mean, std = list(settings["mean"]), list(settings["std"])
+        _, height, width = settings.get("input_size", (3, 224, 224))
+        mode = settings.get("crop_mode", "center")
+        resample = _RESAMPLE[settings.get("interpolation", "bicubic")]
+        mean, std = (list(settings.get(key, default)) for key, default in _IMAGENET.items())
         if mode not in ("center", "squash") or (mode == "center" and height != width):
             raise ValueError(f"crop_mode {mode!r} for {height}x{width}")
+        share = float(settings.get("crop_pct") or _TIMM_SHARE)
+        sizes = _timm_sizes(mode, height, width, share)
+        test = None
+        if (test_size := settings.get("test_input_size")) is not None:
+            _, tall, wide = test_size
+            test = _timm_sizes(mode, tall, wide, float(settings.get("test_crop_pct") or share))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"the preprocessing of {folder.name} is not one that can be put in a graph: {error}",
-            hint="use a timm model with crop_mode center or squash, and bilinear or bicubic interpolation",
+            hint="use a timm model with crop_mode center or squash, and one of Pillow's filters",
         ) from error
+    if test is not None and test != sizes:
+        edges = "x".join(str(edge) for edge in test["crop_size"].values())
+        progress.note(
+            f"Note: {folder.name} was trained at {height}x{width}, which is taken; timm's validate.py tests it at"
+            f" {edges}: --image-size {edges} exports that."
+        )
+    with hub.quiet_libraries():
+        return _timm_class(transformers)(
+            **sizes, test_sizes=test, resample=resample, image_mean=mean, image_std=std, do_convert_rgb=False
+        )
+
+
+def _timm_sizes(mode: str, height: int, width: int, share: float) -> dict[str, dict[str, int]]:
+    """What is resized to, and what is cut from that."""
     edges = (math.floor(height / share), math.floor(width / share))
     size = {"shortest_edge": edges[0]} if mode == "center" else {"height": edges[0], "width": edges[1]}
-    with hub.quiet_libraries():
-        return getattr(
-            transformers, "BitImageProcessorPil", transformers.BitImageProcessor
-        )(  # timm resizes with Pillow
-            size=size,
-            resample=resample,
-            do_center_crop=True,
-            crop_size={"height": height, "width": width},
-            image_mean=mean,
-            image_std=std,
-            do_convert_rgb=False,
-        )
+    return {"size": size, "crop_size": {"height": height, "width": width}}
+
+
+def _timm_class(transformers: Any) -> Any:
+    """transformers' common steps with Pillow, which timm resizes with, but the crop: that is torchvision's."""
+
+    class TimmImageProcessorPil(transformers.BitImageProcessorPil):  # type: ignore[misc]
+        test_sizes: Any = None  # the sizes that timm tests with, where they are others
+
+        def center_crop(self, image: Any, size: Any, **_: Any) -> Any:
+            """Of (channels, height, width); see `PreprocessSpec.crop_rounding`."""
+            import numpy as np
+
+            wanted = (size.height, size.width)
+            lacks = [max(edge - length, 0) for length, edge in zip(image.shape[1:], wanted, strict=True)]
+            image = np.pad(image, [(0, 0), *((lack // 2, (lack + 1) // 2) for lack in lacks)])
+            spec = PreprocessSpec(None, wanted, None, None, None, "even")
+            top, left = spec.crop_starts(image.shape[1:])
+            return image[:, top : top + wanted[0], left : left + wanted[1]]
+
+    return TimmImageProcessorPil

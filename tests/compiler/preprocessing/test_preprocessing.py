@@ -267,8 +267,27 @@ def test_the_crop_is_that_of_transformers(size: tuple[int, int], crop: tuple[int
 
     pixels = noise(*size)
     expected = theirs(pixels, crop, data_format="channels_last", input_data_format="channels_last")
-    np.testing.assert_array_equal(center_crop(pixels, crop), expected)
-    spec = PreprocessSpec(None, crop, None, None, None)
+    check_crop(PreprocessSpec(None, crop, None, None, None), pixels, expected)
+
+
+@settings(QUICK, max_examples=60)
+@given(SMALL, CROPS)
+@example((35, 33), (16, 16))
+@example((9, 35), (20, 16))
+def test_the_crop_is_that_of_torchvision(size: tuple[int, int], crop: tuple[int, int]) -> None:
+    """In its own words: pad what is too small, less of it first, then cut at a half that Python rounds to even."""
+    pixels = noise(*size)
+    lacks = [max(wanted - length, 0) for length, wanted in zip(size, crop, strict=True)]
+    padded = np.pad(pixels, [*((lack // 2, (lack + 1) // 2) for lack in lacks), (0, 0)])
+    top, left = (round((length - wanted) / 2.0) for length, wanted in zip(padded.shape[:2], crop, strict=True))
+    expected = padded[top : top + crop[0], left : left + crop[1]]
+    check_crop(PreprocessSpec(None, crop, None, None, None, "even"), pixels, expected)
+
+
+def check_crop(spec: PreprocessSpec, pixels: np.ndarray, expected: np.ndarray) -> None:
+    assert spec.crop is not None
+    size = (pixels.shape[0], pixels.shape[1])
+    np.testing.assert_array_equal(center_crop(pixels, spec.crop, spec.crop_starts(size)), expected)
     for run in (runner(spec), runner(spec, size)):
         np.testing.assert_array_equal(run(pixels[np.newaxis])[0].transpose(1, 2, 0), expected)
 

@@ -51,6 +51,9 @@ def resized_processor(processor: Any, spec: PreprocessSpec, size: tuple[int, int
             assert resize.height is not None and resize.width is not None
             edges = (round(resize.height * shares[0]), round(resize.width * shares[1]))
             changes["size"] = {"height": edges[0], "width": edges[1]}
+        tested = getattr(processor, "test_sizes", None)  # timm's share of its test size may be another
+        if tested is not None and tested["crop_size"] == changes["crop_size"]:
+            changes |= tested
     return type(processor).from_dict({**processor.to_dict(), **changes})
 
 

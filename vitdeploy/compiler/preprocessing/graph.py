@@ -87,7 +87,7 @@ def _static(
     """Resize and crop images of one known size: every window and weight is a constant, and as exact as Pillow's."""
     resized = size if spec.resize is None else output_size(spec.resize, size)
     kept = spec.crop or resized
-    starts = [(resized[axis] - kept[axis]) // 2 for axis in (0, 1)]
+    starts = spec.crop_starts(resized)
     resample = "nearest" if spec.resize is None else spec.resize.resample
     rows, columns = (
         constant_matrix(tape, resample, size[axis], resized[axis], starts[axis], kept[axis]) for axis in (0, 1)
@@ -111,7 +111,7 @@ def _dynamic(tape: Tape, layout: ModuleType, image: ir.Value, spec: PreprocessSp
     size = tape.Shape(image, start=1, end=3)  # height and width, int64 (2,)
     resized = _resized(tape, spec.resize, size)
     resample = "bilinear" if spec.resize is None else spec.resize.resample
-    start = tape.ints(0, 0) if spec.crop is None else _crop_start(tape, resized, spec.crop)
+    start = _crop_start(tape, resized, spec)
     may_pad, clip = _may_pad(spec), resample in _NEGATIVE
     if layout is planar or spec.resize is None:
         rows, columns = computed_matrices(tape, resample, size, resized, start, kept, may_pad=may_pad)
@@ -195,9 +195,24 @@ def _resized(tape: Tape, spec: ResizeSpec | None, size: ir.Value) -> ir.Value:
     return tape.Div(tape.Mul(tape.ints(spec.shortest_edge), size), tape.Min(*tape.split(size, 2, 0)))
 
 
-def _crop_start(tape: Tape, size: ir.Value, crop: tuple[int, int]) -> ir.Value:
-    """floor((size - crop) / 2), int64 (2,), with a division that sees no negative number."""
-    return tape.Sub(tape.Div(tape.Add(size, tape.ints(*crop)), tape.ints(2)), tape.ints(*crop))
+def _crop_start(tape: Tape, size: ir.Value, spec: PreprocessSpec) -> ir.Value:
+    """What `PreprocessSpec.crop_starts` says, int64 (2,), with divisions that see no negative number."""
+    if spec.crop is None:
+        return tape.ints(0, 0)
+    crop, two = tape.ints(*spec.crop), tape.ints(2)
+    if spec.crop_rounding == "down":
+        return tape.Sub(tape.Div(tape.Add(size, crop), two), crop)
+
+    def rest(number: ir.Value, half: ir.Value) -> ir.Value:
+        return tape.Sub(number, tape.Mul(half, two))
+
+    spare = tape.Max(tape.Sub(size, crop), tape.ints(0))
+    half = tape.Div(spare, two)
+    # of an odd number the half below where that is even, else the one above
+    start = tape.Add(half, tape.Mul(rest(spare, half), rest(half, tape.Div(half, two))))
+    if not _may_pad(spec):
+        return start
+    return tape.Sub(start, tape.Div(tape.Max(tape.Sub(crop, size), tape.ints(0)), two))
 
 
 def _normalised(tape: Tape, layout: ModuleType, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:

@@ -38,7 +38,7 @@ def reference(spec: PreprocessSpec, pixels: Pixels) -> npt.NDArray[np.float32]:
         size = output_size(spec.resize, (pixels.shape[0], pixels.shape[1]))
         pixels = resize(pixels, size, spec.resize.resample)
     if spec.crop is not None:
-        pixels = center_crop(pixels, spec.crop)
+        pixels = center_crop(pixels, spec.crop, spec.crop_starts((pixels.shape[0], pixels.shape[1])))
     values: npt.NDArray[np.float32] = pixels.astype(np.float32)
     if spec.rescale is not None:
         values = (pixels * np.float64(spec.rescale)).astype(np.float32)
@@ -103,15 +103,12 @@ def _pass(pixels: Pixels, axis: int, size: int, resample: str) -> Pixels:
     return np.moveaxis((total >> PRECISION_BITS).clip(0, 255).astype(np.uint8), 0, axis)
 
 
-def center_crop(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Crop the centre of (height, width, channels); where `size` is larger, zeros surround the image.
-
-    An odd remainder of padding goes to the top and left.
-    """
+def center_crop(pixels: Pixels, size: tuple[int, int], starts: tuple[int, int]) -> Pixels:
+    """Cut `size` out of (height, width, channels), from `starts` on; where it reaches beyond the image there are
+    zeros."""
     result = np.zeros((*size, pixels.shape[2]), np.uint8)
     source, target = [], []
-    for length, wanted in zip(pixels.shape[:2], size, strict=True):
-        start = (length - wanted) // 2  # rounds down, so that padding -start rounds up
+    for length, wanted, start in zip(pixels.shape[:2], size, starts, strict=True):
         source.append(slice(max(start, 0), max(start, 0) + min(length, wanted)))
         target.append(slice(max(-start, 0), max(-start, 0) + min(length, wanted)))
     result[target[0], target[1]] = pixels[source[0], source[1]]

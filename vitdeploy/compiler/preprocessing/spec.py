@@ -9,7 +9,7 @@ different from training is the bug this package exists to prevent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
@@ -34,6 +34,7 @@ _KNOWN = {
     "BeitImageProcessor": {"preprocess", "_preprocess_image_like_inputs", "_preprocess"},
     "ConvNextImageProcessor": {"resize", "_preprocess"},
     "DINOv3ViTImageProcessor": {"_preprocess"},  # rescales before it resizes, which only spares a rounding
+    "TimmImageProcessor": {"center_crop"},  # ours: crops where torchvision does
 }
 
 
@@ -54,7 +55,8 @@ def spec_from_processor(processor: Any) -> PreprocessSpec:
             raise _refused("do_center_crop", True, "ConvNeXt's crop_pct crops already")
         resize, crop = _convnext(processor)
     mean, std = _normalisation(processor)
-    return PreprocessSpec(resize=resize, crop=crop, rescale=_rescale(processor), mean=mean, std=std)
+    rounding: Literal["down", "even"] = "even" if kind == "TimmImageProcessor" else "down"
+    return PreprocessSpec(resize, crop, _rescale(processor), mean, std, crop_rounding=rounding)
 
 
 def _check_code(processor: Any, kind: str) -> None:

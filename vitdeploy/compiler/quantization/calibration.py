@@ -373,5 +373,6 @@ def _observe(
                 sample.add(array)
             for index, kept in enumerate(attention):
                 start = len(groups) + 3 * index
-                kept.add(*arrays[start : start + 3])
+                # (heads, tokens, head_dim), of windows the first one's
+                kept.add(*(array if array.ndim == 3 else array[0] for array in arrays[start : start + 3]))
             step.advance()

@@ -43,7 +43,8 @@ class Source:
 class QuantGroup:
     """Products that read the same activation.
 
-    `kind` is "linear" (activation (batch, tokens, channels)), "patch_embedding" (a Conv, (batch, channels, height,
+    `kind` is "linear" (activation (batch, tokens, channels), or with tokens in rows and columns, or by windows that are
+    in the batch's place, as Swin has them), "patch_embedding" (a Conv, (batch, channels, height,
     width)) or "classifier" ((batch, channels)).
     """
 
@@ -78,7 +79,7 @@ class QuantGroup:
     def rows(self, activation: np.ndarray) -> np.ndarray:
         """One picture's activation, without its batch axis, as the rows that the weights' matrices multiply."""
         if self.kind == "linear":
-            return activation
+            return activation.reshape(-1, activation.shape[-1])
         if self.kind == "classifier":
             return activation[np.newaxis]
         kernel = self.products[0].inputs[1]
@@ -157,7 +158,7 @@ def _kind(node: ir.Node) -> str | None:
     if weight.ndim != 2 or (node.op_type == "Gemm" and not _plain(node)):
         return None
     rank = len(activation.shape or ())
-    if rank == 3 and node.op_type == "MatMul":
+    if rank >= 3 and node.op_type == "MatMul":
         return "linear"
     # Two-dimensional activations are pooled: heads and poolers, a thousandth of the work.
     leads_out = any(value.is_graph_output() for use in node.outputs[0].uses() for value in use.node.outputs)

@@ -29,7 +29,8 @@ QUERIES = 64  # rows of Q of each, the class token's among them
 
 
 def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """`values` of the FP32 graph, without their batch axis, picture by picture.
+    """`values` of the FP32 graph, without their batch axis, picture by picture; where it holds the windows of a picture
+    it stays.
 
     The model's weights are not needed any more when the first picture is run: the session has its own.
     """
@@ -42,7 +43,8 @@ def activations(model: ir.Model, values: list[ir.Value], images: Iterable[np.nda
         del model.graph.outputs[len(outputs) :]
     for image in images:
         check_size(session, image)
-        yield [array[0] for array in session.run(names, {"image": image[np.newaxis]})]
+        found = session.run(names, {"image": image[np.newaxis]})
+        yield [array[0] if len(array) == 1 else array for array in found]
 
 
 class Extent:

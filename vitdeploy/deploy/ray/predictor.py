@@ -16,20 +16,25 @@ from vitdeploy.core.errors import ImageError, InputError, require
 from vitdeploy.core.specs import TOP_K
 from vitdeploy.data.columns import IMAGE_NAMES, PATH_NAMES
 from vitdeploy.deploy.ray.shipping import Shipped, folder_of
+from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING
 from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.loading import load
 
 __all__ = ["Predictor", "open_classifier"]
 
-_COLUMNS = ("label", "index", "score", "top_k")
+_COLUMNS = {  # of a kind of answer, as the files of `predict` and `embed` have them; `labels` and `error` follow
+    CLASSIFICATION: ("label", "index", "score", "top_k"),
+    EMBEDDING: ("embedding",),
+}
 
 
 class Predictor:
-    """Classifies the images of batches; an actor of Ray Data opens it once.
+    """Classifies the images of batches, or gives their vectors; an actor of Ray Data opens it once.
 
     A row gets the columns of `predict --output`: `label`, `index`, `score`, `top_k`, of several labels an image
-    `labels`, and `error`. Its other columns stay, but for the images themselves. An image that can't be used is a row
-    with its error.
+    `labels`, and `error`; or, of a bundle of an embedding, those of `embed`: `embedding`, a list of float32, and
+    `error`. Its other columns stay, but for the images themselves. An image that can't be used is a row with its error,
+    and None elsewhere.
 
     Example:
         ds = ray.data.read_binary_files("s3://bucket/photos")
@@ -45,7 +50,7 @@ class Predictor:
         bundle: what `ship` gave, or a bundle's folder on each machine, or `owner/name` of one on the Hub.
         column: the column of encoded images, paths, structs of both, or uint8 arrays (height, width, 3); None: the
             first of the usual names ("image", "bytes", "path" ...).
-        top_k: how many of the best classes are listed for each image.
+        top_k: how many of the best classes are listed for each image; nothing to an embedding.
         prefix: stands before the names of the new columns, where the rows have a `label` or the like already.
         backend, precision, device: see `load`.
         threads: CPU threads of one call; None: the CPUs that Ray gave the actor.
@@ -72,10 +77,12 @@ class Predictor:
         batch: int | None = None,
     ) -> None:
         self._classifier = open_classifier(bundle, backend, precision, device, threads, threshold)
-        self._columns = (*_COLUMNS, *(("labels",) if self._classifier.task.several else ()), "error")
         self._column, self._top_k, self._prefix = column, top_k, prefix
         self._workers, self._batch = workers or self._cpus(), batch
-        check_task(self._classifier.task, self._classifier.describe()["bundle"])
+        task = self._classifier.task
+        if task.kind is CLASSIFICATION:
+            check_task(task, self._classifier.describe()["bundle"])
+        self._columns = (*_COLUMNS[task.kind], *(("labels",) if task.several else ()), "error")
         self._classifier.stream([], top_k, workers=workers, batch=batch)  # refuses wrong options
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -93,6 +100,9 @@ class Predictor:
         wanted = (Item("", None, _content(value)) for value in batch[column])
         found = answers(self._classifier, wanted, self._top_k, self._workers, self._batch)
         rows = [to_row("", None, answer) for _, answer in found]
+        for row in rows:
+            if row["embedding"] is not None:  # a list is a list in Arrow, too, and may have nulls beside it
+                row["embedding"] = list(row["embedding"])
         kept = {name: values for name, values in batch.items() if name != column or isinstance(values[0], str)}
         return kept | {self._prefix + name: _objects([row[name] for row in rows]) for name in self._columns}
 
