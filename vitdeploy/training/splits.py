@@ -100,7 +100,8 @@ def load_splits(config: FinetuneConfig, *, decode: bool = True) -> Splits:
     if test.split == "validation":
         notes.append(f"The final test is on {test}, so the validation split chooses nothing.")
     if missing := _without_images(test):
-        notes.append(f"The test images have none of {', '.join(missing[:5])}.")
+        which = "test" if config.limit_test is None else "limited test"
+        notes.append(f"The {which} images have none of {', '.join(missing[:5])}.")
     if "validation" in loaded:
         notes.append(
             f"The best weights are chosen by the {len(loaded['validation'])} images of {loaded['validation']}."
