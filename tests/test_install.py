@@ -182,7 +182,7 @@ def test_a_pure_wheel_fits_every_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(kernels_obstacle() is not None, reason=str(kernels_obstacle()))
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_the_wheel_for_a_machine_serves_every_python(wheel: Path) -> None:
     assert wheel.name.startswith(f"vitdeploy-{__version__}-py3-none-linux_") and len(packed_kernels(wheel)) == 1
 
