@@ -1,7 +1,7 @@
 """What a base install takes on a small device: its size, the start to the first answer, and peak memory.
 
     python benchmarks/small_devices.py BUNDLE --work FOLDER [--machine x86_64 aarch64] [--rounds 5]
-        [--json OUT.json] [--markdown OUT.md]
+        [--busy] [--json OUT.json] [--markdown OUT.md]
 
 For each machine the packages are installed by pip into a folder of its own, vitdeploy from this source, and Python sees
 nothing else. In it the bundle's self-test runs, then a new process loads the bundle and answers one image: seconds from
@@ -9,7 +9,10 @@ the start of the process to its answer, and the most memory that it had (VmHWM).
 packages, without Python; compiled Python files are left out, since pip writes them or not.
 
 aarch64 runs in an emulator (qemu-user): what is installed is what a device installs, and answers are those of its code.
-Seconds are the emulator's and are not given; memory holds what the emulator translates, so it is an upper bound.
+Seconds are the emulator's and are not given; memory holds what the emulator translates, so it is an upper bound. Nor
+are seconds given with `--busy`, for a machine that other programs use, or of kernels that the environment asks for by
+name (VITDEPLOY_ISA=portable, where the processor has none of theirs). Rows of machines that are not asked for stay what
+they are in OUT.json: a ViT-S's self-test takes a quarter of an hour in the emulator.
 Debian's Python for arm64 and the emulator are fetched by apt-get into FOLDER; nothing is installed on this machine.
 ONNX Runtime is 1.27 there: later ones read processor caches that qemu-user does not show, and end.
 """
@@ -32,13 +35,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitdeploy.backends.native.library import VARIABLE
+from vitdeploy.bundle import Bundle
 from vitdeploy.core.machine import machine
 
 SOURCE = Path(__file__).parents[1]
 BASE = ("click", "numpy", "pillow", "rich")
 ANSWER = """
 import sys, vitdeploy
-with vitdeploy.load(sys.argv[1], precision="int8", device="cpu", backend=sys.argv[2], threads=2) as classifier:
+options = {"backend": sys.argv[2], "threads": int(sys.argv[4])}
+with vitdeploy.load(sys.argv[1], precision="int8", device="cpu", **options) as classifier:
     prediction = classifier.predict(sys.argv[3])
 print("answer", prediction.label, prediction.score, flush=True)
 print("peak", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
@@ -69,7 +75,7 @@ INSTALLS = (
 
 @dataclass(frozen=True)
 class Row:
-    """`first_answer_s`: the median of the rounds; None in an emulator. Sizes in bytes, without Python's own."""
+    """`first_answer_s`: the median of the rounds; None where it says nothing. Sizes in bytes, without Python's own."""
 
     install: str
     machine: str
@@ -153,35 +159,40 @@ def answered(command: Sequence[object], environment: dict[str, str]) -> tuple[st
     return " ".join(answer[1:]), seconds, 1024 * int(peak[1])
 
 
-def measured(install: Install, bundle: Path, image: Path, work: Path, rounds: int) -> Row:
+def measured(install: Install, bundle: Path, image: Path, work: Path, rounds: int, busy: bool) -> Row:
     folder = installed(install, work)
     # without site: what the environment of this script holds is not there
+    timed = not (install.emulated or busy or VARIABLE in os.environ)
     python = [*(emulator(work) if install.emulated else [sys.executable]), "-S"]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(folder), "ORT_DISABLE_TELEMETRY": "1"}
+    environment |= {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
     test = [*python, "-m", "vitdeploy", "verify", bundle, "--backend", install.backend, "--precision", "int8", "--json"]
+    # threads that wait for each other with their cores kept busy are emulated too
+    test += ["--threads", "1"] if install.emulated else []
     (form,) = (row for row in json.loads(run(test, env=environment))["rows"] if row["status"] != "skipped")
-    command = [*python, "-c", ANSWER, bundle, install.backend, image]
-    runs = [answered(command, environment) for _ in range(1 if install.emulated else rounds)]
+    command = [*python, "-c", ANSWER, bundle, install.backend, image, 1 if install.emulated else 2]
+    runs = [answered(command, environment) for _ in range(rounds if timed else 1)]
     packages = sizes(folder)
     return Row(
-        install.title,
+        install.title + (f", {os.environ[VARIABLE]}" if install.kernels and VARIABLE in os.environ else ""),
         install.machine,
         install.emulated,
         sum(packages.values()),
         packages,
         f"{form['status']}, {form['same_class']} of {form['images']} the same class",
         runs[0][0],
-        None if install.emulated else statistics.median(seconds for _, seconds, _ in runs),
+        statistics.median(seconds for _, seconds, _ in runs) if timed else None,
         max(peak for _, _, peak in runs),
     )
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], model: str) -> str:
     lines = [
         "# What a base install takes on a small device",
         "",
-        "Made by `benchmarks/small_devices.py`, which says how it measures. Memory in an emulator holds what",
-        "it translates; its seconds are no device's and are not given.",
+        f"Made by `benchmarks/small_devices.py`, which says how it measures, with {model}.",
+        "Memory in an emulator holds what it translates. Its seconds are no device's and are not given, nor are those",
+        "of a busy machine.",
         "",
         "| machine | install | installed, MB | largest | self-test | first answer, s | peak memory, MB |",
         "| --- | --- | ---: | --- | --- | ---: | ---: |",
@@ -202,6 +213,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is installed")
     parser.add_argument("--machine", nargs="+", default=["x86_64", "aarch64"], choices=["x86_64", "aarch64"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", action="store_true", help="other programs run: give no seconds")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
@@ -211,8 +223,11 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(image)
     wanted = [install for install in INSTALLS if install.machine in arguments.machine]
-    rows = [measured(install, bundle, image, work, arguments.rounds) for install in wanted]
-    text = markdown(rows)
+    rows = [measured(install, bundle, image, work, arguments.rounds, arguments.busy) for install in wanted]
+    if arguments.json is not None and arguments.json.exists():
+        before = [Row(**row) for row in json.loads(arguments.json.read_text(encoding="utf-8"))["rows"]]
+        rows += [row for row in before if row.machine not in arguments.machine]
+    text = markdown(rows, Bundle.open(bundle).manifest.model["name"])
     print(text, end="")
     if arguments.markdown is not None:
         arguments.markdown.write_text(text, encoding="utf-8")
