@@ -374,7 +374,7 @@ LOAD = """
 import sys, vitdeploy
 with vitdeploy.load(sys.argv[1], precision="int8", device="cpu", backend="native", threads=2) as classifier:
     classifier.predict(sys.argv[2])
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """
 
 
@@ -383,7 +383,10 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 @needs_torch
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read in /proc")
 def test_the_memory_of_a_process_that_loads_a_vit_small(test_data: Path, tiny_images: Path, tmp_path: Path) -> None:
-    """115 MB were measured: Python, NumPy, ONNX and ONNX Runtime 79, the weights once 23, images and activations."""
+    """70 MB of its own were measured, 23 of them weights, which may not be there twice.
+
+    How many pages of the libraries' files are counted besides depends on what the system maps of them: 44 to 57 MB.
+    """
     export(test_data / "models" / "vit-small-patch14-112-cifar10", tmp_path / "bundle")
     recipe = Recipe(dataset=str(test_data / "cifar10"), count=4, smoothing=False)
     build(tmp_path / "bundle", ["int8"], target="onnx", recipe=recipe)
@@ -391,7 +394,7 @@ def test_the_memory_of_a_process_that_loads_a_vit_small(test_data: Path, tiny_im
     environment = {**os.environ, library.VARIABLE: "portable"}
     command = [sys.executable, "-c", LOAD, tmp_path / "bundle", image]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True)
-    assert int(done.stdout) * 1024 < 120e6
+    assert int(done.stdout) * 1024 < 85e6
 
 
 @pytest.mark.parametrize("content", [b"not a graph", None], ids=["text", "truncated"])
