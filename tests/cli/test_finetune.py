@@ -33,6 +33,15 @@ def test_prints_the_evaluation_and_one_prediction(scratch: Path, tmp_path: Path,
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_dry_run_tells_the_memory_and_its_parts(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    asked = ("finetune", scratch, *SHORT, "--output", tmp_path / "run", "--dry-run")
+    memory = json.loads(cli(*asked, "--json").stdout)["memory_bytes"]
+    line = next(line for line in cli(*asked).stdout.splitlines() if line.startswith("estimated memory"))
+    whole, _, parts = line.partition(":")
+    assert [part.split()[0] for part in parts.split(", ")] == [name for name in memory if name != "total"] != []
+    assert "total" not in line and whole.split()[2].isdecimal()
+
+
 def test_json_and_every_option(scratch: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     """Each option with a value that is not its default arrives in the settings that are saved."""
     options = {
