@@ -67,7 +67,9 @@ def run_form(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         return lambda image: np.array(model(image[np.newaxis])[0])[0]
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT_BYTES)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(["logits"], {"image": image[np.newaxis]})[0][0]
 
 

@@ -187,6 +187,7 @@ def record_logits(path: Path, images: np.ndarray) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    options.add_session_config_entry(*EXACT_BYTES)
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     logits = np.concatenate([session.run(["logits"], {"image": image[np.newaxis]})[0] for image in images])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vitdeploy.bundle.graphs import EXACT_BYTES
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.machine import HELD_BYTES
 from vitdeploy.core.specs import answer_of
@@ -49,8 +50,7 @@ class Images(Protocol):
 def open_session(graph: Path | bytes | ir.Model, *, fuse: bool = True, threads: int = 0) -> Any:
     """An ONNX Runtime session on the CPU for looking at a graph, silent but for errors.
 
-    Products of bytes are exact in it on every processor: without VNNI, ONNX Runtime's fastest saturate in 16 bits, and
-    what is decided about a graph would depend on the machine.
+    Products of bytes are exact in it on every processor: what is decided about a graph does not depend on the machine.
 
     Args:
         graph: a file, what a file holds, or a model in memory.
@@ -61,7 +61,7 @@ def open_session(graph: Path | bytes | ir.Model, *, fuse: bool = True, threads: 
     onnxruntime = require("onnxruntime", extra="cpu")
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(*EXACT_BYTES)
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if not isinstance(graph, Path | bytes):

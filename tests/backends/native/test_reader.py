@@ -70,6 +70,7 @@ def theirs(model: Any, values: np.ndarray, begin: str = "pixel_values") -> np.nd
     """ONNX Runtime's logits; None where it refuses the graph."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.add_session_config_entry(*EXACT_BYTES)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {begin: values})[0])
