@@ -13,7 +13,9 @@ pixels = np.asarray(Image.open(sys.argv[2]).convert("RGB"))  # uint8 (height, wi
 output = "embedding" if task == "embedding" else "logits"
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.x64quantprecision", "1")  # exact INT8 on processors without VNNI too
-answer = onnxruntime.InferenceSession(sys.argv[1], options).run([output], {"image": pixels[np.newaxis]})[0][0].astype(float)
+answer = (
+    onnxruntime.InferenceSession(sys.argv[1], options).run([output], {"image": pixels[np.newaxis]})[0][0].astype(float)
+)
 if task == "embedding":
     print(*answer)  # a vector, and no classes
     sys.exit()

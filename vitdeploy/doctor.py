@@ -28,14 +28,6 @@ _OF_CUDA = ("cuda-python", "cuda-bindings", "nvidia-cuda-runtime", "nvidia-cuda-
 _TRAINS = ("torch", "transformers", "accelerate", "datasets")
 _EXPORTS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 _QUANTISES = ("onnx", "onnx-ir", "onnxruntime")
-# What makes INT8 fast on a CPU, and what it is called.
-_INT8 = {
-    "amx_int8": "AMX",
-    "avx512_vnni": "AVX-512 VNNI",
-    "avx_vnni": "AVX VNNI",
-    "i8mm": "ARM I8MM",
-    "asimddp": "ARM dot product",
-}
 
 
 @dataclass(frozen=True)
@@ -186,8 +178,7 @@ def _note(job: _Job, packages: tuple[Package, ...]) -> str | None:
     if job.runs is not None and job.runs.note is not None:
         return job.runs.note()
     if job.runs is not None and "cpu" in job.runs.devices:
-        flags = machine.cpu_flags()
-        name = next((name for flag, name in _INT8.items() if flag in flags), None)
+        name = machine.products_of_bytes()
         return f"INT8 by {name}" if name else "no INT8 instructions here: INT8 saves memory, little time"
     if job.key == "build_tensorrt_rtx":
         return "needs no GPU; for RTX 30, 40 and 50"

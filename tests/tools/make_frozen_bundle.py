@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.tools.tiny import write_checkpoint, write_images
+from vitdeploy.bundle.graphs import EXACT_BYTES
 
 IMAGES = 8
 _MARGIN = 0.25

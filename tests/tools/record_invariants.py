@@ -30,6 +30,7 @@ import onnx
 from onnx import numpy_helper
 
 from tests.tools.tiny import write_checkpoint, write_images
+from vitdeploy.bundle.graphs import EXACT_BYTES
 
 MODELS = ("tiny", "cifar10")
 _COUNT = 64

@@ -37,14 +37,23 @@ __all__ = [
     "memory_bytes",
     "physical_cores",
     "problem_with_gpu",
+    "products_of_bytes",
     "quota_threads",
     "release",
+    "saturates",
     "system_name",
     "usable_cores",
     "version",
     "versions",
 ]
 
+_INT8 = {  # flag of a processor: what it is called
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "i8mm": "ARM I8MM",
+    "asimddp": "ARM dot product",
+}
 PACKAGES = (
     *("vitdeploy", "numpy", "pillow", "torch", "torchvision", "transformers", "datasets", "accelerate"),
     *("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino"),
@@ -241,6 +250,17 @@ def cpu_flags() -> frozenset[str]:
 
 
 @cache
+def products_of_bytes() -> str | None:
+    """What makes INT8 fast on this processor, and adds products of bytes exactly; None where it has no such thing."""
+    flags = cpu_flags()
+    return next((name for flag, name in _INT8.items() if flag in flags), None)
+
+
+def saturates() -> bool:
+    """Whether the fastest products of bytes are not exact here: x86 without VNNI adds pairs of them in 16 bits."""
+    return platform.machine().lower() in ("x86_64", "amd64") and products_of_bytes() is None
+
+
 def _cpu_info(*names: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

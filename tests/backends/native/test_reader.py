@@ -24,6 +24,7 @@ from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import PlainVit, read_plain_vit
 from vitdeploy.backends.subgraphs import head_of
 from vitdeploy.bundle import Bundle, graphs
+from vitdeploy.bundle.graphs import EXACT_BYTES
 from vitdeploy.compiler.passes.cut import cut
 from vitdeploy.core.errors import ModelError
 from vitdeploy.runtime import selection
