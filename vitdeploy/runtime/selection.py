@@ -9,8 +9,9 @@ several labels) than that benchmark's budget. The order of the others:
 3. where it timed nothing here, or nothing on the GPU, the stated order: on a machine with an NVIDIA GPU the engines
    whose runtime is installed (INT8, FP8, FP16, BF16, FP32), then the ONNX forms on ONNX Runtime's CUDA provider (FP16,
    FP32); on the CPU the ONNX forms (INT8: the one made for CPUs; FP32, FP16, BF16), each on OpenVINO, then on ONNX
-   Runtime; INT8 before both by our own kernels ("native"), or after both where the processor has AMX, which these do
-   not use. 16-bit floats come last on a CPU: many compute them in float32, and then they only cost conversions.
+   Runtime (the other way round where OpenVINO's INT8 saturates); INT8 before both by our own kernels ("native"), or
+   after both where the processor has AMX, which these do not use. 16-bit floats come last on a CPU: many compute
+   them in float32, and then they only cost conversions.
 
 Which backend runs which forms where, and its place in that order, says its `BackendSpec`; those without a place are
 taken only by name.
