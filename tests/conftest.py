@@ -82,6 +82,16 @@ def quiet_machine() -> Iterator[Meters]:
         yield real
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exact_products() -> Iterator[None]:
+    """`load` tries backends in the order of a processor with VNNI, whichever the tests run on."""
+    from vitdeploy.core import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "saturates", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def real_meters(quiet_machine: Meters) -> Iterator[None]:
     """The machine as it is, for the tests of what finds it busy."""

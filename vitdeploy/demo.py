@@ -39,7 +39,7 @@ class DemoResult:
     """Where everything lies, and what was measured.
 
     `found` are the classes of the five test images whose vectors are nearest to that of the first one, `asked`, the
-    nearest first.
+    nearest first. `alike` of all test images' five nearest are of the image's own class, 0..1.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class DemoResult:
     report: BenchReport
     asked: str
     found: tuple[str, ...]
+    alike: float
 
     @property
     def checkpoint(self) -> Path:
@@ -130,13 +131,14 @@ def demo(
         write_atomically(folder / "report.html", page)
         _write_digit(test.image(0), folder / "digit.png")
         progress.note("5/5  Search by an image: the same weights give each test image a vector")
-        found = _nearest(export(folder / _CHECKPOINT, folder / _VECTORS, task="embedding"), test)
+        found, alike = _nearest(export(folder / _CHECKPOINT, folder / _VECTORS, task="embedding"), test)
         shutil.rmtree(folder / "start")
-    return DemoResult(Path(output), trained, report, test.labels[test.label_ids[0]], found)
+    return DemoResult(Path(output), trained, report, test.labels[test.label_ids[0]], found, alike)
 
 
-def _nearest(bundle: Bundle, images: ImageDataset) -> tuple[str, ...]:
-    """The classes of the images whose vectors are nearest to the first one's, itself left out, the nearest first."""
+def _nearest(bundle: Bundle, images: ImageDataset) -> tuple[tuple[str, ...], float]:
+    """The classes of the images whose vectors are nearest to the first one's, itself left out, the nearest first; and
+    how many of every image's nearest are of its own class, 0..1."""
     import numpy as np
 
     from vitdeploy.evaluation.vectors import nearest
@@ -145,7 +147,9 @@ def _nearest(bundle: Bundle, images: ImageDataset) -> tuple[str, ...]:
 
     with load(bundle, precision="fp32") as model:
         vectors = unit(np.concatenate([model.embed(part) for part in images.parts(range(len(images)))]))
-    return tuple(images.labels[images.label_ids[place]] for place in nearest(vectors, vectors, _NEIGHBOURS)[0])
+    classes = images.label_ids[nearest(vectors, vectors, _NEIGHBOURS)]
+    alike = float((classes == images.label_ids[:, None]).mean())
+    return tuple(images.labels[index] for index in classes[0]), alike
 
 
 def _write_digit(pixels: npt.NDArray[np.uint8], path: Path) -> None:

@@ -159,3 +159,12 @@ def test_bench_opens_for_throughput_what_has_the_choice(small: Path, tiny_images
         assert runner._performance == "throughput"  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="no performance 'speed'"):
         bench(small, images, performance="speed", **options)
+
+
+def test_onnx_runtime_comes_first_where_openvino_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first() -> str:
+        return min(("openvino", "onnxruntime"), key=lambda name: find(name).order())  # type: ignore[misc]
+
+    assert first() == "openvino"
+    monkeypatch.setattr("vitdeploy.core.machine.saturates", lambda: True)
+    assert first() == "onnxruntime"

@@ -112,3 +112,25 @@ def test_two_threads_of_a_core_are_one(tmp_path: Path) -> None:
         (tmp_path / str(number)).write_text(f"{number}\n")
     assert machine.physical_cores(topology) == machine.usable_cores()
     assert 1 <= machine.physical_cores() <= machine.usable_cores()
+
+
+_SATURATES = machine.saturates  # as it is: tests see it answer False
+
+
+@pytest.mark.parametrize(
+    ("system", "flags", "name", "saturates"),
+    [
+        ("x86_64", {"avx2"}, None, True),
+        ("AMD64", {"avx2", "avx512f"}, None, True),
+        ("x86_64", {"avx2", "avx_vnni"}, "AVX VNNI", False),
+        ("x86_64", {"avx512_vnni", "amx_int8"}, "AMX", False),
+        ("aarch64", {"asimd"}, None, False),
+        ("aarch64", {"asimddp"}, "ARM dot product", False),
+    ],
+)
+def test_which_processors_saturate(
+    system: str, flags: set[str], name: str | None, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: system)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    assert machine.products_of_bytes() == name and _SATURATES() is saturates

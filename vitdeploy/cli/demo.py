@@ -64,5 +64,6 @@ def show_result(result: DemoResult) -> None:
     ):
         echo(f"{name:<11} {path}")
     count = len(result.found)
-    echo(f"\nSearch by an image: the {count} test images nearest to a {result.asked} are {', '.join(result.found)}.")
+    echo(f"\nSearch by an image: the {count} test images nearest to a {result.asked} are {', '.join(result.found)};")
+    echo(f"{result.alike:.0%} of all images' {count} nearest show the same digit.")
     echo(f"\nNext: {program()} predict {quoted(result.bundle)} {quoted(result.image)}")

@@ -249,7 +249,6 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpu_info("flags", "features").split())
 
 
-@cache
 def products_of_bytes() -> str | None:
     """What makes INT8 fast on this processor, and adds products of bytes exactly; None where it has no such thing."""
     flags = cpu_flags()
@@ -261,6 +260,7 @@ def saturates() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64") and products_of_bytes() is None
 
 
+@cache
 def _cpu_info(*names: str) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
