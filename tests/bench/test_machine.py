@@ -66,5 +66,5 @@ def test_the_share_of_others_is_what_is_left(
 ) -> None:
     """(all, not idle, of this process), in seconds; None as on Windows and macOS."""
     told = iter([began, ended])
-    monkeypatch.setattr("vitdeploy.bench.machine._ticks", lambda: next(told))
+    monkeypatch.setattr("vitdeploy.core.machine._ticks", lambda: next(told))
     assert BusyMeter().other_share() == share

@@ -124,6 +124,7 @@ def test_a_form_that_nothing_is_compared_with_is_not_recommended() -> None:
     assert "was not compared" in report.rows[1].outside[0]
 
 
+@pytest.mark.usefixtures("real_meters")
 def test_beside_busy_programs_no_ratio_is_given() -> None:
     """Contention does not cancel: a baseline whose own calls differ by much is no measure."""
     clock, draw = Clock(), np.random.default_rng(0)

@@ -18,6 +18,7 @@ from tests.tools.backends import needs_openvino
 from tests.tools.simulated_cuda import SimulatedCuda
 from tests.tools.simulated_gpu import GPU, SimulatedTensorRT, write_engine_bundle
 from tests.tools.small_bundle import write_small_bundle
+from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.tensorrt import runner
 from vitdeploy.bench import BenchReport, bench, forms, markdown, render_html, save
 from vitdeploy.bench import run as run_module
@@ -253,8 +254,9 @@ def test_pytorch_is_the_baseline_with_its_own_image_processor(
 @needs_openvino
 def test_real_forms_agree_with_the_checkpoint(tiny_bundle: Path, tiny_checkpoint: Path, images: ImageDataset) -> None:
     report = bench(tiny_bundle, images, baseline=tiny_checkpoint, **QUICK)
-    assert {row.status for row in report.rows} == {"ok"}
-    for row in report.rows[1:]:
+    rows = [row for row in report.rows if row.backend != "native" or kernels_obstacle() is None]
+    assert {row.status for row in rows} == {"ok"}
+    for row in rows[1:]:
         assert row.accuracy is not None and row.accuracy.agreement is not None
         # FP32 and FP16 differ from PyTorch by rounding; random weights put many images close to a border in INT8.
         assert row.accuracy.agreement >= (0.6 if row.form == "int8" else 0.95), row.key

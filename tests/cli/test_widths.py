@@ -159,7 +159,7 @@ def test_demo(drawn: Drawn, tiny_checkpoint: Path) -> None:
 
     few: dict[str, Any] = {"max_steps": 2, "limit_train": 100, "limit_test": 30, "threads": 1}
     trained = finetune(FinetuneConfig(tiny_checkpoint, "digits", "run", **few))
-    result = DemoResult(Path("demo"), trained, report_of(flip=1, seed=1))
+    result = DemoResult(Path("demo"), trained, report_of(flip=1, seed=1), "5", ("5", "5", "9", "5", "5"), 0.97)
     pages = drawn(lambda: show_result(result))
     check(pages, prose="of 30 held-out images.")
     assert all("\nNext: vitdeploy predict demo/digits-vit demo/digit.png\n" in page for page in pages.values())

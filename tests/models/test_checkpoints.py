@@ -201,7 +201,6 @@ def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> N
         ({"crop_mode": "border"}, "border"),
         ({"interpolation": "random"}, "random"),
         ({"input_size": [3, 224, 192]}, "224x192"),
-        ({"input_size": None}, "NoneType"),
         ({"crop_pct": "most"}, "most"),
     ):
         with pytest.raises(ModelError, match=rf"preprocessing of timm/vit is not .*{message}"):
@@ -211,4 +210,4 @@ def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> N
 def test_an_error_is_told_in_one_line_of_it_or_by_its_name() -> None:
     assert first_line(ValueError("\n  no such layer\n at all\n")) == "no such layer"
     assert first_line(KeyError()) == "KeyError"
-    assert first_line(ValueError("x" * 201)) == "x" * 197 + "..." and first_line(ValueError("x" * 200)) == "x" * 200
+    assert first_line(ValueError("x" * 301)) == "x" * 297 + "..." and first_line(ValueError("x" * 300)) == "x" * 300

@@ -125,7 +125,7 @@ def load(root: Path, **options: Any) -> Splits:
         ({"validation": 0}, (40, None, 6), "the last weights are kept"),
         ({"limit_train": 20}, (18, 2, 6), "2 of the 20 training images"),
         ({"limit_test": 2}, (36, 4, 2), "set aside"),
-        ({"limit_test": 1}, (36, 4, 1), "The test images have none of (cat|dog)"),
+        ({"limit_test": 1}, (36, 4, 1), "The limited test images have none of (cat|dog)"),
     ],
 )
 def test_as_many_images_as_were_asked_for(
