@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tools.command_line import Outcome, invoke
+from vitdeploy.core import progress
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "calibration" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -200,7 +201,10 @@ def run(block: Block) -> list[tuple[list[str], Outcome]]:
     if block.language != "python":
         return _run_shell(block, before + "\n" + block.script)
     _run_shell(block, before)
-    exec(compile(block.text, str(block), "exec"), {"__name__": "document"})
+    try:
+        exec(compile(block.text, str(block), "exec"), {"__name__": "document"})
+    finally:
+        progress.by_default(None)  # a page shows how to see it, and the next test is not of that page
     return []
 
 
