@@ -82,9 +82,10 @@ def quiet_machine() -> Iterator[Meters]:
         yield real
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def exact_products() -> Iterator[None]:
-    """`load` tries backends in the order of a processor with VNNI, whichever the tests run on."""
+    """`load` tries backends in the order of a processor with VNNI, whichever the tests run on; for what does not ask
+    another process."""
     from vitdeploy.core import machine
 
     with pytest.MonkeyPatch.context() as patch:

@@ -25,6 +25,8 @@ from vitdeploy.data import load_dataset
 from vitdeploy.report.schema import schema
 from vitdeploy.runtime.selection import candidates
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 Cli = Callable[..., Any]
 TOY = "tests.tools.toy_backend"
 ROOT = Path(__file__).parents[2]

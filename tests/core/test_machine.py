@@ -114,9 +114,6 @@ def test_two_threads_of_a_core_are_one(tmp_path: Path) -> None:
     assert 1 <= machine.physical_cores() <= machine.usable_cores()
 
 
-_SATURATES = machine.saturates  # as it is: tests see it answer False
-
-
 @pytest.mark.parametrize(
     ("system", "flags", "name", "saturates"),
     [
@@ -133,4 +130,4 @@ def test_which_processors_saturate(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: system)
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
-    assert machine.products_of_bytes() == name and _SATURATES() is saturates
+    assert machine.products_of_bytes() == name and machine.saturates() is saturates

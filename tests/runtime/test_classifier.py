@@ -43,7 +43,7 @@ from vitdeploy.runtime.classifier import Classifier
 from vitdeploy.runtime.limits import BATCH
 from vitdeploy.runtime.predictions import Namer
 
-pytestmark = pytest.mark.usefixtures("no_kernels")  # the same order of forms on every machine
+pytestmark = pytest.mark.usefixtures("no_kernels", "exact_products")  # the same order of forms on every machine
 FLOAT32 = 2e-5  # sums in another order, see test_contract
 
 

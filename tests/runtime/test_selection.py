@@ -18,7 +18,7 @@ from vitdeploy.core.specs import Choice
 from vitdeploy.data import load_dataset
 from vitdeploy.runtime.selection import candidates
 
-pytestmark = pytest.mark.usefixtures("no_kernels")  # what they change: backends/native/test_runner.py
+pytestmark = pytest.mark.usefixtures("no_kernels", "exact_products")  # what they change: backends/native/test_runner.py
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8-cpu.onnx"}
 
 

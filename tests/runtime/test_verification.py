@@ -34,6 +34,8 @@ from vitdeploy.core.specs import ShapeRange
 from vitdeploy.runtime import selection
 from vitdeploy.runtime.verification import answers
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 Change = Callable[[onnx.ModelProto], None]
 
 

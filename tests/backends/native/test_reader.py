@@ -29,6 +29,8 @@ from vitdeploy.compiler.passes.cut import cut
 from vitdeploy.core.errors import ModelError
 from vitdeploy.runtime import selection
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 OBSTACLE = kernels_obstacle()
 needs_kernels = pytest.mark.skipif(OBSTACLE is not None, reason=": ".join(OBSTACLE or ()))
 ROUNDS = rounds(300)

@@ -47,6 +47,8 @@ from vitdeploy.data import load_dataset
 from vitdeploy.doctor import examine
 from vitdeploy.runtime.selection import candidates
 
+pytestmark = pytest.mark.usefixtures("exact_products")
+
 OBSTACLE = kernels_obstacle()
 needs_kernels = pytest.mark.skipif(OBSTACLE is not None, reason=": ".join(OBSTACLE or ()))
 needs_compiled = pytest.mark.skipif(
