@@ -37,8 +37,8 @@ from vitdeploy.data.images import decode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 sys.path.insert(0, str(Path(__file__).parent))
-from app import PAGE_HEADERS, Limits, answer_errors, size_of
-from guard import BUSY, PixelBudget, Uploads, guarded_protocol
+from app import PAGE_HEADERS, Limits, add_options, answer_errors, server_config, size_of
+from guard import BUSY, PixelBudget, Uploads
 from search import Hit, Index
 
 PAGE = Path(__file__).with_name("page.html")
@@ -112,12 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Search an index by an image, on a page.")
     parser.add_argument("index", type=Path)
     parser.add_argument("bundle")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also from other machines (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model")
-    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of an upload (default: %(default)s)")
+    add_options(parser)
     given = parser.parse_args()
     limits = Limits(max_bytes=given.max_bytes)
     try:
@@ -127,15 +122,7 @@ def main() -> None:
             if index.note is not None:
                 print(f"Note: {index.note}.", file=sys.stderr)
             print(f"{len(index.images)} images: http://{given.host}:{given.port}", flush=True)
-            config = uvicorn.Config(
-                create_app(index, limits),
-                host=given.host,
-                port=given.port,
-                http=guarded_protocol(limits.max_connections, limits.head_seconds),
-                log_level="error",  # a client's broken request is no news
-                timeout_graceful_shutdown=10,
-            )
-            uvicorn.Server(config).run()
+            uvicorn.Server(server_config(create_app(index, limits), limits, given.host, given.port)).run()
     except VitdeployError as error:
         raise SystemExit(f"Error: {error.message}\nHint: {error.hint}") from error
 

@@ -213,13 +213,8 @@ def size_of(image: bytes) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a bundle over HTTP.")
     parser.add_argument("bundle")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also from other machines (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads of the model")
+    add_options(parser)
     parser.add_argument("--max-batch", type=int, default=8, help="images of one call of the model (default: 8)")
-    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of an upload (default: %(default)s)")
     parser.add_argument("--max-waiting", type=int, default=Limits.max_waiting, help="requests (default: %(default)s)")
     given = parser.parse_args()
     limits = Limits(max_bytes=given.max_bytes, max_waiting=given.max_waiting)
@@ -238,13 +233,23 @@ def main() -> None:
     except VitdeployError as error:
         raise SystemExit(f"Error: {error.message}\nHint: {error.hint}") from error
     print(f"{classifier.precision} on {classifier.backend}: http://{given.host}:{given.port}", flush=True)
-    uvicorn.Server(server_config(classifier, limits, given.host, given.port)).run()
+    uvicorn.Server(server_config(create_app(classifier, limits), limits, given.host, given.port)).run()
 
 
-def server_config(classifier: Classifier, limits: Limits, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every service of a bundle: where it listens, how the model runs, what an upload may weigh."""
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also from other machines (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model")
+    parser.add_argument("--max-bytes", type=int, default=Limits.max_bytes, help="of an upload (default: %(default)s)")
+
+
+def server_config(app: FastAPI, limits: Limits, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn runs an application."""
     return uvicorn.Config(
-        create_app(classifier, limits),
+        app,
         host=host,
         port=port,
         http=guarded_protocol(limits.max_connections, limits.head_seconds),

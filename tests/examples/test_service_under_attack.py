@@ -112,7 +112,7 @@ def service(tiny_bundle: Path, request: pytest.FixtureRequest) -> Iterator[Servi
         max_pixels=limits.max_pixels,
     )  # fmt: skip
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(app.server_config(classifier, limits, "127.0.0.1", 0))
+    server = uvicorn.Server(app.server_config(app.create_app(classifier, limits), limits, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     found = Service(listener.getsockname()[1])

@@ -177,7 +177,9 @@ def test_the_service(task: str, bundle_of: Bundles, photo: Path, browser: Browse
         assert done.returncode == 1
         return refused(done.stderr)
     classifier, app = vitdeploy.load(bundle_of(task), threads=1), load_service()
-    with serving_here(lambda port: app.server_config(classifier, app.Limits(), "127.0.0.1", port)) as service:
+    with serving_here(
+        lambda port: app.server_config(app.create_app(classifier, app.Limits()), app.Limits(), "127.0.0.1", port)
+    ) as service:
         status, answer = service.predict(photo.read_bytes())
         health, metrics = (service.ask("GET", path)[2].decode() for path in ("/health", "/metrics"))
         if browser is not None and status == 200:

@@ -90,21 +90,21 @@ def a_softmax(model: ir.Model) -> None:
     pair(model, find(model, "Softmax"), 0, np.array(0, np.int8), np.array(0.1, np.float16))
 
 
-def queries_alone(model: ir.Model) -> None:
+def product_of_scores(model: ir.Model) -> ir.Node:
     scores = find(model, "Softmax").inputs[0]
     assert scores is not None
     product = scores.producer()
     assert product is not None
-    pair(model, product, 0, np.array(0, np.int8), np.array(0.1, np.float16))
+    return product
+
+
+def queries_alone(model: ir.Model) -> None:
+    pair(model, product_of_scores(model), 0, np.array(0, np.int8), np.array(0.1, np.float16))
 
 
 def queries_and_keys_alone(model: ir.Model) -> None:
     queries_alone(model)
-    scores = find(model, "Softmax").inputs[0]
-    assert scores is not None
-    product = scores.producer()
-    assert product is not None
-    pair(model, product, 1, np.array(0, np.int8), np.array(0.1, np.float16))
+    pair(model, product_of_scores(model), 1, np.array(0, np.int8), np.array(0.1, np.float16))
 
 
 def a_zero_point(model: ir.Model) -> None:
