@@ -41,7 +41,9 @@ Side = Callable[[], float]
 @contextmanager
 def in_chromium(program: str, address: str, precision: str, threads: int, image: np.ndarray) -> Iterator[Side]:
     """A page with one open form; a browser each, since a page's first `load` decides on threads."""
-    with tempfile.TemporaryDirectory() as profile, Browser(program, Path(profile)) as browser:
+    # the browser's last children write to its profile after it has ended: what they leave is not worth an error
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with scratch as profile, Browser(program, Path(profile)) as browser:
         browser.open(f"{address}site.json")  # isolated as the page is, without a model of its own
         options = json.dumps({"precision": precision, "backend": "wasm", "threads": threads})
         opened = browser.evaluate(

@@ -1,7 +1,9 @@
 """The backends of a bundle's INT8 form for CPUs, interleaved: batches, and a CPU that other programs use too.
 
     python benchmarks/int8_busy.py BUNDLE [--busy 0 1 2] [--batch 1] [--size 224] [--threads 2] [--rounds 40]
-        [--json OUT.json]
+        [--exact] [--json OUT.json]
+
+With --exact ONNX Runtime is a row twice: as it is opened here, and told to be exact as on a processor without VNNI.
 
 For each number of busy processes and each batch size: every round in a new order with a rest of 30 ms in front of each
 turn, one call to warm up and one that counts. From raw pixels of that size; weights may be random. Milliseconds are
@@ -17,6 +19,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from peers import CLOCKS, interleaved
@@ -52,7 +55,7 @@ def beside(calls: dict[str, Any], images: np.ndarray, busy: int, rounds: int) ->
             if name in ratios
             else ""
         )
-        print(f"{busy} busy, batch {len(images)}  {name:18}{middle:8.2f} ms, p95 {late:8.2f}{ratio}", flush=True)
+        print(f"{busy} busy, batch {len(images)}  {name:31}{middle:8.2f} ms, p95 {late:8.2f}{ratio}", flush=True)
     return {"busy": busy, "batch": len(images), "samples_ms": times, "times_of_kernels": ratios}
 
 
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--exact", action="store_true", help="ONNX Runtime also as where products saturate")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     shape = (max(arguments.batch), arguments.size, arguments.size, 3)
@@ -73,6 +77,10 @@ def main() -> None:
             name: stack.enter_context(made(arguments.bundle / "model.int8-cpu.onnx", arguments.threads))
             for name, made in RUNNERS.items()
         }
+        if arguments.exact:
+            with patch("vitdeploy.bundle.graphs.saturates", lambda: True):
+                exact = OnnxRuntimeRunner(arguments.bundle / "model.int8-cpu.onnx", arguments.threads)
+                runners["ONNX Runtime, told to be exact"] = stack.enter_context(exact)
         calls = {name: lambda pixels, run=runner: run.infer({"image": pixels}) for name, runner in runners.items()}
         found = [
             beside(calls, images[:batch], busy, arguments.rounds)

@@ -17,7 +17,7 @@ from tests.tools.fuzz import rounds
 from tests.tools.small_bundle import write_small_bundle
 from vitdeploy import load
 from vitdeploy.bundle import Bundle, graphs
-from vitdeploy.bundle.graphs import external_files, read_graph
+from vitdeploy.bundle.graphs import exact_bytes, external_files, read_graph
 from vitdeploy.core.errors import BundleError, ModelError, VitdeployError
 
 onnx = pytest.importorskip("onnx")
@@ -302,3 +302,19 @@ def test_a_manifest_of_a_graph_says_what_it_may_read(tmp_path: Path) -> None:
     known = {artifact["path"]: artifact["sha256"] for artifact in data["artifacts"]}
     found = bundle.hashes(bundle.manifest.artifacts[0])
     assert found == {name: known[name] for name in ("model.onnx", "model.onnx.data")}
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_session_is_told_to_be_exact_only_where_products_saturate(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # with VNNI the entry makes INT8 almost twice as slow
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("vitdeploy.bundle.graphs.saturates", lambda: saturates)
+    options = onnxruntime.SessionOptions()
+    exact_bytes(options)
+    if saturates:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="session.x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")

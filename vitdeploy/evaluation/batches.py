@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.bundle.graphs import EXACT_BYTES
+from vitdeploy.bundle.graphs import exact_bytes
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.machine import HELD_BYTES
 from vitdeploy.core.specs import answer_of
@@ -61,7 +61,7 @@ def open_session(graph: Path | bytes | ir.Model, *, fuse: bool = True, threads: 
     onnxruntime = require("onnxruntime", extra="cpu")
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
-    options.add_session_config_entry(*EXACT_BYTES)
+    exact_bytes(options)
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if not isinstance(graph, Path | bytes):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vitdeploy.backends.base import RunnerBase
 from vitdeploy.backends.dlpack import CUDA, DeviceArray
-from vitdeploy.bundle.graphs import EXACT_BYTES, GraphFile, load_graph
+from vitdeploy.bundle.graphs import GraphFile, exact_bytes, load_graph
 from vitdeploy.core.errors import InputError, ModelError, OutOfMemoryError, VitdeployError, require
 from vitdeploy.core.machine import quota_threads
 from vitdeploy.core.specs import TensorSpec
@@ -95,7 +95,7 @@ class OnnxRuntimeRunner(RunnerBase):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _NOTHING_BUT_FATAL
         options.inter_op_num_threads = 1
-        options.add_session_config_entry(*EXACT_BYTES)
+        exact_bytes(options)
         threads = self._threads or quota_threads()
         if threads is not None:
             options.intra_op_num_threads = threads
