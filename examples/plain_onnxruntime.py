@@ -12,9 +12,7 @@ task = json.loads(Path(sys.argv[1]).with_name("manifest.json").read_text(encodin
 pixels = np.asarray(Image.open(sys.argv[2]).convert("RGB"))  # uint8 (height, width, 3); the graph does the rest
 output = "embedding" if task == "embedding" else "logits"
 options = onnxruntime.SessionOptions()
-if "vnni" not in Path("/proc/cpuinfo").read_text(
-    encoding="utf-8"
-):  # such x86 saturates in INT8's products, if not told
+if "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):  # such x86 saturates in INT8 if it isn't told
     options.add_session_config_entry("session.x64quantprecision", "1")
 answer = (
     onnxruntime.InferenceSession(sys.argv[1], options).run([output], {"image": pixels[np.newaxis]})[0][0].astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from tests.tools.files import recorded_writes
 from tests.tools.killed import KILLED, in_a_child, limit_files
-from vitdeploy.core.errors import BundleError, OutputExistsError, VitdeployError
+from vitdeploy.core.errors import BundleError, OutOfMemoryError, OutputExistsError, VitdeployError
 from vitdeploy.core.storage import (
     _swap,
     check_apart,
@@ -24,6 +25,7 @@ from vitdeploy.core.storage import (
     open_regular,
     read_json,
     scratch_folder,
+    sha256,
     staged_folder,
     write_atomically,
 )
@@ -401,3 +403,13 @@ def test_whoever_may_write_beside_it_may_take_a_lock(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666
+
+
+def test_no_memory_to_read_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    (tmp_path / "file").write_bytes(b"1")
+    monkeypatch.setattr("vitdeploy.core.storage.mmap", refuse)
+    with pytest.raises(OutOfMemoryError, match="not enough memory to read a file"):
+        sha256(tmp_path / "file")

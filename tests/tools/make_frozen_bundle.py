@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.tools.tiny import write_checkpoint, write_images
-from vitdeploy.bundle.graphs import EXACT_BYTES
+from vitdeploy.bundle.graphs import exact_bytes
 
 IMAGES = 8
 _MARGIN = 0.25
@@ -69,7 +69,7 @@ def run_form(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT_BYTES)
+    exact_bytes(options)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(["logits"], {"image": image[np.newaxis]})[0][0]
 

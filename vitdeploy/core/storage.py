@@ -25,7 +25,7 @@ from typing import Any
 
 from vitdeploy.core import interrupts
 from vitdeploy.core.decoding import decode
-from vitdeploy.core.errors import BundleError, OutputExistsError, VitdeployError
+from vitdeploy.core.errors import BundleError, OutOfMemoryError, OutputExistsError, VitdeployError
 
 __all__ = [
     "check_apart",
@@ -67,8 +67,15 @@ def sha256(path: Path) -> str:
 
 def hashing_buffer() -> mmap:
     """16 MiB for a file's pieces, of their own: the C library, once such a piece of its memory is freed, takes all that
-    is smaller from one heap, in which a model that is loaded then leaves gaps of half its size."""
-    return mmap(-1, 1 << 24)
+    is smaller from one heap, in which a model that is loaded then leaves gaps of half its size.
+
+    Raises:
+        OutOfMemoryError: there are none.
+    """
+    try:
+        return mmap(-1, 1 << 24)
+    except OSError as error:
+        raise OutOfMemoryError("not enough memory to read a file", hint="close other programs") from error
 
 
 def fsync_path(path: Path) -> None:

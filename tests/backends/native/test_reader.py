@@ -24,7 +24,7 @@ from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import PlainVit, read_plain_vit
 from vitdeploy.backends.subgraphs import head_of
 from vitdeploy.bundle import Bundle, graphs
-from vitdeploy.bundle.graphs import EXACT_BYTES
+from vitdeploy.bundle.graphs import exact_bytes
 from vitdeploy.compiler.passes.cut import cut
 from vitdeploy.core.errors import ModelError
 from vitdeploy.runtime import selection
@@ -73,7 +73,7 @@ def theirs(model: Any, values: np.ndarray, begin: str = "pixel_values") -> np.nd
     """ONNX Runtime's logits; None where it refuses the graph."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.add_session_config_entry(*EXACT_BYTES)
+    exact_bytes(options)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {begin: values})[0])

@@ -291,11 +291,13 @@ small, large = runner(sys.argv[1] + "/small.onnx", 8), runner(sys.argv[1] + "/la
 with small:
     pass
 mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (mapped + (64 << 20),) * 2)
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (64 << 20), before[1]))
 try:
     large.__enter__()
 except OutOfMemoryError as error:
     print(error.message, error.hint)
+resource.setrlimit(resource.RLIMIT_AS, before)  # what the attempt left is not the small one's to do without
 with small as opened:
     print(opened.infer({"x": np.ones((1, 8), np.float32)})["y"].sum())
 """
