@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from vitdeploy import Classifier, InputError, VitdeployError, load
+from vitdeploy.models.tasks import reached
 
 Frame = np.ndarray  # uint8 (height, width, 3), OpenCV's order of channels: blue, green, red
 
@@ -120,9 +121,8 @@ def run(classifier: Classifier, capture: cv2.VideoCapture, is_camera: bool, give
             line = {"frame": number, "label": classifier.labels[best], "score": round(float(mean[best]), 4)}
             said = f"{classifier.labels[best]} {mean[best]:.0%}"
             if classifier.threshold is not None:  # any number of labels: those whose score reaches it
-                found = [
-                    name for name, score in zip(classifier.labels, mean, strict=True) if score >= classifier.threshold
-                ]
+                has = reached(mean, classifier.threshold)
+                found = [name for name, there in zip(classifier.labels, has, strict=True) if there]
                 line["labels"], said = found, ", ".join(found) or "none"
             print(json.dumps({**line, "milliseconds": round(took, 2)}), flush=True)
             draw(frame, f"{said}  {took:.0f} ms")

@@ -1,8 +1,8 @@
 """The Open Inference Protocol (v2) over HTTP, which the clients of NVIDIA Triton and KServe speak.
 
 The model takes IMAGE, encoded images (BYTES, [n, 1]), and gives LABEL, SCORE and INDEX of the best classes, [n, k], as
-the repository of `vitdeploy deploy triton` does: one client for both. Tensors come as binary data behind the JSON, or
-in it: BYTES are then base64.
+the repository of `vitdeploy deploy triton` does: one client for both. Of several labels an image LABELS, [n, 1], are
+those that it has, a list in JSON. Tensors come as binary data behind the JSON, or in it: BYTES are then base64.
 
     POST /v2/models/NAME/infer        also GET /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME[/ready]
 """
@@ -59,13 +59,15 @@ def add_open_inference(
 
     @app.get(model)
     async def about() -> dict[str, Any]:
-        outputs = [("LABEL", "BYTES"), ("SCORE", "FP32"), ("INDEX", "INT32")]
+        outputs = [("LABEL", "BYTES", top_k), ("SCORE", "FP32", top_k), ("INDEX", "INT32", top_k)]
+        if classifier.task.several:
+            outputs.append(("LABELS", "BYTES", 1))
         return {
             "name": name,
             "versions": ["1"],
             "platform": f"vitdeploy_{classifier.backend}",
             "inputs": [{"name": "IMAGE", "datatype": "BYTES", "shape": [-1, 1]}],
-            "outputs": [{"name": output, "datatype": kind, "shape": [-1, top_k]} for output, kind in outputs],
+            "outputs": [{"name": output, "datatype": kind, "shape": [-1, most]} for output, kind, most in outputs],
         }
 
     @app.post(f"{model}/infer")
@@ -110,13 +112,15 @@ def read_request(body: bytes, head_length: str | None) -> tuple[dict[str, Any], 
 def write_answer(name: str, asked: dict[str, Any], answers: list[Prediction]) -> Response:
     """The response, with binary tensors where the request asks for them."""
     tops = [answer.top_k for answer in answers]
-    shape = [len(tops), len(tops[0])]
     scores = [score.value if score.score is None else score.score for top in tops for score in top]
     tensors: list[tuple[str, str, list[Any]]] = [
         ("LABEL", "BYTES", [score.label for top in tops for score in top]),
         ("SCORE", "FP32", scores),
         ("INDEX", "INT32", [score.index for top in tops for score in top]),
     ]
+    has = [answer.to_json().get("labels") for answer in answers]
+    if None not in has:
+        tensors.append(("LABELS", "BYTES", [json.dumps(labels) for labels in has]))
     wanted, everything = asked["outputs"], asked["binary"]
     head: dict[str, Any] = {"model_name": name, "model_version": "1", "outputs": []}
     if asked["id"] is not None:
@@ -125,7 +129,7 @@ def write_answer(name: str, asked: dict[str, Any], answers: list[Prediction]) ->
     for output, kind, values in tensors:
         if wanted and output not in wanted:
             continue
-        tensor: dict[str, Any] = {"name": output, "datatype": kind, "shape": shape}
+        tensor: dict[str, Any] = {"name": output, "datatype": kind, "shape": [len(tops), len(values) // len(tops)]}
         if everything if wanted.get(output) is None else wanted[output]:
             content = _packed(kind, values)
             tensor["parameters"] = {"binary_data_size": len(content)}

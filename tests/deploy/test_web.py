@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tools.small_bundle import write_small_bundle
 from tests.tools.web import FOLDER, served, stand_in_package
 from vitdeploy import BundleError, DependencyError, InputError, OutputExistsError
 from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
@@ -47,7 +48,9 @@ def test_a_site_has_both_forms_the_labels_and_the_selftest(tiny_bundle: Path, pa
     written = web(tiny_bundle, tmp_path / "site", onnxruntime_web=package)
     bundle, site = Bundle.open(tiny_bundle), facts(tmp_path / "site")
     assert written.forms == ("model.int8-cpu.onnx", "model.onnx") and written.onnxruntime_web == TESTED
-    assert site["labels"] == list(bundle.manifest.labels) and site["activation"] == "softmax"
+    assert (
+        site["labels"] == list(bundle.manifest.labels) and site["activation"] == "softmax" and site["threshold"] is None
+    )
     int8, fp32 = site["forms"]
     assert (int8["backends"], fp32["backends"]) == (["wasm"], ["webgpu", "wasm"])
     assert (tmp_path / "site" / int8["file"]).read_bytes() == (tiny_bundle / "model.int8-cpu.onnx").read_bytes()
@@ -82,6 +85,20 @@ def test_fp32_answers_bit_for_bit_as_in_the_bundle(tiny_bundle: Path, package: P
     images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in ((32, 32), (47, 31), (200, 130), (480, 640))]
     assert logits(tmp_path / "site" / "model.onnx", images) == logits(tiny_bundle / "model.onnx", images)
     assert (tmp_path / "site" / "model.int8-cpu.onnx").exists() is False
+
+
+@pytest.mark.parametrize(
+    ("task", "stored", "threshold"),
+    [("multi_label", 0.3, 0.3), ("multi_label", None, 0.5), ("binary", None, 0.5), ("regression", None, None)],
+)
+def test_several_labels_come_with_their_threshold(
+    task: str, stored: float | None, threshold: float | None, package: Path, tmp_path: Path
+) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", labels=("cat",) if task == "binary" else ("a", "b"), engine=False)
+    manifest = {**json.loads((bundle / "manifest.json").read_text()), "task": task}
+    (bundle / "manifest.json").write_text(json.dumps(manifest if stored is None else {**manifest, "threshold": stored}))
+    web(bundle, tmp_path / "site", onnxruntime_web=package)
+    assert facts(tmp_path / "site")["threshold"] == threshold
 
 
 def test_text_of_a_bundle_is_data_and_nothing_else(tiny_bundle_copy: Path, package: Path, tmp_path: Path) -> None:

@@ -101,19 +101,42 @@ def test_transparency_is_laid_over_white_as_in_python(tiny_site: Path) -> None:
     assert over_white[0]["topK"] == over_white[1]["topK"]
 
 
+def bundle_of(folder: Path, labels: tuple[str, ...], **facts: Any) -> Path:
+    """A small bundle whose manifest says these facts."""
+    bundle = write_small_bundle(folder, labels=labels, engine=False)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, **facts}))
+    return bundle
+
+
 @pytest.mark.parametrize(
     ("task", "labels"),
     [("multi_label", ("a", "b", "c")), ("binary", ("cat",)), ("regression", ("x", "y")), ("single_label", ("a", "b"))],
 )
 def test_scores_are_those_of_the_bundles_task(task: str, labels: tuple[str, ...], tmp_path: Path) -> None:
-    bundle = write_small_bundle(tmp_path / "bundle", labels=labels, engine=False)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "task": task}))
+    bundle = bundle_of(tmp_path / "bundle", labels, task=task)
     images = images_of()
     made = predict_in_node(site_of(bundle, tmp_path / "site"), images, {"precision": "fp32"})
     assert made["selftest"] is None
     for found, expected in zip(made["answers"], in_python(bundle, images, "fp32"), strict=True):
         assert_same(found["topK"], expected, 1e-6)
+        assert (found["labels"] is None) == (task not in ("multi_label", "binary"))
+
+
+def test_of_several_labels_those_count_that_reach_the_bundles_threshold(tmp_path: Path) -> None:
+    names = tuple("abcdefgh")
+    images = [np.full((9, 12, 3), colour, np.uint8) for colour in np.random.default_rng(5).integers(0, 256, (24, 3))]
+    answers = []
+    for threshold in (0.1, 0.9):
+        place = tmp_path / str(threshold)
+        bundle = bundle_of(place / "bundle", names, task="multi_label", threshold=threshold)
+        made = predict_in_node(site_of(bundle, place / "site"), images, {"precision": "fp32"}, top_k=2)["answers"]
+        with load(bundle, "onnxruntime", "fp32", device="cpu") as classifier:
+            expected = [[score.index for score in answer.labels or ()] for answer in classifier.predict(images)]
+        assert [[one["index"] for one in answer["labels"]] for answer in made] == expected
+        assert all(one["label"] == names[one["index"]] for answer in made for one in answer["labels"])
+        answers.append(expected)
+    assert answers[0] != answers[1] and max(map(len, answers[0])) > 2  # not only of the best that are listed
 
 
 def test_a_form_of_one_size_takes_that_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -272,6 +295,23 @@ def test_labels_and_names_are_shown_as_text(tmp_path: Path, browser: Browser) ->
         assert "no self-test" in shown(browser, "#selftest")
         assert not [event for event in browser.events if event["method"] == "Page.javascriptDialogOpening"]
         assert outside(browser, address) == []
+
+
+def test_the_page_names_all_labels_that_the_image_has(tmp_path: Path, browser: Browser) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8), (200, 40, 40)).save(photo)
+    for threshold in (0.05, 0.999):
+        place = tmp_path / str(threshold)
+        bundle = bundle_of(place / "bundle", ("a", "b", "c", "d"), task="multi_label", threshold=threshold)
+        with load(bundle, "onnxruntime", "fp32", device="cpu") as classifier:
+            found = classifier.predict(photo).labels
+        assert found is not None and (len(found) > 1) == (threshold == 0.05)
+        with served(site_of(bundle, place / "site", precision="fp32")) as address:
+            opened(browser, address)
+            browser.choose("#file", photo)
+            browser.wait(visible("#answer"))
+            assert shown(browser, "#label") == (", ".join(s.label for s in found) or "none of the labels")
+            assert shown(browser, "#sure") == f"from a score of {100 * threshold:.1f} %"
 
 
 def test_files_give_the_pixels_that_python_reads(tiny_site: Path, browser: Browser, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.statistics import Interval, Share, paired_difference, wilson
-from vitdeploy.models.tasks import sigmoid
+from vitdeploy.models.tasks import reached, sigmoid
 
 __all__ = [
     "UNKNOWN",
@@ -172,7 +172,7 @@ class _Found:
     """
 
     def __init__(self, logits: _Numbers, has: npt.NDArray[np.bool_], threshold: float) -> None:
-        self.found = sigmoid(logits) >= threshold
+        self.found = reached(sigmoid(logits), threshold)
         self.exact: npt.NDArray[np.bool_] = (self.found == has).all(axis=1)
         everything = np.ones((1, len(has)))
         self.precisions = np.array(

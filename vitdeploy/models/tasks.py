@@ -37,6 +37,7 @@ __all__ = [
     "TaskRequest",
     "cosines",
     "kind_of",
+    "reached",
     "sigmoid",
     "softmax",
     "task_of",
@@ -293,6 +294,12 @@ def sigmoid(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     import numpy as np
 
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))  # does not overflow
+
+
+def reached(scores: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
+    """Which of several labels an image has, by their scores: those of at least the threshold."""
+    found: npt.NDArray[np.bool_] = scores >= threshold
+    return found
 
 
 def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

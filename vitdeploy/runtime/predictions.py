@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.specs import Prediction, Score
-from vitdeploy.models.tasks import SINGLE_LABEL, Task
+from vitdeploy.models.tasks import SINGLE_LABEL, Task, reached
 
 __all__ = ["Namer"]
 
@@ -105,8 +105,8 @@ class Namer:
         return Prediction(top[0].label, top[0].index, top[0].score, top, top[0].value, some)
 
     def _reached(self, scores: npt.NDArray[np.float64], threshold: float) -> tuple[Score, ...]:
-        """All classes of a score of at least `threshold`, the best first, the first of equal ones before the others."""
-        order = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
+        """All classes that the image has, the best first, the first of equal ones before the others."""
+        order = np.argsort(-scores, kind="stable")[: int(reached(scores, threshold).sum())]
         return tuple(Score(self._labels[index], index, scores.item(index)) for index in order.tolist())
 
     def _not_finite(self) -> ModelError:

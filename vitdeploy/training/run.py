@@ -20,7 +20,7 @@ from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.multi_label import summarise_sets
 from vitdeploy.models import hub
 from vitdeploy.models.checkpoints import CheckpointFolder, open_folder
-from vitdeploy.models.tasks import THRESHOLD_KEY
+from vitdeploy.models.tasks import THRESHOLD_KEY, reached
 from vitdeploy.training import parameters
 from vitdeploy.training.artifacts import SETTINGS_FILE, save_metrics, save_report
 from vitdeploy.training.augment import Augmenter, Mixer, RandAugmenter
@@ -245,7 +245,8 @@ def _first_prediction(run: Prepared, logits: Any, threshold: float | None) -> Sa
         right, found = [int(test_set.label_ids[0])], [int(logits.argmax())]
     else:
         assert threshold is not None
-        right, found = (np.flatnonzero(given).tolist() for given in (test_set.label_sets[0], scores >= threshold))
+        has = test_set.label_sets[0], reached(scores, threshold)
+        right, found = (np.flatnonzero(given).tolist() for given in has)
     label, predicted = (", ".join(test_set.labels[place] for place in places) for places in (right, found))
     return SamplePrediction(0, label, predicted, float(scores.max()))
 

@@ -1,4 +1,5 @@
-"""What runs inside Triton's python backend: encoded images -> labels, scores and indices of the best classes.
+"""What runs inside Triton's python backend: encoded images -> labels, scores and indices of the best classes, and of
+several labels those that the image has.
 
 Triton gives it the requests of a dynamic batch. Their images are decoded here, go through the model in groups of one
 size, and an image that can't be used is an error of its own request alone.
@@ -109,13 +110,15 @@ def _response(pb_utils: Any, answers: _Answers) -> Any:
     labels = [[score.label.encode() for score in top] for top in tops]
     scores = [[score.value if score.score is None else score.score for score in top] for top in tops]
     indices = [[score.index for score in top] for top in tops]
-    return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor("LABEL", np.array(labels, object)),
-            pb_utils.Tensor("SCORE", np.array(scores, np.float32)),
-            pb_utils.Tensor("INDEX", np.array(indices, np.int32)),
-        ]
-    )
+    tensors = [
+        pb_utils.Tensor("LABEL", np.array(labels, object)),
+        pb_utils.Tensor("SCORE", np.array(scores, np.float32)),
+        pb_utils.Tensor("INDEX", np.array(indices, np.int32)),
+    ]
+    found = [answer.to_json().get("labels") for answer in answers if isinstance(answer, Prediction)]
+    if None not in found:  # each image has another number of them
+        tensors.append(pb_utils.Tensor("LABELS", np.array([[json.dumps(some).encode()] for some in found], object)))
+    return pb_utils.InferenceResponse(tensors)
 
 
 class PixelsRunner(RunnerBase):

@@ -98,7 +98,8 @@ def triton(
     name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
-    TASKS[opened.manifest.task].require(CLASSIFICATION, str(opened.path), "deploy triton")
+    task = TASKS[opened.manifest.task]
+    task.require(CLASSIFICATION, str(opened.path), "deploy triton")
     opened.verify()
     artifact = _artifact(opened, settings)
     (least, best, most), *sizes = _shape(opened, artifact)
@@ -117,7 +118,7 @@ def triton(
         "top_k": str(top_k),
     }
     configs = {
-        name: _front(name, settings, top_k, facts),
+        name: _front(name, settings, top_k, facts, several=task.several),
         pixels: _pixels(pixels, opened, artifact, [batch, *sizes], served, settings),
     }
     target = Path(output)
@@ -183,12 +184,14 @@ def _shape(bundle: Bundle, artifact: Artifact) -> list[tuple[int, int, int]]:
     return [(dim, dim, dim) if isinstance(dim, int) else (1, natural[axis], 0) for axis, dim in enumerate(spec.shape)]
 
 
-def _front(name: str, settings: TritonSettings, top_k: int, facts: dict[str, str]) -> str:
+def _front(name: str, settings: TritonSettings, top_k: int, facts: dict[str, str], *, several: bool) -> str:
     messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
     config = messages.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch)
     config.input.add(name="IMAGE", data_type=messages.TYPE_STRING, dims=[1])
     for output, kind in (("LABEL", "TYPE_STRING"), ("SCORE", "TYPE_FP32"), ("INDEX", "TYPE_INT32")):
         config.output.add(name=output, data_type=getattr(messages, kind), dims=[top_k])
+    if several:
+        config.output.add(name="LABELS", data_type=messages.TYPE_STRING, dims=[1])
     _schedule(messages, config, settings)
     for key, value in facts.items():
         config.parameters[key].string_value = value

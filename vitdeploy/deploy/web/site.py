@@ -4,7 +4,7 @@
       index.html, page.css, page.js      the page: camera or file, label and latency
       vitdeploy.js                       `load(url)` -> `.predict(image)`, in browsers and in Node
       pixels.js, scores.js, selftest.js  its parts
-      site.json                          labels, task, forms and the SHA-256 of each
+      site.json                          labels, threshold, task, forms and the SHA-256 of each
       model.int8-cpu.onnx, model.onnx    the forms
       selftest.json                      the bundle's self-test in what JavaScript reads
       ort/                               onnxruntime-web
@@ -196,6 +196,7 @@ def _facts(bundle: Bundle, runtime: OnnxRuntimeWeb, forms: list[dict[str, Any]])
         "task": task.name,
         "activation": task.activation,
         "labels": list(manifest.labels),
+        "threshold": task.threshold(manifest.threshold, str(bundle.path)),
         "input": manifest.inputs[0].name,
         "output": "logits" if "logits" in outputs else outputs[0],
         "max_pixels": MAX_PIXELS,

@@ -19,8 +19,14 @@ function show(error, answer) {
 
 function render(answer, { width, height }) {
   show(null, answer);
-  at("label").textContent = answer.label;
-  at("sure").textContent = answer.score === null ? number(answer.value) : `score ${percent(answer.score)}`;
+  if (answer.labels === null) {
+    at("label").textContent = answer.label;
+    at("sure").textContent = answer.score === null ? number(answer.value) : `score ${percent(answer.score)}`;
+  } else {
+    // any number of labels: those whose score reaches the threshold
+    at("label").textContent = answer.labels.map(({ label }) => label).join(", ") || "none of the labels";
+    at("sure").textContent = `from a score of ${percent(classifier.threshold)}`;
+  }
   at("scores").replaceChildren(
     ...answer.topK.map(({ label, score, value }) => {
       const line = document.createElement("li"),

@@ -23,9 +23,10 @@ export function best(logits, k) {
 /**
  * The prediction of one image.
  * @param {Float32Array} logits  one number a class
- * @param {object} site          labels and activation of site.json
+ * @param {object} site          labels, activation and threshold of site.json
  * @param {number} topK          how many of the best classes
- * @returns {{label: string, index: number, score: ?number, value: ?number, topK: object[]}}
+ * @returns {{label: string, index: number, score: ?number, value: ?number, topK: object[], labels: ?object[]}}  labels:
+ *          where an image may have several, those that it has, the best first: all whose score reaches the threshold
  */
 export function prediction(logits, site, topK) {
   if (!logits.every(Number.isFinite)) {
@@ -35,11 +36,15 @@ export function prediction(logits, site, topK) {
     );
   }
   const scores = site.activation === null ? null : ACTIVATIONS[site.activation](logits);
-  const top = best(logits, topK).map((index) => ({
+  const named = (index) => ({
     label: site.labels[index],
     index,
     score: scores === null ? null : scores[index],
     value: scores === null ? logits[index] : null,
-  }));
-  return { ...top[0], topK: top };
+  });
+  const order = best(logits, logits.length);
+  const top = order.slice(0, topK).map(named);
+  const threshold = site.threshold ?? null; // only where an image may have several labels
+  const labels = threshold === null ? null : order.filter((index) => scores[index] >= threshold).map(named);
+  return { ...top[0], topK: top, labels };
 }

@@ -89,8 +89,9 @@ export async function load(url = HERE, { backend = "auto", precision = "auto", t
   );
 }
 
-/** An open model. `form`, `precision`, `backend`, `threads`, `labels` and `task` say what it is, `selftest` how it did
- *  (null: not run), `tried` which forms were passed over and why. */
+/** An open model. `form`, `precision`, `backend`, `threads`, `labels` and `task` say what it is, `threshold` from which
+ *  score one of several labels counts (null: one class is right), `selftest` how it did (null: not run), `tried` which
+ *  forms were passed over and why. */
 export class Classifier {
   #site;
   #session;
@@ -106,6 +107,7 @@ export class Classifier {
     this.threads = backend === "wasm" ? runtime.env.wasm.numThreads : null;
     this.model = site.model;
     this.labels = site.labels;
+    this.threshold = site.threshold ?? null;
     this.task = site.task;
     this.size = form.size;
     this.batch = form.batch;
@@ -115,7 +117,7 @@ export class Classifier {
 
   /**
    * Classify one image: see `toPixels` in pixels.js for what that can be.
-   * @returns {Promise<{label: string, index: number, score: ?number, value: ?number, topK: object[],
+   * @returns {Promise<{label: string, index: number, score: ?number, value: ?number, topK: object[], labels: ?object[],
    *                    milliseconds: number, modelMilliseconds: number}>}  milliseconds: reading the pixels and the
    *          model, without waiting for other calls
    */
