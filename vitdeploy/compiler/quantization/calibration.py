@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-ALGORITHM = 2
+ALGORITHM = 3
 """Version of what decides the numbers in a cache and the INT8 graphs made from it: raise it when either changes.
 `tests/compiler/quantization/test_calibration_version.py` fails where that was forgotten."""
 _CODE_OF_1 = "577914d70e3cffa7"  # caches of before the version named a digest of the source; this one's is version 1
