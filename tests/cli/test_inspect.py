@@ -338,6 +338,10 @@ def test_a_bundle_needs_no_package_of_the_extras(tiny_bundle: Path) -> None:
                 "normalise by mean 0.5 0.5 0.5 (red green blue)",
             ],
         ),
+        (
+            PreprocessSpec(None, None, 1 / 255, None, None, channels="bgr"),
+            ["scale 0..255 to 0..1", "put the channels in the order blue green red"],
+        ),
     ],
 )
 def test_preprocessing_in_words(spec: PreprocessSpec, lines: list[str]) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitdeploy.compiler.preprocessing import reference
 from vitdeploy.core.errors import InputError, ModelError
+from vitdeploy.core.specs import PreprocessSpec
 from vitdeploy.explain import Inside, look_inside
+from vitdeploy.explain.inside import undo_normalisation
 from vitdeploy.explain.module import look_inside_checkpoint
 from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 
@@ -82,6 +85,12 @@ def test_pixels_are_those_after_resizing(seen: Inside, tiny_checkpoint: Path) ->
     assert np.abs(seen.pixels.astype(int) - resized).max() <= 1  # see docs/preprocessing.md
     other = look_inside(tiny_checkpoint, IMAGE)
     assert np.abs(seen.pixels.astype(int) - other.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_normalised_pixels_are_an_image_again(channels: Any) -> None:
+    spec = PreprocessSpec(None, None, 1 / 255, (0.1, 0.5, 0.9), (0.25, 0.5, 1.0), channels=channels)
+    np.testing.assert_array_equal(undo_normalisation(reference(spec, IMAGE), spec), IMAGE)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -35,6 +35,7 @@ POOLED = {  # tower: what transformers' own class gives, in words of its own cod
     "siglip": ("SiglipModel", None, "attention pooling head", True),
     "siglip-tower": ("SiglipVisionModel", lambda out: out.pooler_output, "attention pooling head", True),
     "siglip2": ("SiglipModel", None, "attention pooling head", True),
+    "vit-mae": ("ViTMAEModel", lambda out: out.last_hidden_state[:, 0], "no patch hidden", False),
     "vit-msn": ("ViTMSNModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
     "pvt": ("PvtModel", lambda out: out.last_hidden_state[:, 0], "class token", False),
     "data2vec": ("Data2VecVisionModel", lambda out: out.last_hidden_state[:, 1:].mean(1), "mean of the patches", False),
@@ -66,7 +67,8 @@ def transformers_says(checkpoint: Path, name: str, pictures: list[np.ndarray], *
     import transformers
 
     architecture, pool, _, _ = POOLED[name]
-    module = getattr(transformers, architecture).from_pretrained(checkpoint).eval()
+    options = {"mask_ratio": 0.0} if name == "vit-mae" else {}  # which hides most patches unless told otherwise
+    module = getattr(transformers, architecture).from_pretrained(checkpoint, **options).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
     rows = []
     with torch.inference_mode():

@@ -64,6 +64,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "siglip": _two("SiglipModel", "SiglipConfig", text_config={"projection_size": 48}),
     "siglip-tower": _plain("SiglipVisionModel", "SiglipVisionConfig"),
     "siglip2": _two("SiglipModel", "SiglipConfig", text_config={"projection_size": 48, **_GEMMA}),
+    "vit-mae": _plain("ViTMAEForPreTraining", "ViTMAEConfig", decoder_num_hidden_layers=1, decoder_hidden_size=32),
     "vit-msn": _plain("ViTMSNModel", "ViTMSNConfig"),
     "pvt": _pvt,
     "data2vec": _plain("Data2VecVisionModel", "Data2VecVisionConfig", use_mean_pooling=True, **_RELATIVE),

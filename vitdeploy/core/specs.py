@@ -98,7 +98,8 @@ class ResizeSpec:
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """What the image processor does to uint8 RGB pixels, in this order: resize, crop, rescale, normalise.
+    """What the image processor does to uint8 RGB pixels, in this order: resize, crop, rescale, normalise, and, where
+    `channels` is "bgr", the channels the other way round.
 
     `crop` is (height, width) of the centre crop; `rescale` the factor on 0..255 values; `mean` and `std` are per
     channel, in the rescaled units. A step that is None is not done. The result is (batch, 3, height, width) float32.
@@ -112,6 +113,7 @@ class PreprocessSpec:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     crop_rounding: Literal["down", "even"] = "down"
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def to_json(self) -> dict[str, Any]:
         resize = None
@@ -124,6 +126,7 @@ class PreprocessSpec:
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
             **({} if self.crop_rounding == "down" else {"crop_rounding": self.crop_rounding}),
+            **({} if self.channels == "rgb" else {"channels": self.channels}),
         }
 
     def crop_starts(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -98,6 +98,8 @@ def readout_of(architecture: str, special_tokens: int) -> tuple[int, ...]:
 def undo_normalisation(values: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     """Pixel values (3, height, width) -> uint8 (height, width, 3), as the model sees the image."""
     pixels = values.astype(np.float64)
+    if spec.channels == "bgr":
+        pixels = pixels[::-1]
     if spec.std is not None:
         pixels = pixels * np.array(spec.std).reshape(3, 1, 1)
     if spec.mean is not None:

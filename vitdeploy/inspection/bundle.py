@@ -330,4 +330,6 @@ def describe_preprocessing(spec: PreprocessSpec) -> list[str]:
     ]
     if normalise:
         steps.append(f"normalise by {' and '.join(normalise)} (red green blue)")
+    if spec.channels == "bgr":
+        steps.append("put the channels in the order blue green red")
     return steps or ["none: the pixels go in as they are"]

@@ -22,7 +22,7 @@ from vitdeploy.models.configs import code_refused, configuration, custom_code
 from vitdeploy.models.folders import CheckpointFolder, open_folder
 from vitdeploy.models.processors import load_processor
 from vitdeploy.models.tasks import CLASSES, TASKS, THRESHOLD_KEY, Task, TaskRequest, task_of
-from vitdeploy.models.towers import Tower, is_tower, pooled, tower_of
+from vitdeploy.models.towers import Tower, check_inputs, is_tower, pooled, tower_of
 from vitdeploy.models.words import words_of
 
 __all__ = [
@@ -127,6 +127,7 @@ def _classifier(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
         raise ModelError(
             f"{folder.name} has no classes: it was saved to give vectors", hint="leave --task out, or --task embedding"
         )
+    check_inputs(folder)
     with reading_weights(folder):
         config = configuration(folder)
     module, missing, _ = load_weights(folder, config)
@@ -346,7 +347,9 @@ def reading_weights(folder: CheckpointFolder) -> Iterator[None]:
                 " classifier, or try a newer version: pip install --upgrade transformers",
             ) from error
         if isinstance(error, ImportError):
+            named = re.search(r"requires the (\S+) library", str(error))  # transformers' words
+            what = f"a package that is not installed: {line}" if named is None else f"the package {named[1]}"
             raise ModelError(
-                f"{folder.name} needs a package that is not installed: {line}", hint="install that package"
+                f"{folder.name} needs {what}", hint=f"pip install {'that package' if named is None else named[1]}"
             ) from error
         raise ModelError(f"{folder.name} can't be loaded: {kind}: {line}", hint=_UNKNOWN) from error

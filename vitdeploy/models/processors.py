@@ -23,6 +23,12 @@ _IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }  # what timm normalises by where nothing is set
+_STAND_INS: dict[
+    str, dict[str, Any]
+] = {  # plain steps, but written for torchvision alone: what ViTImageProcessor is told where nothing is set
+    "DINOv3ViTImageProcessor": {"image_mean": list(_IMAGENET["mean"]), "image_std": list(_IMAGENET["std"])},
+    "Tipsv2ImageProcessor": {"size": {"height": 448, "width": 448}, "do_normalize": False},
+}
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -75,10 +81,11 @@ def _holds_images(file: Path) -> bool:
 
 def _made(folder: CheckpointFolder, file: Path, settings: dict[str, Any], transformers: Any) -> Any:
     kind = str(settings.get("image_processor_type", ""))
-    if kind.removesuffix("Fast") == "DINOv3ViTImageProcessor" and importlib.util.find_spec("torchvision") is None:
+    unset = _STAND_INS.get(kind.removesuffix("Fast"))
+    if unset is not None and importlib.util.find_spec("torchvision") is None:
         progress.note(f"Note: {kind} needs torchvision: ViTImageProcessor does the same steps, at most a level apart.")
         return transformers.ViTImageProcessor.from_dict(
-            {key: value for key, value in settings.items() if key != "image_processor_type"}
+            {**unset, **{key: value for key, value in settings.items() if key != "image_processor_type"}}
         )
     more = {} if kind else {"config": configuration(folder)}
     return transformers.AutoImageProcessor.from_pretrained(

@@ -17,13 +17,12 @@ from vitdeploy.core.specs import EmbeddingSpec
 from vitdeploy.core.text import first_line
 from vitdeploy.models.folders import CheckpointFolder
 
-__all__ = ["TOWERS", "Tower", "is_tower", "pooled", "tower_of", "unit_length"]
+__all__ = ["TOWERS", "Tower", "check_inputs", "is_tower", "pooled", "tower_of", "unit_length"]
 
 _CLASS_TOKEN = "the class token behind the last LayerNorm"
 _PATCHES = "takes patch sequences of any shape (NaFlex), no images of one size"
-_HINT = (
-    "a classifier gives what it reads as a further output: export --output-features; docs/export.md has the families"
-)
+_FAMILIES = "docs/export.md has the families"
+_HINT = f"a classifier gives what it reads as a further output: export --output-features; {_FAMILIES}"
 
 
 def _pooled(output: Any) -> Any:
@@ -121,6 +120,7 @@ TOWERS: tuple[Tower, ...] = (
     _CLIP,
     replace(_SIGLIP, model_type="siglip", part="vision_config"),
     _SIGLIP,
+    replace(_VIT, model_type="vit_mae", pooling=_is(f"{_CLASS_TOKEN}, no patch hidden")),  # the same weights' names
     replace(_VIT, model_type="vit_msn", architecture="ViTMSNModel", options={}),
     Tower("pvt", "PvtModel", _is(_CLASS_TOKEN), _class_token, width=""),
     replace(_DATA2VEC, saved_as=("Data2VecVisionForImageClassification",), options={"add_pooling_layer": True}),
@@ -129,16 +129,19 @@ TOWERS: tuple[Tower, ...] = (
 _QUERIES = "finds objects: it gives a vector for each, none of the image"
 _VIDEO = "takes videos"
 _TEXT = "reads and writes text beside images"
-_REFUSED = {
+_OTHER_INPUTS = {
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), _PATCHES),
-    **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer"), _QUERIES),
     **dict.fromkeys(("timesformer", "videomae", "videoprism_vision_model", "vivit"), _VIDEO),
-    **dict.fromkeys(("cohere2_vision", "llama4", "mllama"), _TEXT),
-    "depth_pro": "gives depths, and features of pieces of the image",
+    **dict.fromkeys(("cohere2_vision", "llama4", "mllama", "shieldgemma2"), _TEXT),
     "imagegpt": "takes colours as tokens, no images",
-    "vit_mae": "hides patches by chance, and gives other vectors each time",
 }
-"""Image models without one vector of an image, and why, in words that follow their name."""
+"""What transformers lists among image models and classifiers, and takes something else, in words behind their name."""
+_REFUSED = {
+    **_OTHER_INPUTS,
+    **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer"), _QUERIES),
+    "depth_pro": "gives depths, and features of pieces of the image",
+}
+"""Image models without one vector of an image, and why."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,24 @@ def tower_of(folder: CheckpointFolder) -> Tower:
     found = _find(folder)
     if found is not None:
         return found
-    if kind in _REFUSED:
-        one_size = "take a SigLIP 2 of one size, such as google/siglip2-base-patch16-224"
-        raise ModelError(
-            f"{folder.name} is a {kind} model, which {_REFUSED[kind]}", hint=one_size if "siglip" in kind else _HINT
-        )
+    _refuse(folder, _REFUSED)
     raise ModelError(f"{folder.name} is a {kind} model, which transformers does not list as one of images", hint=_HINT)
+
+
+def check_inputs(folder: CheckpointFolder) -> None:
+    """
+    Raises:
+        ModelError: its family takes no images, whatever it is to answer.
+    """
+    _refuse(folder, _OTHER_INPUTS)
+
+
+def _refuse(folder: CheckpointFolder, reasons: Mapping[str, str]) -> None:
+    kind = str(folder.config["model_type"])
+    if kind in reasons:
+        one_size = "take a SigLIP 2 of one size, such as google/siglip2-base-patch16-224"
+        hint = one_size if "siglip" in kind else _HINT if reasons is _REFUSED else _FAMILIES
+        raise ModelError(f"{folder.name} is a {kind} model, which {reasons[kind]}", hint=hint)
 
 
 def is_tower(folder: CheckpointFolder) -> bool:

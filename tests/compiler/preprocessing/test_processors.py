@@ -53,6 +53,26 @@ CASES = [
     ("Siglip", {"size": {"height": 64, "width": 64}, "resample": 2}),
     ("CLIP", {}),
     ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 48, "width": 48}}),
+    ("DPT", {"size": 64}),
+    ("DPT", {"size": {"height": 50, "width": 70}, "ensure_multiple_of": 32}),
+    ("EfficientNet", {"size": 48}),
+    ("EfficientNet", {"size": 48, "rescale_factor": 1 / 127.5, "rescale_offset": True, "do_center_crop": True}),
+    ("EfficientNet", {"size": 48, "rescale_offset": True, "include_top": False, "do_normalize": False}),
+    ("EfficientNet", {"size": 48, "include_top": True, "do_normalize": False, "image_std": [0.2, 0.3, 0.4]}),
+    ("Levit", {}),
+    ("Levit", {"size": {"shortest_edge": 50}, "crop_size": 48}),
+    ("Levit", {"size": {"height": 40, "width": 56}, "do_center_crop": False}),
+    ("MobileNetV2", {}),
+    ("MobileNetV2", {"size": {"shortest_edge": 50}, "crop_size": 48}),
+    ("MobileViT", {}),
+    ("MobileViT", {"size": {"shortest_edge": 50}, "crop_size": 48, "do_normalize": True}),
+    ("MobileViT", {"size": {"shortest_edge": 50}, "crop_size": 48, "do_flip_channel_order": False}),
+    ("PoolFormer", {}),
+    ("PoolFormer", {"size": {"height": 48, "width": 48}, "crop_size": 48, "crop_pct": 0.95}),
+    ("PoolFormer", {"size": {"shortest_edge": 50}, "crop_size": 48, "crop_pct": None}),
+    ("Pvt", {"size": 48}),
+    ("Segformer", {"size": 64}),
+    ("Segformer", {"size": 64, "do_center_crop": True, "crop_size": 48}),  # it does not
 ]
 
 
@@ -169,6 +189,17 @@ def test_a_folder_of_each_family_does_what_its_processor_does(
         assert_levels(run(pixels[np.newaxis])[0], expected.astype(np.float32), levels=1, share=0.001, level=level)
 
 
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_the_channels_are_turned_round_in_every_layout(target: str) -> None:
+    theirs = processor("MobileViT", size={"shortest_edge": 50}, crop_size=48)
+    spec, pixels = spec_from_processor(theirs), photograph(60, 70, 0)
+    assert spec.channels == "bgr"
+    expected = np.asarray(theirs(pixels, input_data_format="channels_last", return_tensors="np")["pixel_values"][0])
+    assert np.abs(expected - expected[::-1]).max() > 0.1, "a picture whose red is not its blue"
+    level = np.full(3, 1 / 255)
+    assert_levels(runner(spec, target=target)(pixels[np.newaxis])[0], expected, levels=1, share=0.001, level=level)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "setting"),
     [
@@ -180,9 +211,11 @@ def test_a_folder_of_each_family_does_what_its_processor_does(
         ("ViT", {"image_mean": [0.5, 0.5]}, "image_mean"),
         ("ConvNext", {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": 64}, "do_center_crop"),
         ("ConvNext", {"size": {"shortest_edge": 64}, "crop_pct": 1.5}, "crop_pct"),
-        ("MobileViT", {}, "MobileViTImageProcessorPil"),  # swaps the channels
-        ("Levit", {}, "'resize'"),  # 256 / 224
-        ("EfficientNet", {}, "'_preprocess'"),
+        ("PoolFormer", {"size": {"height": 40, "width": 48}}, "crop_pct"),
+        ("DPT", {"keep_aspect_ratio": True}, "keep_aspect_ratio"),
+        ("TextNet", {}, "TextNetImageProcessorPil"),  # rounds both edges up to multiples of 32
+        ("GLPN", {}, "GLPNImageProcessorPil"),  # and down
+        ("Perceiver", {}, "PerceiverImageProcessorPil"),  # crops before it resizes
     ],
 )
 def test_what_can_not_be_reproduced_is_refused_by_name(name: str, settings: dict[str, Any], setting: str) -> None:

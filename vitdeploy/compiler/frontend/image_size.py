@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitdeploy.compiler.frontend.tracing import configured_size, takes_interpolation
+from vitdeploy.compiler.preprocessing.spec import sizes_of
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.specs import PreprocessSpec
 
@@ -35,7 +36,7 @@ def resized_processor(processor: Any, spec: PreprocessSpec, size: tuple[int, int
             hint="set do_resize, and size to {'height': ..., 'width': ...}, in preprocessor_config.json",
         )
     changes: dict[str, Any] = {"size": {"height": height, "width": width}}
-    if "crop_pct" in vars(processor):  # ConvNeXt: the size before its own crop
+    if "crop_pct" in vars(processor) and not getattr(processor, "do_center_crop", None):  # ConvNeXt: before its crop
         if height != width:
             raise ModelError(
                 f"{type(processor).__name__} makes square images only, not {height}x{width}",
@@ -44,13 +45,9 @@ def resized_processor(processor: Any, spec: PreprocessSpec, size: tuple[int, int
         changes["size"] = {"shortest_edge": height}
     elif spec.crop is not None:
         changes["crop_size"] = {"height": height, "width": width}
-        shares = (height / made[0], width / made[1])
-        if resize.shortest_edge is not None:
-            changes["size"] = {"shortest_edge": round(resize.shortest_edge * max(shares))}
-        else:
-            assert resize.height is not None and resize.width is not None
-            edges = (round(resize.height * shares[0]), round(resize.width * shares[1]))
-            changes["size"] = {"height": edges[0], "width": edges[1]}
+        shares = {"height": height / made[0], "width": width / made[1]}
+        sizes = sizes_of(processor.size, "size")  # not those of `spec`, which LeViT and PoolFormer make longer
+        changes["size"] = {key: round(edge * shares.get(key, max(shares.values()))) for key, edge in sizes.items()}
         tested = getattr(processor, "test_sizes", None)  # timm's share of its test size may be another
         if tested is not None and tested["crop_size"] == changes["crop_size"]:
             changes |= tested

@@ -216,11 +216,11 @@ def _crop_start(tape: Tape, size: ir.Value, spec: PreprocessSpec) -> ir.Value:
 
 
 def _normalised(tape: Tape, layout: ModuleType, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
-    """Rescale and normalise in one: pixel * (rescale / std) - mean / std."""
+    """Rescale and normalise in one: pixel * (rescale / std) - mean / std; then blue in front, where asked for."""
     factor = np.full(_CHANNELS, 1.0 if spec.rescale is None else spec.rescale)
     offset = np.zeros(_CHANNELS)
     if spec.mean is not None and spec.std is not None:
         factor = factor / np.array(spec.std)
         offset = -np.array(spec.mean) / np.array(spec.std)
     values: ir.Value = layout.scaled(tape, pixels, factor.astype(np.float32), offset.astype(np.float32))
-    return values
+    return values if spec.channels == "rgb" else tape.Gather(values, tape.ints(2, 1, 0), axis=1)

@@ -45,6 +45,8 @@ def reference(spec: PreprocessSpec, pixels: Pixels) -> npt.NDArray[np.float32]:
     if spec.mean is not None and spec.std is not None:
         mean, std = np.array([spec.mean, spec.std], np.float32)
         values = ((values - mean) / std).astype(np.float32)
+    if spec.channels == "bgr":
+        values = values[..., ::-1]
     return np.ascontiguousarray(values.transpose(2, 0, 1))  # (height, width, 3) -> (3, height, width)
 
 
