@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.tools.small_bundle import write_small_bundle
+from tests.tools.tiny import LABELS
 from vitdeploy import BundleError, InputError, OutputExistsError
 from vitdeploy.bundle import Bundle
 from vitdeploy.core.storage import sha256
@@ -87,6 +89,15 @@ def test_an_engine_is_served_in_its_own_ranges(with_engine: Path, tmp_path: Path
     assert list(pixels.input[0].dims) == [-1, -1, 3]
     assert list(pixels.model_warmup[0].inputs["image"].dims) == [48, 64, 3]
     assert (tmp_path / "models" / "vit_pixels" / "1" / "model.plan").read_bytes() == b"plan"
+
+
+def test_an_embedding_is_served_as_vectors(tmp_path: Path) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", embedding=True)
+    triton(bundle, tmp_path / "models", TritonSettings(name="vectors"))
+    front, pixels = (config(tmp_path / "models", name) for name in ("vectors", "vectors_pixels"))
+    (vector,) = front.output
+    assert (vector.name, vector.data_type, list(vector.dims)) == ("EMBEDDING", messages.TYPE_FP32, [len(LABELS)])
+    assert [(output.name, list(output.dims)) for output in pixels.output] == [("embedding", [len(LABELS)])]
 
 
 def test_what_can_not_be_served_is_refused(tiny_bundle: Path, tiny_bundle_copy: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vitdeploy import BundleError, load
 from vitdeploy.deploy.triton.model import TritonPythonModel
 from vitdeploy.deploy.triton.repository import triton
 from vitdeploy.deploy.triton.settings import TritonSettings
-from vitdeploy.models.tasks import CLASSIFICATION, TASKS
+from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, TASKS
 
 messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -38,7 +38,9 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
         def model_of(task: str, threshold: float | None = None) -> Opened:
             labels = LABELS[:1] if task == "binary" else LABELS
-            bundle = write_small_bundle(tmp_path / "bundle", labels=labels, engine=False)
+            bundle = write_small_bundle(
+                tmp_path / "bundle", labels=labels, engine=False, embedding=TASKS[task].kind is EMBEDDING
+            )
             manifest = {**json.loads((bundle / "manifest.json").read_text()), "task": task}
             if threshold is not None:
                 manifest["threshold"] = threshold
@@ -114,6 +116,21 @@ def test_of_several_labels_it_gives_those_that_reach_the_threshold_of_the_bundle
     assert found == [[score.to_json() for score in answer.top_k if score.score >= least] for answer in answers]
     counts = {len(labels) for labels in found}
     assert counts & {3, 4} if least < 0.5 else counts & {0, 1}, counts
+
+
+def test_an_embedding_gives_its_vectors_and_a_bad_image_is_an_error_of_its_own_request(
+    opened: Callable[..., Opened],
+) -> None:
+    bundle, model, outputs = opened("embedding")
+    assert outputs == {"EMBEDDING": [len(LABELS)]}
+    images = pictures(5)
+    with load(bundle, device="cpu") as embedder:
+        expected = embedder.embed(images)
+    first, wrong, last = model.execute([request(*images[:2]), request(b"no image"), request(*images[2:])])
+    assert isinstance(wrong.error, TritonError) and wrong.error.code() == TritonError.INVALID_ARG
+    found = [response.outputs["EMBEDDING"] for response in (first, last)]
+    assert {array.dtype.name for array in found} == {"float32"}
+    np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
 def test_an_image_that_can_not_be_used_is_an_error_of_its_own_request(opened: Callable[..., Opened]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tools.small_bundle import write_small_bundle
 from tests.tools.triton_server import TritonServer, environment, run_there, triton_server
 from vitdeploy.deploy.triton.alive import is_alive
 from vitdeploy.deploy.triton.repository import triton
@@ -34,6 +35,12 @@ import vitdeploy
 with vitdeploy.load(sys.argv[1], precision="fp32", device="cpu") as classifier:
     found = [classifier.predict(path, 10) for path in sys.argv[2:]]
 print(json.dumps([[[s.label, s.score, s.index] for s in answer.top_k] for answer in found]))
+"""
+VECTORS = """
+import json, sys
+import vitdeploy
+with vitdeploy.load(sys.argv[1], precision="fp32", device="cpu") as embedder:
+    print(json.dumps(embedder.embed(sys.argv[2:]).tolist()))
 """
 IN_PYTHON = '''
 import os, sys
@@ -53,7 +60,12 @@ class TritonPythonModel:
 
     def execute(self, requests):
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("logits", self.session.run(None, {"image": image})[0])])
+            pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor(output.name, value)
+                    for output, value in zip(self.session.get_outputs(), self.session.run(None, {"image": image}))
+                ]
+            )
             for request in requests
             for image in [pb_utils.get_input_tensor_by_name(request, "image").as_numpy()]
         ]
@@ -107,12 +119,17 @@ def server(
         yield running
 
 
-def ask(server: TritonServer, *images: bytes) -> list[list[tuple[bytes, np.float32, int]]]:
-    """By gRPC."""
+def asked(server: TritonServer, *images: bytes) -> Any:
+    """The answer by gRPC."""
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
         tensor = grpc.InferInput("IMAGE", [len(images), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image] for image in images], object))
-        answer = client.infer("vit", [tensor])
+        return client.infer("vit", [tensor])
+
+
+def ask(server: TritonServer, *images: bytes) -> list[list[tuple[bytes, np.float32, int]]]:
+    """Label, score and index of each image's best classes, by gRPC."""
+    answer = asked(server, *images)
     columns = [answer.as_numpy(name) for name in ("LABEL", "SCORE", "INDEX")]
     return [list(zip(*(column[row] for column in columns), strict=True)) for row in range(len(images))]
 
@@ -155,6 +172,18 @@ def test_it_answers_over_http(server: TritonServer, images: list[Path], expected
     with urllib.request.urlopen(request, timeout=60) as answer:
         outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     assert [label.encode() for label in outputs["LABEL"]] == [label for label, *_ in expected[1]]
+
+
+@pytest.mark.parametrize("via", ["load", "pixels"])
+def test_an_embedding_answers_with_the_vectors_of_load(
+    venv: Path, images: list[Path], tmp_path: Path, via: str
+) -> None:
+    bundle = write_small_bundle(tmp_path / "bundle", embedding=True, engine=False)
+    models, some = write(bundle, tmp_path / "models", via), images[:8]
+    expected = np.array(json.loads(run_there(venv, VECTORS, bundle, *some)), np.float32)
+    with triton_server(venv, tmp_path / "models", tmp_path, *models) as server:
+        answer = asked(server, *(path.read_bytes() for path in some))
+    np.testing.assert_array_equal(answer.as_numpy("EMBEDDING"), expected)
 
 
 def test_a_damaged_image_is_an_error_of_its_own_request(

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.tools.tiny import LABELS
 from vitdeploy.bundle import Bundle, Manifest
-from vitdeploy.core.specs import PreprocessSpec, TensorSpec
+from vitdeploy.core.specs import EmbeddingSpec, PreprocessSpec, TensorSpec
 
 GRAPHS = {
     "model.onnx": ("fp32", "any", 0.0),
@@ -18,18 +18,24 @@ GRAPHS = {
 }
 
 
-def write_small_bundle(path: Path, *, labels: tuple[str, ...] = LABELS, engine: bool = True) -> Path:
-    """Write it; the forms differ by noise on their weights. The engine is a file that no runtime can load."""
+def write_small_bundle(
+    path: Path, *, labels: tuple[str, ...] = LABELS, engine: bool = True, embedding: bool = False
+) -> Path:
+    """Write it; the forms differ by noise on their weights. The engine is a file that no runtime can load. Of an
+    embedding the logits are the vector, one number a label."""
+    output = "embedding" if embedding else "logits"
     manifest = Manifest(
         model={"name": "mean-colour", "source": "/home/ada/models/mean-colour"},
-        labels=labels,
+        labels=() if embedding else labels,
         preprocess=PreprocessSpec(None, None, None, None, None),
         inputs=(TensorSpec("image", "uint8", ("batch", "height", "width", 3)),),
-        outputs=(TensorSpec("logits", "float32", ("batch", len(labels))),),
+        outputs=(TensorSpec(output, "float32", ("batch", len(labels))),),
+        task="embedding" if embedding else "single_label",
+        embedding=EmbeddingSpec("mean colour", False, len(labels)) if embedding else None,
     )
     with Bundle.create(path, manifest) as editor:
         for name, (precision, target, noise) in GRAPHS.items():
-            editor.path_for(name).write_bytes(_graph(len(labels), noise))
+            editor.path_for(name).write_bytes(_graph(len(labels), noise, output))
             editor.add(name, kind="onnx", precision=precision, target=target)
         if engine:
             name = "engines/tensorrt-rtx-int8.engine"
@@ -39,7 +45,7 @@ def write_small_bundle(path: Path, *, labels: tuple[str, ...] = LABELS, engine: 
     return path
 
 
-def _graph(classes: int, noise: float) -> bytes:
+def _graph(classes: int, noise: float, output: str) -> bytes:
     import onnx
     from onnx import helper, numpy_helper
 
@@ -49,13 +55,13 @@ def _graph(classes: int, noise: float) -> bytes:
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=onnx.TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels", "axes"], ["colour"], keepdims=0),
-        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["colour", "weights"], [output]),
     ]
     graph = helper.make_graph(
         nodes,
         "mean_colour",
         [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["batch", "height", "width", 3])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", classes])],
+        [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

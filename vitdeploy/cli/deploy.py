@@ -42,9 +42,9 @@ def command() -> None:
 def triton_command(bundle: str, output: str, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Write a model repository for NVIDIA Triton, which starts as it is.
 
-    It has two models. NAME takes encoded images (BYTES) of any size and answers with labels, scores and indices; its
-    python backend needs vitdeploy installed. NAME_pixels takes raw uint8 pixels and answers with logits: it is the
-    engine, or the ONNX form.
+    It has two models. NAME takes encoded images (BYTES) of any size and answers with labels, scores and indices, or
+    with embeddings; its python backend needs vitdeploy installed. NAME_pixels takes raw uint8 pixels and answers with
+    what the graph gives: it is the engine, or the ONNX form.
 
     \b
     Example:

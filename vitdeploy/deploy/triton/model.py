@@ -1,5 +1,5 @@
 """What runs inside Triton's python backend: encoded images -> labels, scores and indices of the best classes, and of
-several labels those that the image has.
+several labels those that the image has; or their embeddings.
 
 Triton gives it the requests of a dynamic batch. Their images are decoded here, go through the model in groups of one
 size, and an image that can't be used is an error of its own request alone.
@@ -24,6 +24,7 @@ from vitdeploy.core.errors import BundleError, ImageError, ModelError, Vitdeploy
 from vitdeploy.core.specs import Prediction, ShapeRange
 from vitdeploy.core.storage import sha256
 from vitdeploy.data.images import most_pixels
+from vitdeploy.models.tasks import EMBEDDING, TASKS
 from vitdeploy.runtime import Classifier, load
 from vitdeploy.runtime.selection import Candidate
 from vitdeploy.runtime.serving import Serving
@@ -31,7 +32,7 @@ from vitdeploy.runtime.verification import verifier_for
 
 __all__ = ["PixelsRunner", "TritonPythonModel"]
 
-_Answers = list[Prediction | ImageError]
+_Answers = Sequence[Prediction | npt.NDArray[np.float32] | ImageError]
 
 
 class TritonPythonModel:
@@ -54,7 +55,15 @@ class TritonPythonModel:
             )
         bundle = Bundle.open(folder)
         bundle.verify()
-        self._top_k = int(parameters["top_k"])
+        self._ask: Callable[[list[bytes]], _Answers]
+        self._tensors: Callable[[Any, list[Any]], list[Any]]
+        if TASKS[bundle.manifest.task].kind is EMBEDDING:
+            self._ask = lambda images: self._classifier.embed(images, errors="return")
+            self._tensors = _vectors
+        else:
+            top_k = int(parameters["top_k"])
+            self._ask = lambda images: self._classifier.predict(images, top_k, errors="return")
+            self._tensors = _classes
         self._verifier: Callable[[], str | None] | None = None
         has_selftest = bundle.find(kind="selftest") is not None
         if parameters["via"] == "load":
@@ -77,19 +86,27 @@ class TritonPythonModel:
         asked = [list(pb_utils.get_input_tensor_by_name(r, "IMAGE").as_numpy().reshape(-1)) for r in requests]
         try:
             self._test()
-            answers = self._classifier.predict([i for images in asked for i in images], self._top_k, errors="return")
+            answers = self._ask([image for images in asked for image in images])
         except VitdeployError as error:
             refusal = pb_utils.TritonError(error.message, pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=refusal) for _ in requests]
         responses, start = [], 0
         for images in asked:
-            responses.append(_response(pb_utils, answers[start : start + len(images)]))
+            responses.append(self._response(pb_utils, answers[start : start + len(images)]))
             start += len(images)
         return responses
 
     def finalize(self) -> None:
         """Release what `initialize` opened."""
         self._classifier.close()
+
+    def _response(self, pb_utils: Any, answers: _Answers) -> Any:
+        for index, answer in enumerate(answers):
+            if isinstance(answer, ImageError):
+                which = f"image {index} of the request: " if len(answers) > 1 else ""
+                error = pb_utils.TritonError(which + answer.message, pb_utils.TritonError.INVALID_ARG)
+                return pb_utils.InferenceResponse(error=error)
+        return pb_utils.InferenceResponse(self._tensors(pb_utils, list(answers)))
 
     def _test(self) -> None:
         """The bundle's self-test through the model of pixels, before the first answer."""
@@ -100,13 +117,8 @@ class TritonPythonModel:
             self._verifier = None
 
 
-def _response(pb_utils: Any, answers: _Answers) -> Any:
-    for index, answer in enumerate(answers):
-        if isinstance(answer, ImageError):
-            which = f"image {index} of the request: " if len(answers) > 1 else ""
-            error = pb_utils.TritonError(which + answer.message, pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=error)
-    tops = [answer.top_k for answer in answers if isinstance(answer, Prediction)]
+def _classes(pb_utils: Any, answers: list[Prediction]) -> list[Any]:
+    tops = [answer.top_k for answer in answers]
     labels = [[score.label.encode() for score in top] for top in tops]
     scores = [[score.value if score.score is None else score.score for score in top] for top in tops]
     indices = [[score.index for score in top] for top in tops]
@@ -115,10 +127,14 @@ def _response(pb_utils: Any, answers: _Answers) -> Any:
         pb_utils.Tensor("SCORE", np.array(scores, np.float32)),
         pb_utils.Tensor("INDEX", np.array(indices, np.int32)),
     ]
-    found = [answer.to_json().get("labels") for answer in answers if isinstance(answer, Prediction)]
+    found = [answer.to_json().get("labels") for answer in answers]
     if None not in found:  # each image has another number of them
         tensors.append(pb_utils.Tensor("LABELS", np.array([[json.dumps(some).encode()] for some in found], object)))
-    return pb_utils.InferenceResponse(tensors)
+    return tensors
+
+
+def _vectors(pb_utils: Any, answers: list[npt.NDArray[np.float32]]) -> list[Any]:
+    return [pb_utils.Tensor("EMBEDDING", np.stack(answers))]
 
 
 class PixelsRunner(RunnerBase):

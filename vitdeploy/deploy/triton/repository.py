@@ -1,11 +1,11 @@
 """`triton`: a bundle -> a model repository that NVIDIA Triton starts as it is.
 
     OUTPUT/
-      NAME/          python backend: encoded images in, labels out, each image of any size
+      NAME/          python backend: encoded images in, labels or embeddings out, each image of any size
         config.pbtxt
         1/model.py   a few lines: the code is `vitdeploy.deploy.triton.model`
         1/bundle/    the bundle, compared with its hashes when the model is loaded
-      NAME_pixels/   the engine or the ONNX form alone: raw uint8 pixels in, logits out
+      NAME_pixels/   the engine or the ONNX form alone: raw uint8 pixels in, logits or embeddings out
         config.pbtxt
         1/model.plan or model.onnx
 
@@ -32,7 +32,7 @@ from vitdeploy.core.precisions import engine_order, load_order
 from vitdeploy.core.storage import files_below, holds_only, sha256, staged_folder
 from vitdeploy.core.text import quoted
 from vitdeploy.deploy.triton.settings import TritonSettings
-from vitdeploy.models.tasks import CLASSIFICATION, TASKS
+from vitdeploy.models.tasks import EMBEDDING, TASKS
 from vitdeploy.runtime.remote import open_bundle
 from vitdeploy.runtime.serving import Serving
 
@@ -98,14 +98,11 @@ def triton(
     name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
-    task = TASKS[opened.manifest.task]
-    task.require(CLASSIFICATION, str(opened.path), "deploy triton")
     opened.verify()
     artifact = _artifact(opened, settings)
     (least, best, most), *sizes = _shape(opened, artifact)
     served = 0 if least == most else min(settings.max_batch, most or settings.max_batch)
     batch = (least, min(best, served), served) if served else (least, best, most)
-    top_k = min(settings.top_k, len(opened.manifest.labels))
     pixels = f"{name}_pixels"
     facts = {
         "manifest_sha256": sha256(opened.path / MANIFEST),
@@ -115,10 +112,10 @@ def triton(
         "pixels_model": pixels,
         "pixels_file": artifact.path,
         "pixels_shape": json.dumps([batch, *sizes]),
-        "top_k": str(top_k),
+        "top_k": str(_top_k(opened, settings)),
     }
     configs = {
-        name: _front(name, settings, top_k, facts, several=task.several),
+        name: _front(name, opened, settings, facts),
         pixels: _pixels(pixels, opened, artifact, [batch, *sizes], served, settings),
     }
     target = Path(output)
@@ -184,14 +181,28 @@ def _shape(bundle: Bundle, artifact: Artifact) -> list[tuple[int, int, int]]:
     return [(dim, dim, dim) if isinstance(dim, int) else (1, natural[axis], 0) for axis, dim in enumerate(spec.shape)]
 
 
-def _front(name: str, settings: TritonSettings, top_k: int, facts: dict[str, str], *, several: bool) -> str:
+def _top_k(bundle: Bundle, settings: TritonSettings) -> int:
+    return min(settings.top_k, len(bundle.manifest.labels))
+
+
+def _answers(bundle: Bundle, settings: TritonSettings) -> Iterator[tuple[str, str, int]]:
+    """What NAME gives of an image: (output, type, how many)."""
+    task = TASKS[bundle.manifest.task]
+    if task.kind is EMBEDDING:
+        yield "EMBEDDING", "TYPE_FP32", bundle.manifest.width
+        return
+    for output, kind in (("LABEL", "TYPE_STRING"), ("SCORE", "TYPE_FP32"), ("INDEX", "TYPE_INT32")):
+        yield output, kind, _top_k(bundle, settings)
+    if task.several:
+        yield "LABELS", "TYPE_STRING", 1
+
+
+def _front(name: str, bundle: Bundle, settings: TritonSettings, facts: dict[str, str]) -> str:
     messages = require("tritonclient.grpc.model_config_pb2", extra="triton")
     config = messages.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch)
     config.input.add(name="IMAGE", data_type=messages.TYPE_STRING, dims=[1])
-    for output, kind in (("LABEL", "TYPE_STRING"), ("SCORE", "TYPE_FP32"), ("INDEX", "TYPE_INT32")):
-        config.output.add(name=output, data_type=getattr(messages, kind), dims=[top_k])
-    if several:
-        config.output.add(name="LABELS", data_type=messages.TYPE_STRING, dims=[1])
+    for output, kind, count in _answers(bundle, settings):
+        config.output.add(name=output, data_type=getattr(messages, kind), dims=[count])
     _schedule(messages, config, settings)
     for key, value in facts.items():
         config.parameters[key].string_value = value
