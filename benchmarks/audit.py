@@ -34,7 +34,7 @@ from vitdeploy.core.machine import BUSY
 from vitdeploy.data import load_dataset, stratified_sample
 from vitdeploy.data.dataset import ImageDataset
 from vitdeploy.evaluation.accuracy import Answers, summarise
-from vitdeploy.evaluation.limits import OfClasses
+from vitdeploy.evaluation.judges import OfClasses
 from vitdeploy.evaluation.paired import PairedDrop
 from vitdeploy.evaluation.statistics import drop_bound, percentiles, ratio_interval, speedup, wilson
 from vitdeploy.report.comparison import RATIOS, compare

@@ -15,12 +15,14 @@ from rich.console import Console
 from tests.tools.command_line import invoke
 from tests.tools.towers import write_tower
 from vitdeploy import BenchReport, Recipe, bench, build, export, load, load_dataset
-from vitdeploy.bench import csv_text, markdown, render_html
+from vitdeploy.bench import csv_text, markdown, render_html, save
+from vitdeploy.bundle import Bundle
 from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.vectors import summarise_vectors
 from vitdeploy.report.mixed import mixed, mixed_sentences
 from vitdeploy.report.recommendation import recommended
 from vitdeploy.report.text import terminal_table
+from vitdeploy.runtime.selection import Candidate, candidates
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,38 @@ def test_limits_decide_what_is_recommended(report: BenchReport) -> None:
     assert nothing.recommendation["key"] == nothing.baseline["key"] or nothing.recommendation["key"] is None
     some = recommended(replace(report, rows=bare, settings=replace(report.settings, min_cosine=0.5)))
     assert "keeps a mean cosine of 0.5" in str(some.recommendation["sentence"])
+
+
+def test_load_keeps_to_the_limits_of_the_report(report: BenchReport, made: tuple[Path, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(made[1], tmp_path / "bundle"))
+
+    def found(rows: BenchReport = report, **limits: float | None) -> tuple[Candidate, Candidate]:
+        """INT8 and FP32, as `load` finds them."""
+        asked = replace(rows, settings=replace(report.settings, **{"min_cosine": None, **limits}))
+        save(asked, Bundle.open(path), "<html>")
+        with Bundle.open(path).edit() as editor:
+            editor.update(choice=None)
+        there = {c.precision: c for c in candidates(Bundle.open(path), "onnxruntime", "auto", "cpu")}
+        return there["int8"], there["fp32"]
+
+    int8, fp32 = found(min_cosine=0.01, min_recall=0.001)
+    assert int8.reason is None and fp32.reason is None
+    assert "within 50 points of top-1 of a nearest-neighbour classifier and the limits on vectors" in fp32.why
+    assert "a mean cosine of 0.01 and recall@3 of 0.001" in fp32.why
+    for limits, word in (({"min_cosine": 0.9999999}, "a mean cosine of"), ({"min_recall": 0.9999999}, "recall@3 of")):
+        int8, fp32 = found(**limits)
+        assert int8.reason is not None and int8.reason.startswith(f"it has {word}")
+        assert "in the bundle's benchmark" in int8.reason and fp32.reason is None
+    kept = report.row("int8/onnxruntime").embedding
+    assert kept is not None and kept.knn is not None
+    worse = replace(kept, knn=replace(kept.knn, delta=-0.6))
+    rows = tuple(replace(row, embedding=worse) if row.form == "int8" else row for row in report.rows)
+    assert found(replace(report, rows=rows))[0].reason == (
+        "it lost 60.00 points of top-1 of a nearest-neighbour classifier in the bundle's benchmark; the budget was 50"
+    )
+    bare = tuple(replace(row, embedding=row.embedding and replace(row.embedding, knn=None)) for row in report.rows)
+    int8, _ = found(replace(report, rows=bare), min_cosine=0.01)
+    assert "the fastest within the limits on vectors (a mean cosine of 0.01) in the benchmark" in int8.why
 
 
 def test_an_index_of_one_form_and_queries_of_another(report: BenchReport) -> None:

@@ -12,7 +12,16 @@ from vitdeploy.core.errors import DatasetError, InputError, ModelError
 from vitdeploy.data import load_dataset
 from vitdeploy.data.folders import UNLABELLED
 from vitdeploy.evaluation.accuracy import Answers
-from vitdeploy.evaluation.limits import KeptVectors, Limits, OfClasses, OfVectors, Verdict, judge_of
+from vitdeploy.evaluation.judges import (
+    KeptVectors,
+    OfClasses,
+    OfVectors,
+    Verdict,
+    judge_of,
+    require_shown_by,
+    too_few,
+)
+from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth, compare_classes
 from vitdeploy.evaluation.vectors import Comparison, most_recall, summarise_vectors
 from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, TASKS
@@ -102,10 +111,10 @@ def test_where_nothing_is_lost_images_show_no_more_than_they_can() -> None:
     found = [most_recall(count, 10, 0.98) for count in (100, 1000, 10_000)]
     assert 0.99 < found[0] < found[1] < found[2] < 1
     assert (
-        Limits(min_recall=0.9999).too_few(100, 0.98) is not None and Limits(min_recall=0.9).too_few(100, 0.98) is None
+        too_few(100, Limits(min_recall=0.9999), 0.98) is not None and too_few(100, Limits(min_recall=0.9), 0.98) is None
     )
-    assert "100 images can't show less than" in str(Limits(max_drop=0.5).too_few(100, 0.98))
-    assert Limits(min_cosine=0.999999).too_few(100, 0.98) is None
+    assert "100 images can't show less than" in str(too_few(100, Limits(max_drop=0.5), 0.98))
+    assert too_few(100, Limits(min_cosine=0.999999), 0.98) is None
     exact = np.random.default_rng(3).normal(size=(100, 8)).astype(np.float32)
     assert Comparison(exact, exact, None, 10).bounds(0.98).recall == found[0]
 
@@ -139,12 +148,12 @@ def test_images_that_can_not_show_it_are_refused() -> None:
     digits = load_dataset("digits", "train", limit=150)
     truth = Truth.of_vectors(digits)
     assert truth.classes is not None and truth.describe()["matching"] is None
-    Limits(1.0, 0.9).require_shown_by(truth)
+    require_shown_by(truth, Limits(1.0, 0.9))
     bare = Truth.of_vectors(replace(digits, labels=(UNLABELLED,), label_ids=np.zeros(150, np.int64)))
     assert bare.classes is None and bare.spread(20).classes is None
-    Limits(min_cosine=0.9, min_recall=0.5).require_shown_by(bare)
+    require_shown_by(bare, Limits(min_cosine=0.9, min_recall=0.5))
     with pytest.raises(DatasetError, match="no class an image") as caught:
-        Limits(1.0, 0.9).require_shown_by(bare)
+        require_shown_by(bare, Limits(1.0, 0.9))
     assert "--min-cosine or --min-recall" in str(caught.value.hint)
     with pytest.raises(DatasetError, match=r"99 images .* needs 100"):
-        Limits(min_cosine=0.9).require_shown_by(truth.spread(99))
+        require_shown_by(truth.spread(99), Limits(min_cosine=0.9))

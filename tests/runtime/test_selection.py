@@ -18,7 +18,8 @@ from vitdeploy.core.specs import Choice
 from vitdeploy.data import load_dataset
 from vitdeploy.runtime.selection import candidates
 
-pytestmark = pytest.mark.usefixtures("no_kernels", "exact_products")  # what they change: backends/native/test_runner.py
+# what these change: backends/native/test_instruction_sets.py
+pytestmark = pytest.mark.usefixtures("no_kernels", "exact_products")
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8-cpu.onnx"}
 
 
@@ -62,7 +63,7 @@ def test_the_fastest_here_is_taken(tiny_bundle_copy: Path) -> None:
     keep_report(tiny_bundle_copy, rows)
     precision, backend, why = taken(tiny_bundle_copy)
     assert (precision, backend) == ("fp16", "onnxruntime")
-    assert "3.25 ms" in why and "batch 1" in why and "2 threads" in why and "1 point of" in why
+    assert "3.25 ms" in why and "batch 1" in why and "2 threads" in why and "1 point of top-1 in" in why
     assert taken(tiny_bundle_copy, precision="int8")[:2] == ("int8", "openvino")
     assert taken(tiny_bundle_copy, backend="openvino")[:2] == ("int8", "openvino")
     assert taken(tiny_bundle_copy, precision="fp32", backend="onnxruntime")[2] == "it was asked for by name"
@@ -88,6 +89,11 @@ def test_fp32_is_never_passed_over_for_its_accuracy(tiny_bundle_copy: Path) -> N
     ]
     keep_report(tiny_bundle_copy, rows)
     assert taken(tiny_bundle_copy)[:2] == ("fp32", "openvino")
+
+
+def test_a_budget_is_not_spoken_of_where_nothing_was_compared(tiny_bundle_copy: Path) -> None:
+    keep_report(tiny_bundle_copy, [row(tiny_bundle_copy, "int8", "openvino", 1.0, accuracy=None)])
+    assert taken(tiny_bundle_copy)[2].startswith("the fastest in the benchmark of this machine: 1 ms")
 
 
 def test_a_batch_counts_by_the_image(tiny_bundle_copy: Path) -> None:

@@ -110,7 +110,18 @@ class _Accuracy:
 
 
 @dataclass(frozen=True)
+class _Kept:
+    value: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class _Vectors:
+    """What a form keeps of the baseline's vectors, by 95 % intervals; the baseline itself was not compared."""
+
+    k: int = 1
+    cosine: _Kept | None = None
+    recall: _Kept | None = None
     knn: _Accuracy | None = None
 
 
@@ -149,16 +160,10 @@ class MeasuredForm:
 
     @property
     def loss(self) -> float | None:
-        """Points of top-1 (of mAP, of several labels; of a classifier by neighbours, of vectors), None where it was not
-        compared with a baseline."""
+        """Points that it loses of the task's `metric`, None where it was not compared with a baseline."""
         found = self.accuracy or self.multi_label or (None if self.embedding is None else self.embedding.knn)
         delta = None if found is None else found.delta
         return None if delta is None else -100 * delta
-
-    @property
-    def metric(self) -> str:
-        """What `loss` is of, in words."""
-        return "mAP" if self.multi_label else "top-1 of a nearest-neighbour classifier" if self.embedding else "top-1"
 
     @property
     def batch_size(self) -> int:
@@ -176,6 +181,9 @@ class MeasuredForm:
 @dataclass(frozen=True)
 class _Settings:
     max_drop_points: float
+    min_cosine: float | None = None
+    min_recall: float | None = None
+    neighbours: int | None = None
     threads: int | None = None
     performance: str = "latency"
 

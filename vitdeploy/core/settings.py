@@ -19,12 +19,12 @@ import math
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vitdeploy.core.errors import InputError
 
@@ -35,6 +35,7 @@ __all__ = [
     "BELOW_ONE",
     "BETWEEN",
     "DIFFERENT",
+    "GROUP",
     "INPUT",
     "PATH",
     "SEED",
@@ -48,7 +49,10 @@ __all__ = [
     "notes",
     "read_toml",
     "shown",
+    "with_options",
 ]
+
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ SHARE = Range("from 0 to 1", lambda value: 0 <= value <= 1)
 SEED = Range(f"from 0 to {2**32 - 1}", lambda value: 0 <= value < 2**32)  # NumPy's old generator takes 32 bits
 # What stands beside a field, other than a rule for its value.
 DIFFERENT = "no value of the tuple twice"
+GROUP = "settings of their own, each of which may be named without the group"
 PATH = "a path, or a name that is looked up elsewhere"
 INPUT = "is read: one that starts with ./ or ../ in a file of settings is taken from that file's folder"
 
@@ -191,6 +196,31 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_plain(part) for part in value)
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def with_options(settings: _Settings, options: Mapping[str, Any]) -> _Settings:
+    """The settings with other values, by the names of fields, those of a `GROUP` included.
+
+    Raises:
+        TypeError: there is no such setting.
+        InputError: a value that a setting may not have.
+    """
+    kind: Any = type(settings)
+    homes: dict[str, str] = dict.fromkeys(field_names(kind), "")
+    for group in marked(kind, GROUP):
+        homes |= dict.fromkeys(field_names(getattr(settings, group)), group)
+    found: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in options.items():
+        if name not in homes:
+            raise TypeError(f"there is no setting {name!r} in {kind.__name__}")
+        found.setdefault(homes[name], {})[name] = value
+    own = found.pop("")
+    groups = {
+        group: dataclasses.replace(own.get(group, getattr(settings, group)), **values)
+        for group, values in found.items()
+    }
+    changed: _Settings = dataclasses.replace(settings, **{**own, **groups})  # type: ignore[type-var]
+    return changed
 
 
 def shown(settings: Any) -> dict[str, Any]:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from vitdeploy.data import ImageDataset
 
 __all__ = [
-    "NEIGHBOURS",
     "Bounds",
     "Comparison",
     "Kept",
@@ -49,8 +48,6 @@ __all__ = [
     "summarise_vectors",
 ]
 
-NEIGHBOURS = 10
-"""How many neighbours are looked at where nobody says."""
 _RESAMPLES, _SEED = 500, 0
 _AT_ONCE = 1 << 25  # numbers of similarities at a time
 _LOW_PERCENT = 1.0

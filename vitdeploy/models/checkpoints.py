@@ -115,11 +115,11 @@ def load_checkpoint(
         checkpoint = load_checkpoint("runs/vit-digits")
         checkpoint.labels  # ("0", "1", ...)
     """
-    words = request.name == "zero-shot"
+    words = request.task == "zero-shot"
     folder = open_folder(model, revision=revision, trust_remote_code=trust_remote_code, tokenizer=words)
-    if request.name is None:
-        request = replace(request, name="embedding" if is_tower(folder) else "classification")
-    return _LOADERS[request.name or ""](folder, request)
+    if request.task is None:
+        request = replace(request, task="embedding" if is_tower(folder) else "classification")
+    return _LOADERS[request.task or ""](folder, request)
 
 
 def _classifier(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:

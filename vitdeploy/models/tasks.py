@@ -11,10 +11,11 @@ Logits are read as transformers' own pipelines read them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitdeploy.core.errors import InputError, ModelError
+from vitdeploy.core.settings import frozen
 from vitdeploy.core.specs import TaskName
 from vitdeploy.core.text import quoted
 
@@ -129,13 +130,15 @@ def kind_of(output: str) -> Kind:
 class Task:
     """What an answer (batch, n) stands for, and what makes scores of 0..1 of logits (None: they have none).
 
-    `one_class`: exactly one class of an image is right, so that top-1 is its measure. `several`: an image has any
-    number of the classes, none or all: those whose score reaches a threshold.
+    `one_class`: exactly one class of an image is right. `several`: an image has any number of the classes, none or all:
+    those whose score reaches a threshold. `metric`: what a form's loss is counted in points of, for people; "" where
+    nothing is right or wrong.
     """
 
     name: TaskName
     title: str
     activation: Literal["softmax", "sigmoid"] | None
+    metric: str
     kind: Kind = CLASSIFICATION
     one_class: bool = False
     several: bool = False
@@ -199,16 +202,23 @@ class Task:
             )
 
 
-SINGLE_LABEL = Task("single_label", "one class an image", "softmax", one_class=True)
+SINGLE_LABEL = Task("single_label", "one class an image", "softmax", "top-1", one_class=True)
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         SINGLE_LABEL,
-        Task("single_label_sigmoid", "one class an image, each with a score of its own", "sigmoid", one_class=True),
-        Task("multi_label", "several labels an image", "sigmoid", several=True),
-        Task("binary", "one score an image: of the class, or against it", "sigmoid", several=True),
-        Task("regression", "numbers, not classes (a regression)", None),
-        Task("embedding", "an embedding, one vector an image", None, EMBEDDING),
+        replace(
+            SINGLE_LABEL,
+            name="single_label_sigmoid",
+            title="one class an image, each with a score of its own",
+            activation="sigmoid",
+        ),
+        Task("multi_label", "several labels an image", "sigmoid", "mAP", several=True),
+        Task("binary", "one score an image: of the class, or against it", "sigmoid", "mAP", several=True),
+        Task("regression", "numbers, not classes (a regression)", None, ""),
+        Task(
+            "embedding", "an embedding, one vector an image", None, "top-1 of a nearest-neighbour classifier", EMBEDDING
+        ),
     )
 }
 THRESHOLD = 0.5
@@ -226,7 +236,7 @@ class TaskRequest:
     """What is asked of a checkpoint.
 
     Args:
-        name: one of `EXPORTS`; None: what the checkpoint says of itself.
+        task: one of `EXPORTS`; None: what the checkpoint says of itself.
         normalize: whether vectors of an embedding have length 1; None: as the model itself compares them.
         labels: of zero-shot: the words that it chooses among, one class each.
         templates: of zero-shot: sentences around a word, which stands for {}; several are averaged. None: `TEMPLATE`.
@@ -235,19 +245,20 @@ class TaskRequest:
         InputError: a task that is not known, or what does not belong to it.
     """
 
-    name: str | None = None
+    task: str | None = None
     normalize: bool | None = None
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in (None, *EXPORTS):
-            raise InputError(f"there is no task {self.name!r}", hint=f"one of {', '.join(EXPORTS)}")
-        if self.normalize is not None and self.name not in (None, "embedding"):
-            raise InputError(f"{self.name} has no vectors to normalise", hint="leave --normalize out")
-        if self.name == "zero-shot" and not self.labels:
+        frozen(self)
+        if self.task not in (None, *EXPORTS):
+            raise InputError(f"there is no task {self.task!r}", hint=f"one of {', '.join(EXPORTS)}")
+        if self.normalize is not None and self.task not in (None, "embedding"):
+            raise InputError(f"{self.task} has no vectors to normalise", hint="leave --normalize out")
+        if self.task == "zero-shot" and not self.labels:
             raise InputError("zero-shot needs words to choose among", hint="--labels FILE, one word or phrase a line")
-        if self.name != "zero-shot" and (self.labels or self.templates):
+        if self.task != "zero-shot" and (self.labels or self.templates):
             raise InputError("words are for zero-shot alone", hint="add --task zero-shot")
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
@@ -259,12 +270,12 @@ class TaskRequest:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "labels": list(self.labels), "templates": list(self.templates)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TaskRequest:
         """What `to_json` gave."""
-        return cls(**{**data, "labels": tuple(data["labels"]), "templates": tuple(data["templates"])})
+        return cls(**data)
 
 
 CLASSES = TaskRequest("classification")

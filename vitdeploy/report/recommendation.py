@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from vitdeploy.evaluation.limits import Limits, is_over
 from vitdeploy.evaluation.statistics import drop_bound
 from vitdeploy.evaluation.vectors import VectorQuality
 from vitdeploy.report.formatting import backend_name, named, points
@@ -77,32 +78,22 @@ def _lost(row: Row, settings: BenchSettings) -> str | None:
     quality, most = row.quality, settings.max_drop_points
     if quality is None or quality.delta is None or quality.drop_bound is None:
         return "was not compared with a baseline, so what it loses is not known"
-    if -100 * quality.delta > most + 1e-9:
+    if is_over(-100 * quality.delta, most):
         return f"loses {-100 * quality.delta:.2f} points of {quality.metric}, more than {most:g}"
-    if 100 * quality.drop_bound > most + 1e-9 and can_show(quality.count, most):
+    if is_over(100 * quality.drop_bound, most) and can_show(quality.count, most):
         return f"may lose {100 * quality.drop_bound:.2f} points of {quality.metric} (95 % bound), more than {most:g}"
     return None
 
 
 def _strayed(kept: VectorQuality, row: Row, settings: BenchSettings) -> list[str | None]:
     """Why an embedding may be too far from the baseline's."""
-    found: list[str | None] = []
-    limits = (
-        (settings.min_cosine, kept.cosine, "a mean cosine"),
-        (settings.min_recall, kept.recall, f"recall@{kept.k}"),
-    )
-    for least, number, name in limits:
-        if least is None:
-            continue
-        if number is None:
-            found.append("was not compared with a baseline, so what it keeps is not known")
-        elif number.ci95[0] < least:
-            found.append(
-                f"has {name} of {number.value:.4f} (95 % interval from {number.ci95[0]:.4f}), less than {least:g}"
-            )
+    limits = Limits(min_cosine=settings.min_cosine, min_recall=settings.min_recall)
+    found: list[str | None] = [*limits.broken_by(kept)]
+    if limits and (kept.cosine is None or kept.recall is None):
+        found.append("was not compared with a baseline, so what it keeps is not known")
     if kept.knn is not None:
         found.append(_lost(row, settings))
-    elif all(least is None for least, _, _ in limits):
+    elif not limits:
         found.append("no limit says what it must keep: --min-cosine, --min-recall, or images with classes")
     return found
 

@@ -16,6 +16,7 @@ from vitdeploy.evaluation.changes import Disagreement
 from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
 from vitdeploy.evaluation.statistics import Interval, Milliseconds, Share
 from vitdeploy.evaluation.vectors import VectorQuality
+from vitdeploy.models.tasks import SINGLE_LABEL, TASKS
 from vitdeploy.report.circumstances import (
     Baseline,
     Data,
@@ -261,7 +262,10 @@ class Row:
         found = self.accuracy or self.multi_label
         if found is None:
             return None
-        named = ("top-1", found.top1) if isinstance(found, Accuracy) else ("mAP", found.mean_average_precision)
+        if isinstance(found, Accuracy):
+            named = SINGLE_LABEL.metric, found.top1
+        else:
+            named = TASKS["multi_label"].metric, found.mean_average_precision
         return Quality(*named, found.count, found.delta, found.delta_ci95, found.drop_bound, found.agreement)
 
     @property

@@ -21,7 +21,7 @@ from vitdeploy.core.settings import (
 )
 from vitdeploy.core.specs import LabelWay
 from vitdeploy.data.labels import BY_NAME
-from vitdeploy.evaluation.vectors import NEIGHBOURS
+from vitdeploy.evaluation.limits import NEIGHBOURS
 
 __all__ = ["DEVICES", "PREFERENCES", "BenchSettings"]
 

@@ -48,12 +48,9 @@ def load(
     """Open a bundle to classify images with.
 
     With "auto", the fastest form within the accuracy budget is taken if `vitdeploy bench` measured the bundle on this
-    machine. Else the first that works of this list: on a machine with an NVIDIA GPU the bundle's TensorRT engines
-    (INT8, FP8, FP16, BF16, FP32), then FP16 and FP32 on ONNX Runtime's CUDA provider; on the CPU INT8, FP32, FP16
-    and BF16, each on OpenVINO, then on ONNX Runtime (the other way round on x86 without VNNI), and INT8 of a plain
-    ViT before both by our own kernels ("native", after both where the processor has AMX). A form that the benchmark
-    found to fail, or to lose more top-1 than its budget, is passed over wherever it was measured.
-    `Classifier.describe()` says what was taken, why, and what was passed over.
+    machine, else the first that works of the order in `runtime.selection`. A form that the benchmark found to fail, or
+    to break its limits on accuracy, is passed over wherever it was measured. `Classifier.describe()` says what was
+    taken, why, and what was passed over.
 
     Example:
         with load("bundles/vit") as classifier:

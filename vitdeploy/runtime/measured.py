@@ -13,9 +13,11 @@ from typing import Any
 from vitdeploy.backends.registry import known
 from vitdeploy.bundle import Artifact, Bundle
 from vitdeploy.bundle.measurements import MeasuredForm, Measurements
-from vitdeploy.core.errors import BundleError
+from vitdeploy.core.errors import BundleError, InputError
 from vitdeploy.core.machine import identity
 from vitdeploy.core.specs import Choice
+from vitdeploy.evaluation.limits import Limits, is_over
+from vitdeploy.models.tasks import TASKS
 
 __all__ = ["Measured"]
 
@@ -27,35 +29,50 @@ class Measured:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.budget = 0.0
         self.here: bool | None = None
         self.settings = ""
+        self._budget, self._limits = 0.0, Limits()
         self._forms: tuple[MeasuredForm, ...] = ()
-        self._choice = bundle.choice
-        with suppress(BundleError):
+        self._choice, self._metric = bundle.choice, TASKS[bundle.manifest.task].metric
+        with suppress(BundleError, InputError):
             found = Measurements.of(bundle)
-            self.budget, self._forms = found.settings.max_drop_points, found.rows
+            asked = found.settings
+            if asked.min_cosine is not None or asked.min_recall is not None:
+                self._limits = Limits(None, asked.min_cosine, asked.min_recall, asked.neighbours)
+            self._budget, self._forms = asked.max_drop_points, found.rows
             self.here = _identity(found.machine) == identity()
-            threads = found.settings.threads
+            threads = asked.threads
             self.settings = "" if threads is None else f" with {threads} thread{'' if threads == 1 else 's'}"
-            if found.settings.performance != "latency":
-                self.settings += f", opened for {found.settings.performance}"
+            if asked.performance != "latency":
+                self.settings += f", opened for {asked.performance}"
 
     def failure(self, artifact: Artifact, backend: str, device: str) -> str | None:
         """How that file failed on that backend."""
         failed = (form for form in self._own(artifact, backend, device) if form.status == "failed")
         return next((str(form.reason) for form in failed), None)
 
-    def loss(self, artifact: Artifact, backend: str, device: str) -> float | None:
-        """Points of `metric` that the file loses: on that backend, or on any where it was not compared there."""
+    def broken(self, artifact: Artifact, backend: str, device: str) -> str | None:
+        """Which limit of the benchmark the file breaks, in words: on that backend, or on any where it was not compared
+        there; None: none that is known."""
         same_file = (form for form in self._forms if form.sha256 == artifact.sha256)
         forms = [*self._own(artifact, backend, device), *same_file]
-        return next((form.loss for form in forms if form.loss is not None), None)
+        loss = next((form.loss for form in forms if form.loss is not None), None)
+        most = self._budget
+        if loss is not None and is_over(loss, most):
+            return f"lost {loss:.2f} points of {self._metric} in the bundle's benchmark; the budget was {most:g}"
+        kept = next((form.embedding for form in forms if form.embedding and form.embedding.cosine), None)
+        broken = [] if kept is None else self._limits.broken_by(kept)
+        return f"{broken[0]}, in the bundle's benchmark" if broken else None
 
     @property
-    def metric(self) -> str:
-        """What `loss` and the budget are of, in words."""
-        return next((form.metric for form in self._forms if form.loss is not None), "top-1")
+    def budget(self) -> str:
+        """What all forms that are not `broken` keep to, as "within ..."; "" where nothing was compared or limited."""
+        parts = []
+        if any(form.loss is not None for form in self._forms):
+            parts.append(f"{self._budget:g} point{'' if self._budget == 1 else 's'} of {self._metric}")
+        if self._limits:
+            parts.append(f"the limits on vectors ({self._limits})")
+        return f" within {' and '.join(parts)}" if parts else ""
 
     def timed(self, artifact: Artifact, backend: str, device: str) -> MeasuredForm | None:
         """The measurement with a time on this machine."""

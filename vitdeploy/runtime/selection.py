@@ -1,8 +1,8 @@
 """Which form of a bundle runs on which backend here: every candidate, best first, or why it is out.
 
 Out is a form whose backend is not installed, whose engine does not fit the GPU, or which the bundle's own benchmark
-(bench/report.json) found to fail on that backend or, where no precision was asked for, to lose more top-1 (mAP of
-several labels) than that benchmark's budget. The order of the others:
+(bench/report.json) found to fail on that backend or, where no precision was asked for, to break that benchmark's
+limits on what is lost: of the task's metric, and of an embedding's cosine and recall. The order of the others:
 
 1. the form that `vitdeploy bench` chose on a machine like this one;
 2. the forms that it timed on a machine like this one, the fastest first;
@@ -198,9 +198,8 @@ def _why(candidate: Candidate, measured: Measured, wish: _Wish) -> str:
         return f"vitdeploy bench chose it on this machine: {choice.why}"
     row = measured.timed(candidate.artifact, candidate.backend, candidate.device)
     if row is not None:
-        unit = "point" if measured.budget == 1 else "points"
         return (
-            f"the fastest within {measured.budget:g} {unit} of {measured.metric} in the benchmark of this machine:"
+            f"the fastest{measured.budget} in the benchmark of this machine:"
             f" {row.time_ms:.3g} ms an image at batch {row.batch_size}{measured.settings}"
         )
     ground = {None: "it was not benchmarked", False: "its benchmark is of another machine"}.get(
@@ -214,9 +213,7 @@ def _against(candidate: Candidate, measured: Measured, wish: _Wish) -> str | Non
     failure = measured.failure(candidate.artifact, candidate.backend, candidate.device)
     if failure is not None and "auto" in (wish.backend, wish.precision):
         return f"it failed in the bundle's benchmark: {failure}"
-    loss = measured.loss(candidate.artifact, candidate.backend, candidate.device)
-    if loss is None or loss <= measured.budget + 1e-9 or wish.precision != "auto" or candidate.precision == "fp32":
+    if wish.precision != "auto" or candidate.precision == "fp32":
         return None
-    return (
-        f"it lost {loss:.2f} points of {measured.metric} in the bundle's benchmark; the budget was {measured.budget:g}"
-    )
+    broken = measured.broken(candidate.artifact, candidate.backend, candidate.device)
+    return None if broken is None else f"it {broken}"

@@ -29,7 +29,8 @@ from vitdeploy.core.errors import DatasetError, InputError, ModelError
 from vitdeploy.core.storage import sha256
 from vitdeploy.data import ImageDataset
 from vitdeploy.evaluation.batches import answers_of, open_session
-from vitdeploy.evaluation.limits import KeptVectors, Limits
+from vitdeploy.evaluation.judges import KeptVectors
+from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth
 from vitdeploy.evaluation.vectors import Comparison
 from vitdeploy.models.tasks import cosines

@@ -32,7 +32,8 @@ from vitdeploy.compiler.quantization.sensitivity import LayerReport, analyze_lay
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError
 from vitdeploy.evaluation.batches import answer_name, answers_of, open_session
-from vitdeploy.evaluation.limits import Judge, Limits, Verdict, judge_of
+from vitdeploy.evaluation.judges import Judge, Verdict, judge_of, too_few
+from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth
 from vitdeploy.models.tasks import kind_of
 
@@ -203,7 +204,7 @@ def _most(ranking: list[LayerReport]) -> int:
 def _refusal(search: Search, limits: Limits, title: str) -> ModelError:
     names, best = min(search.looks.items(), key=lambda item: item[1].excess)
     what = f"{len(names)} groups left out" if names else "nothing left out"
-    few = limits.too_few(len(search.all), _CONFIDENCE)
+    few = too_few(len(search.all), limits, _CONFIDENCE)
     if few is not None:
         hint = f"{few}: give more (--validation-images), or a larger budget"
     else:

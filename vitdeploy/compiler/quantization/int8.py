@@ -27,6 +27,7 @@ from vitdeploy.core.settings import field_names
 from vitdeploy.core.text import quoted
 from vitdeploy.data import ImageDataset
 from vitdeploy.data.labels import BY_NAME
+from vitdeploy.evaluation.judges import require_shown_by
 from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth
 from vitdeploy.models.tasks import EMBEDDING, TASKS
@@ -119,7 +120,7 @@ class Int8Stage:
         assert recipe is not None and self.chosen is not None
         found = _truth(self._bundle, self.chosen, request.validation_images, recipe.seed, request.match_labels)
         if self._task.kind is EMBEDDING:
-            request.limits.require_shown_by(found)
+            require_shown_by(found, request.limits)
         return found
 
     def check(self) -> None:

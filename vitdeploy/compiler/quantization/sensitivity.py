@@ -25,8 +25,9 @@ from vitdeploy.compiler.quantization.layers import QuantLayers
 from vitdeploy.compiler.quantization.qparams import decibels
 from vitdeploy.core import progress
 from vitdeploy.evaluation.batches import BATCH, answer_name, open_session, values_of
+from vitdeploy.evaluation.limits import NEIGHBOURS
 from vitdeploy.evaluation.paired import PairedDrop, Truth, compare_answers
-from vitdeploy.evaluation.vectors import NEIGHBOURS, Comparison, VectorQuality
+from vitdeploy.evaluation.vectors import Comparison, VectorQuality
 from vitdeploy.models.tasks import EMBEDDING, kind_of
 
 if TYPE_CHECKING:
