@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names as in _LAZY, for type checkers and editors
     from vitdeploy.backends.tensorrt.options import EngineOptions
     from vitdeploy.bench.run import bench
     from vitdeploy.bulk.run import BulkResult, embed_files, predict_files
+    from vitdeploy.bulk.settings import BulkSettings
     from vitdeploy.bundle import Artifact, Bundle, Manifest
     from vitdeploy.cli.notebook import show_progress
     from vitdeploy.compiler.build import BuildResult, build
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # the same names as in _LAZY, for type checkers and editors
     from vitdeploy.compiler.lint.report import LintReport
     from vitdeploy.compiler.lint.run import lint
     from vitdeploy.compiler.quantization.recipe import Recipe
+    from vitdeploy.compiler.settings import BuildSettings, ExportSettings
     from vitdeploy.core.specs import (
         Choice,
         EmbeddingSpec,
@@ -75,7 +77,9 @@ __all__ = [
     "BenchReport",
     "BenchSettings",
     "BuildResult",
+    "BuildSettings",
     "BulkResult",
+    "BulkSettings",
     "Bundle",
     "BundleError",
     "BundleReport",
@@ -91,6 +95,7 @@ __all__ = [
     "EngineError",
     "EngineOptions",
     "Explanation",
+    "ExportSettings",
     "FileReport",
     "FinetuneConfig",
     "FinetuneResult",
@@ -137,7 +142,7 @@ __all__ = [
 
 _LAZY = {  # module: what it gives; `bench`, `doctor` and `explain` are modules that can be called
     "bench": "bench BenchSettings",
-    "bulk": "BulkResult embed_files predict_files",
+    "bulk": "BulkResult BulkSettings embed_files predict_files",
     "bundle": "Artifact Bundle Manifest",
     "cli.notebook": "show_progress",
     "compiler.build": "BuildResult build",
@@ -146,6 +151,7 @@ _LAZY = {  # module: what it gives; `bench`, `doctor` and `explain` are modules 
     "compiler.lint.report": "LintReport",
     "compiler.lint.run": "lint",
     "compiler.quantization.recipe": "Recipe",
+    "compiler.settings": "BuildSettings ExportSettings",
     "core.specs": "Choice EmbeddingSpec Prediction PreprocessSpec ResizeSpec Score ShapeRange TensorSpec",
     "data": "ImageDataset load_dataset",
     "deploy.hub": "Pushed push",

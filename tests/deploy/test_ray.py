@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import pytest
 from tests.tools.command_line import invoke
 from vitdeploy import Classifier, InputError, OutputExistsError, VitdeployError, load
 from vitdeploy.bulk import predict_files as predict_here
+from vitdeploy.core import progress
+from vitdeploy.core.progress import Step
 from vitdeploy.data.outside import outside_paths
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 parquet = pytest.importorskip("pyarrow.parquet")
 arrow = pytest.importorskip("pyarrow")
 
-from vitdeploy.deploy.ray import Predictor, RaySettings, predict_files, ship  # noqa: E402
+from vitdeploy.deploy.ray import Predictor, RaySettings, embed_files, predict_files, ship  # noqa: E402
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
@@ -317,3 +320,28 @@ def test_embeddings_are_those_of_the_local_command(
     found = rows(tmp_path / "by_ray")
     assert found == parquet.read_table(tmp_path / "here.parquet").to_pylist() and len(found) == 40
     assert all(len(row["embedding"]) > 10 for row in found)
+
+
+class Titles:
+    """What is said to be done."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Step]:
+        self.seen.append(description)
+        return progress.silent()
+
+    def note(self, message: str) -> None:
+        pass
+
+
+def test_what_is_done_is_called_what_it_is(
+    address: str, embedding: Path, tiny_bundle: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    settings = RaySettings(address=address, batch=1, **FORM)  # type: ignore[arg-type]
+    for run, bundle, title in ((embed_files, embedding, "Embedding"), (predict_files, tiny_bundle, "Classifying")):
+        titles = Titles()
+        with progress.use(titles):
+            run(bundle, [tiny_images], tmp_path / title, settings)
+        assert titles.seen[-1] == title

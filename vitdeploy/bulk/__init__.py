@@ -9,5 +9,6 @@ with vitdeploy.load("bundles/vit") as classifier:
 from __future__ import annotations
 
 from vitdeploy.bulk.run import BulkResult, check_output, embed_files, predict_files
+from vitdeploy.bulk.settings import BulkSettings
 
-__all__ = ["BulkResult", "check_output", "embed_files", "predict_files"]
+__all__ = ["BulkResult", "BulkSettings", "check_output", "embed_files", "predict_files"]

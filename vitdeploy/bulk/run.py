@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 from vitdeploy.bulk.files import printable
 from vitdeploy.bulk.formats import Layout, to_row
 from vitdeploy.bulk.results import Results, check_output, open_results, partial_folder
+from vitdeploy.bulk.settings import AnswerSettings, BulkSettings
 from vitdeploy.bulk.sources import Images, find_images, tables_below
 from vitdeploy.bulk.tables import Item
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ImageError, InputError, VitdeployError
-from vitdeploy.core.specs import TOP_K
 from vitdeploy.core.storage import check_apart
 from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, Task
 from vitdeploy.runtime.classifier import Classifier
@@ -70,14 +70,8 @@ def predict_files(
     classifier: Classifier,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    *,
-    top_k: int = TOP_K,
-    image_column: str | None = None,
-    workers: int | None = None,
-    batch: int | None = None,
-    chunk: int = 1000,
-    overwrite: bool = False,
-    csv_safe: bool = False,
+    settings: BulkSettings | None = None,
+    **options: Any,
 ) -> BulkResult:
     """Classify image files, folders of them and parquet files, and write one row an image.
 
@@ -89,12 +83,8 @@ def predict_files(
         classifier: an open one; the rows of a stopped run must be of the same file of the same bundle.
         paths: image files, folders (all images below, or the parquet files if there are none) and parquet files.
         output: the file to write; its suffix says how: .parquet, .csv or .jsonl.
-        top_k: how many of the best classes are listed for each image.
-        image_column: of parquet files, where it can't be found by its type or name.
-        workers, batch: see `Classifier.stream`.
-        chunk: rows that a kill may lose at most.
-        overwrite: replace an output that exists, and results of a stopped run that had other settings.
-        csv_safe: in CSV, put a `'` before texts that a spreadsheet would compute (they begin with = + - or @).
+        settings: how.
+        options: fields of `BulkSettings` that win over `settings`.
 
     Raises:
         InputError: an argument, a suffix that names no format, an embedding, or a regression, which has no classes.
@@ -104,12 +94,13 @@ def predict_files(
         BundleError: another command is writing to `output`.
 
     Example:
-        predict_files(classifier, ["photos"], "results.parquet")
+        predict_files(classifier, ["photos"], "results.parquet", top_k=3)
     """
     check_task(classifier.task, classifier.describe()["bundle"])
-    run = _Run(classifier, paths, output, image_column, _Pace(top_k, workers, batch, chunk), overwrite)
-    several = classifier.task.several
-    layout = Layout(run.images.has_rows, min(top_k, len(classifier.labels)), csv_safe, several=several)
+    settings = replace(settings or BulkSettings(), **options)
+    run = _Run(classifier, paths, output, settings)
+    several, csv_safe = classifier.task.several, settings.csv_safe
+    layout = Layout(run.images.has_rows, min(settings.top_k, len(classifier.labels)), csv_safe, several=several)
     return run.done(layout, {"csv_safe": csv_safe})
 
 
@@ -117,12 +108,8 @@ def embed_files(
     classifier: Classifier,
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    *,
-    image_column: str | None = None,
-    workers: int | None = None,
-    batch: int | None = None,
-    chunk: int = 1000,
-    overwrite: bool = False,
+    settings: BulkSettings | None = None,
+    **options: Any,
 ) -> BulkResult:
     """Write the vectors of image files, folders of them and parquet files, one row an image; else as `predict_files`.
 
@@ -131,10 +118,8 @@ def embed_files(
         paths: image files, folders (all images below, or the parquet files if there are none) and parquet files.
         output: a .parquet file, with a column `embedding` of fixed-size lists; or .npy, float32 (images, dimensions)
             with NaN where an image can't be used, and OUTPUT.images.jsonl beside it, a line a row.
-        image_column: of parquet files, where it can't be found by its type or name.
-        workers, batch: see `Classifier.stream`.
-        chunk: rows that a kill may lose at most.
-        overwrite: replace an output that exists, and results of a stopped run that had other settings.
+        settings: how; vectors have no `top_k` and need no `csv_safe`.
+        options: fields of `BulkSettings` that win over `settings`.
 
     Raises:
         InputError: an argument, a suffix that names no format, or a classifier.
@@ -145,23 +130,9 @@ def embed_files(
     """
     described = classifier.describe()
     classifier.task.require(EMBEDDING, described["bundle"])
-    run = _Run(classifier, paths, output, image_column, _Pace(1, workers, batch, chunk), overwrite)
+    run = _Run(classifier, paths, output, replace(settings or BulkSettings(), **{**options, "top_k": 1}))
     layout = Layout(run.images.has_rows, dimensions=described["embedding"]["dimensions"])
     return run.done(layout, {"embedding": described["embedding"]})
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """What `Classifier.stream` is given, and the rows of a part."""
-
-    top_k: int
-    workers: int | None
-    batch: int | None
-    chunk: int
-
-    def __post_init__(self) -> None:
-        if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
-            raise InputError(f"chunk is {self.chunk!r}", hint="give a whole number of rows of at least 1")
 
 
 class _Run:
@@ -172,28 +143,25 @@ class _Run:
         classifier: Classifier,
         paths: Sequence[str | os.PathLike[str]],
         output: str | os.PathLike[str],
-        image_column: str | None,
-        pace: _Pace,
-        overwrite: bool,
+        settings: BulkSettings,
     ) -> None:
-        self._classifier, self._pace, self._overwrite = classifier, pace, overwrite
-        classifier.stream([], pace.top_k, workers=pace.workers, batch=pace.batch)  # refuses wrong options
+        self._classifier, self._settings = classifier, settings
         self._target = target = Path(output)
         self._names = names = [os.fspath(path) for path in paths]
-        check_output(target, overwrite=overwrite, inputs=names, vectors=classifier.task.kind is EMBEDDING)
+        check_output(target, overwrite=settings.overwrite, inputs=names, vectors=classifier.task.kind is EMBEDDING)
         if target.suffix.lower() == ".parquet" and target.exists():
-            check_apart(target, tables_below(names, image_column))
-        self.images = find_images(names, image_column=image_column, skip=(target, partial_folder(target)))
+            check_apart(target, tables_below(names, settings.image_column))
+        self.images = find_images(names, image_column=settings.image_column, skip=(target, partial_folder(target)))
 
     def done(self, layout: Layout, decisive: dict[str, Any]) -> BulkResult:
         """Answer what is not answered yet; `decisive` are options that decide the rows."""
         began = time.monotonic()
         form, labels = self._classifier.describe(), self._classifier.labels
-        job = job_of(form, labels, self._names, self.images, self._pace.top_k) | decisive
-        with open_results(self._target, layout, job, overwrite=self._overwrite) as results:
+        job = job_of(form, labels, self._names, self.images, self._settings.top_k) | decisive
+        with open_results(self._target, layout, job, overwrite=self._settings.overwrite) as results:
             resumed = results.count
             if not results.complete:
-                _answer_all(self._classifier, self.images, results, self._pace)
+                _answer_all(self._classifier, self.images, results, self._settings)
         seconds = time.monotonic() - began
         return BulkResult(self._target, results.count, results.failed, resumed, seconds, tuple(results.failures))
 
@@ -230,7 +198,7 @@ def job_of(
     }
 
 
-def _answer_all(classifier: Classifier, images: Images, results: Results, pace: _Pace) -> None:
+def _answer_all(classifier: Classifier, images: Images, results: Results, settings: BulkSettings) -> None:
     total, done = images.count(results.done)
     if done:
         progress.note(f"Going on after {done} of {total} images.")
@@ -238,11 +206,10 @@ def _answer_all(classifier: Classifier, images: Images, results: Results, pace: 
         with progress.task(classifier.task.kind.doing, total, "images") as step:
             step.update(completed=done)
             written = time.monotonic()
-            some = answers(classifier, images.items(results.done), pace.top_k, pace.workers, pace.batch)
-            for item, answer in some:
+            for item, answer in answers(classifier, images.items(results.done), settings):
                 results.add(to_row(item.name, item.row, answer))
                 step.advance()
-                if results.waiting >= pace.chunk or time.monotonic() - written > _CHUNK_SECONDS:
+                if results.waiting >= settings.chunk or time.monotonic() - written > _CHUNK_SECONDS:
                     results.flush()
                     written = time.monotonic()
         results.finish()
@@ -254,9 +221,7 @@ def _answer_all(classifier: Classifier, images: Images, results: Results, pace: 
         raise
 
 
-def answers(
-    classifier: Classifier, items: Iterable[Item], top_k: int, workers: int | None, batch: int | None
-) -> Iterator[tuple[Item, Any]]:
+def answers(classifier: Classifier, items: Iterable[Item], settings: AnswerSettings) -> Iterator[tuple[Item, Any]]:
     """Each item with its answer, in order: `Classifier.stream`, whose errors name no place in this run."""
     asked: deque[Item] = deque()  # pulled by the stream and not answered yet
 
@@ -265,7 +230,9 @@ def answers(
             asked.append(item)
             yield b"" if isinstance(item.content, ImageError) else item.content
 
-    stream = classifier.stream(contents(), top_k, errors="return", workers=workers, batch=batch)
+    stream = classifier.stream(
+        contents(), settings.top_k, errors="return", workers=settings.workers, batch=settings.batch
+    )
     for index, answer in enumerate(stream):
         item = asked.popleft()
         if isinstance(item.content, ImageError):

@@ -135,22 +135,14 @@ def _a_flag_for_each_precision(function: Callable[..., None]) -> Callable[..., N
 @outside_paths_option
 def command(
     bundle: str,
-    target: str,
-    force: bool,
     as_json: bool,
     recipe_file: str | None,
     calibration_data: str | None,
     int8_also: tuple[str, ...] | None,
     fp8_also: tuple[str, ...] | None,
-    max_drop: float | None,
-    min_cosine: float | None,
-    min_recall: float | None,
-    neighbours: int | None,
-    validation_images: int,
-    match_labels: str,
     batch: tuple[tuple[tuple[ShapeRange, ...], ...], ...],
     image_size: tuple[tuple[tuple[ShapeRange, ...], ...], ...],
-    **engine: Any,
+    **options: Any,
 ) -> None:
     """Add FP16, INT8 and FP8 forms, and TensorRT engines from them, to BUNDLE.
 
@@ -170,27 +162,21 @@ def command(
     from vitdeploy.bundle import Bundle
     from vitdeploy.compiler.build import build
     from vitdeploy.compiler.engine import EngineOptions, choose_target
+    from vitdeploy.compiler.settings import BuildSettings
+    from vitdeploy.core.settings import field_names, with_options
 
-    wanted = [name for name in precisions() if engine.pop(name)]
+    wanted = [name for name in precisions() if options.pop(name)]
     if not wanted:
         raise click.UsageError(f"No precision was asked for: add {asked_by()}.")
     opened = Bundle.open(bundle)
-    chosen = choose_target(target)
-    result = build(
-        opened,
-        wanted,
-        target=chosen,
+    options["target"] = target = choose_target(options["target"])
+    engine = {name: options.pop(name) for name in field_names(EngineOptions) if name in options}
+    settings = BuildSettings(
         recipe=_recipe(recipe_file, calibration_data, int8_also, "--int8-also"),
         fp8_recipe=_recipe(recipe_file, calibration_data, fp8_also, "--fp8-also"),
-        max_drop=max_drop,
-        min_cosine=min_cosine,
-        min_recall=min_recall,
-        neighbours=neighbours,
-        validation_images=validation_images,
-        match_labels=match_labels,
-        engine_options=None if chosen == "onnx" else EngineOptions(chosen, _profiles(batch, image_size), **engine),
-        force=force,
+        engine_options=None if target == "onnx" else EngineOptions(target, _profiles(batch, image_size), **engine),
     )
+    result = build(opened, wanted, with_options(settings, options))
     if as_json:
         echo_json(
             {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vitdeploy.cli.parameters import backend_option, precision_option
 from vitdeploy.cli.terminal import echo, echo_json, echo_problem
 from vitdeploy.data.images import is_address
 
@@ -17,17 +18,25 @@ if TYPE_CHECKING:
     from vitdeploy.bulk import BulkResult
     from vitdeploy.runtime import Classifier
 
-__all__ = ["BulkOptions", "Opening", "answer_files", "bulk_options", "check_patterns", "engine_options"]
+__all__ = [
+    "Opening",
+    "answer_files",
+    "bulk_options",
+    "check_options",
+    "check_patterns",
+    "engine_options",
+    "opening_options",
+]
 
 _FAILURES_SHOWN = 5
 _Command = TypeVar("_Command", bound="Callable[..., Any] | click.Command")
 
 
 def bulk_options(command: _Command) -> _Command:
-    """How many images are read and run: `overwrite`, `image_column`, `workers`, `batch_size`."""
+    """How many images are read and run: fields of `AnswerSettings`."""
     for option in (
         click.option(
-            "--batch-size", type=click.IntRange(min=1), help="Most images per call of the model. Default: 32."
+            "--batch-size", "batch", type=click.IntRange(min=1), help="Most images per call of the model. Default: 32."
         ),
         click.option(
             "--workers",
@@ -42,6 +51,17 @@ def bulk_options(command: _Command) -> _Command:
             is_flag=True,
             help="Replace an --output that exists, or a stopped run that had other options.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def opening_options(command: _Command) -> _Command:
+    """Which form of a bundle is opened, and how: `backend`, `precision`, `threads`."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice."),
+        precision_option("Precision of the form to run."),
+        backend_option("What runs the model: auto, {names}."),
     ):
         command = option(command)
     return command
@@ -71,118 +91,65 @@ def engine_options(command: _Command) -> _Command:
 
 
 @dataclass(frozen=True)
-class BulkOptions:
-    """What `bulk_options` and `engine_options` were given, and `--csv-safe`, which is for classes alone."""
-
-    overwrite: bool
-    image_column: str | None
-    workers: int | None
-    batch_size: int | None
-    engine: str
-    address: str | None
-    num_gpus: float | None
-    csv_safe: bool = False
-
-    def __post_init__(self) -> None:
-        of_cluster = {"--address": self.address, "--num-gpus": self.num_gpus}
-        given = [name for name, value in of_cluster.items() if value is not None]
-        if given and not self.by_ray:
-            raise click.UsageError(f"{', '.join(given)}: only with --engine ray.")
-        if self.csv_safe and self.by_ray:
-            raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
-
-    @property
-    def by_ray(self) -> bool:
-        return self.engine == "ray"
-
-    def require_none(self) -> None:
-        """Refuse them where no file is written.
-
-        Raises:
-            click.UsageError: one was given.
-        """
-        asked = {
-            "--overwrite": self.overwrite,
-            "--image-column": self.image_column,
-            "--workers": self.workers,
-            "--batch-size": self.batch_size,
-            "--csv-safe": self.csv_safe,
-            "--engine ray": self.by_ray,
-        }
-        if given := [name for name, value in asked.items() if value]:
-            raise click.UsageError(f"{', '.join(given)}: only with --output.")
-
-
-@dataclass(frozen=True)
 class Opening:
-    """What is run, and how it is opened: see `load`."""
+    """What is run, and how it is opened: `how` are further arguments of `load`."""
 
     model: str
-    backend: str
-    precision: str
-    threads: int | None
     revision: str | None
-    threshold: float | None = None
+    how: Mapping[str, Any]
 
     def load(self) -> Classifier:
         from vitdeploy.runtime import load
 
-        return load(
-            self.model,
-            self.backend,
-            self.precision,
-            threads=self.threads,
-            revision=self.revision,
-            threshold=self.threshold,
-        )
+        return load(self.model, revision=self.revision, **self.how)
+
+
+def check_options(options: Mapping[str, Any], *, writes: bool) -> None:
+    """Refuse what `bulk_options`, `engine_options` and `--csv-safe` were given that needs another option.
+
+    Args:
+        options: all of them, by name.
+        writes: whether a file is written (--output).
+
+    Raises:
+        click.UsageError: that option is not there.
+    """
+    flags = {option.name: option.opts[0] for option in click.get_current_context().command.params}
+    by_ray = options["engine"] == "ray"
+    if not by_ray and (of_ray := [flags[name] for name in ("address", "num_gpus") if options[name] is not None]):
+        raise click.UsageError(f"{', '.join(of_ray)}: only with --engine ray.")
+    if by_ray and options.get("csv_safe"):
+        raise click.UsageError("--csv-safe: Ray writes parquet, which needs none.")
+    given = [flags[name] for name, value in options.items() if value and name != "engine"]
+    given += ["--engine ray"] if by_ray else []
+    if given and not writes:
+        raise click.UsageError(f"{', '.join(given)}: only with --output.")
 
 
 def answer_files(
-    opening: Opening,
-    images: tuple[str, ...],
-    output: str,
-    options: BulkOptions,
-    *,
-    top_k: int | None,
-    as_json: bool,
+    opening: Opening, images: tuple[str, ...], output: str, options: Mapping[str, Any], *, embed: bool, as_json: bool
 ) -> int:
     """Write the answers to all images, here or by Ray, and say what was done; the exit code: 1 if all images failed.
 
-    `top_k` is None of an embedding, which gives vectors.
+    `options` are the engine, and fields of `BulkSettings` or of `RaySettings`, None for the default.
     """
-    own = {} if top_k is None else {"top_k": top_k}
-    shared: dict[str, Any] = {
-        "image_column": options.image_column,
-        "workers": options.workers,
-        "batch": options.batch_size,
-        "overwrite": options.overwrite,
-        **own,
-    }
-    if options.by_ray:
+    settings = {name: value for name, value in options.items() if value is not None}
+    if settings.pop("engine") == "ray":
         from vitdeploy.deploy import ray
 
-        settings = ray.RaySettings(
-            address=options.address,
-            num_gpus=options.num_gpus or 0,
-            backend=opening.backend,
-            precision=opening.precision,
-            threads=opening.threads,
-            threshold=opening.threshold,
-            **shared,
-        )
-        run = ray.embed_files if top_k is None else ray.predict_files
-        done = run(opening.model, images, output, settings, revision=opening.revision)
+        settings.pop("csv_safe", None)
+        run = ray.embed_files if embed else ray.predict_files
+        how = ray.RaySettings(**settings, **opening.how)
+        done = run(opening.model, images, output, how, revision=opening.revision)
         return _show(done, {"backend": done.backend, "precision": done.precision}, as_json)
     from vitdeploy import bulk
 
-    bulk.check_output(output, overwrite=options.overwrite, inputs=images, vectors=top_k is None)
+    asked = bulk.BulkSettings(**settings)
+    bulk.check_output(output, overwrite=asked.overwrite, inputs=images, vectors=embed)
     with opening.load() as model:
-        if top_k is None:
-            result = bulk.embed_files(model, images, output, **shared)
-        else:
-            result = bulk.predict_files(model, images, output, csv_safe=options.csv_safe, **shared)
-        how = {"backend": model.backend, "precision": model.precision}
-    return _show(result, how, as_json)
+        result = (bulk.embed_files if embed else bulk.predict_files)(model, images, output, asked)
+        form = {"backend": model.backend, "precision": model.precision}
+    return _show(result, form, as_json)
 
 
 def check_patterns(images: tuple[str, ...]) -> None:

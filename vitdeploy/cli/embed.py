@@ -6,8 +6,15 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.bulk import BulkOptions, Opening, answer_files, bulk_options, check_patterns, engine_options
-from vitdeploy.cli.parameters import backend_option, precision_option
+from vitdeploy.cli.bulk import (
+    Opening,
+    answer_files,
+    bulk_options,
+    check_options,
+    check_patterns,
+    engine_options,
+    opening_options,
+)
 from vitdeploy.cli.types import outside_paths_option, revision_option
 
 __all__ = ["command"]
@@ -22,9 +29,7 @@ __all__ = ["command"]
     type=click.Path(),
     help="Write one vector per image to this .parquet or .npy file; with --engine ray a folder.",
 )
-@backend_option("What runs the model: auto, {names}.")
-@precision_option("Precision of the form to run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
+@opening_options
 @bulk_options
 @engine_options
 @outside_paths_option
@@ -61,5 +66,6 @@ def command(
       vitdeploy embed bundles/clip cat.png dog.jpg --output vectors.npy
     """
     check_patterns(images)
-    opening = Opening(bundle, backend, precision, threads, revision)
-    return answer_files(opening, images, output, BulkOptions(**options), top_k=None, as_json=as_json)
+    check_options(options, writes=True)
+    opening = Opening(bundle, revision, {"backend": backend, "precision": precision, "threads": threads})
+    return answer_files(opening, images, output, options, embed=True, as_json=as_json)

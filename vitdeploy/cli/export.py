@@ -104,10 +104,12 @@ def command(model: str, output: str, words: Path | None, as_json: bool, **option
           --task zero-shot --labels labels.txt --template "a photo of a {}."
     """
     from vitdeploy.compiler.export import export
+    from vitdeploy.compiler.settings import ExportSettings
+    from vitdeploy.core.settings import with_options
 
-    outputs = tuple(name for name in EXTRA_OUTPUTS if options.pop(f"output_{name}"))
+    options["outputs"] = tuple(name for name in EXTRA_OUTPUTS if options.pop(f"output_{name}"))
     labels = () if words is None else _lines(words)
-    bundle = export(model, output, outputs=outputs, labels=labels, **options)
+    bundle = export(model, output, with_options(ExportSettings(), {**options, "labels": labels}))
     if as_json:
         echo_json(bundle.manifest.to_json())
         return

@@ -8,8 +8,15 @@ from typing import Any
 
 import click
 
-from vitdeploy.cli.bulk import BulkOptions, Opening, answer_files, bulk_options, check_patterns, engine_options
-from vitdeploy.cli.parameters import backend_option, precision_option
+from vitdeploy.cli.bulk import (
+    Opening,
+    answer_files,
+    bulk_options,
+    check_options,
+    check_patterns,
+    engine_options,
+    opening_options,
+)
 from vitdeploy.cli.terminal import echo_json, echo_problem, new_console, program
 from vitdeploy.cli.types import outside_paths_option, revision_option, trust_remote_code
 from vitdeploy.core import progress
@@ -25,9 +32,7 @@ __all__ = ["command"]
 @click.option(
     "-k", "--top-k", type=click.IntRange(min=1), default=TOP_K, show_default=True, help="Classes shown per image."
 )
-@backend_option("What runs the model: auto, {names}.")
-@precision_option("Precision of the form to run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
+@opening_options
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -89,10 +94,11 @@ def command(
     check_patterns(images)
     if _is_checkpoint(model):
         _bundles_only(model, backend, precision, output)
-    bulk, opening = BulkOptions(**options), Opening(model, backend, precision, threads, revision, threshold)
+    check_options(options, writes=output is not None)
+    how = {"backend": backend, "precision": precision, "threads": threads, "threshold": threshold}
+    opening = Opening(model, revision, how)
     if output is not None:
-        return answer_files(opening, images, output, bulk, top_k=top_k, as_json=as_json)
-    bulk.require_none()
+        return answer_files(opening, images, output, {**options, "top_k": top_k}, embed=False, as_json=as_json)
     _check_files(images)
     sources: list[Any] = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     if _is_checkpoint(model):
@@ -105,8 +111,8 @@ def command(
         return _show(images, answers, {"backend": "pytorch", "precision": "fp32"}, as_json)
     with opening.load() as classifier:
         answers = classifier.predict(sources, top_k, errors="return")
-        how = {"backend": classifier.backend, "precision": classifier.precision}
-    return _show(images, answers, how, as_json)
+        form = {"backend": classifier.backend, "precision": classifier.precision}
+    return _show(images, answers, form, as_json)
 
 
 def _is_checkpoint(model: str) -> bool:

@@ -7,7 +7,7 @@ What is already there and up to date is left alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,14 @@ from vitdeploy.bundle import Artifact, Bundle, BundleEditor
 from vitdeploy.compiler.float16.check import rounded
 from vitdeploy.compiler.forms import FORMS, Form, Ingredients, Making
 from vitdeploy.compiler.passes.save import save
-from vitdeploy.compiler.quantization.counts import VALIDATION_IMAGES
-from vitdeploy.compiler.quantization.int8 import Int8Request
-from vitdeploy.compiler.quantization.recipe import Recipe
 from vitdeploy.compiler.selftest import SelftestStage
+from vitdeploy.compiler.settings import BuildSettings
 from vitdeploy.core import machine, progress
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.precisions import FORMS as SPECS
 from vitdeploy.core.precisions import asked_by, spec_of, title
 from vitdeploy.core.precisions import precisions as known_precisions
-from vitdeploy.data.labels import BY_NAME
-from vitdeploy.evaluation.limits import Limits
+from vitdeploy.core.settings import with_options
 
 if TYPE_CHECKING:
     from vitdeploy.compiler.engine import EngineOptions
@@ -56,38 +53,19 @@ class BuildResult:
 def build(
     bundle: Bundle | str | os.PathLike[str],
     precisions: Sequence[str],
-    *,
-    target: str = "auto",
-    recipe: Recipe | None = None,
-    max_drop: float | None = None,
-    min_cosine: float | None = None,
-    min_recall: float | None = None,
-    neighbours: int | None = None,
-    validation_images: int = VALIDATION_IMAGES,
-    match_labels: str = BY_NAME,
-    fp8_recipe: Recipe | None = None,
-    engine_options: EngineOptions | None = None,
-    force: bool = False,
+    settings: BuildSettings | None = None,
+    **options: Any,
 ) -> BuildResult:
     """Make forms of a bundle and engines from them.
+
+    Example:
+        build("bundles/vit", ["fp16", "int8"], recipe=Recipe(dataset="photos/"), max_drop=0.5)
 
     Args:
         bundle: the bundle, or its folder.
         precisions: of those in `core.precisions`: "fp32" (only an engine), "fp16", "bf16", "int8", "fp8".
-        target: "tensorrt", "tensorrt-rtx", "onnx" (no engine), or "auto": what this machine can build.
-        recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
-            it can't hold on the same images.
-        max_drop: the most top-1 that INT8 and FP8 may lose, in points, with 95 % confidence; as few layers as possible
-            are kept out of them for it. Of an embedding it is top-1 of a classifier by nearest neighbours, on images
-            with classes. With no limit all layers are in INT8, whatever that costs.
-        min_cosine: of an embedding, the same for the least mean cosine to FP32's vectors.
-        min_recall: of an embedding, the same for the least share of FP32's nearest neighbours that are found.
-        neighbours: of an embedding, how many neighbours are looked at; None: 10.
-        validation_images: on how many images, other than those that calibrate, the limits are judged.
-        match_labels: how their classes are found among the model's, "name" or "position": see `data.labels`.
-        fp8_recipe: how to calibrate FP8; None: as INT8.
-        engine_options: batch and image sizes, workspace ... of the engines.
-        force: build again what is up to date, and keep an INT8 whose calibration fails its check.
+        settings: how they are built.
+        options: fields of `BuildSettings`, those of its `limits` included, that win over `settings`.
 
     Raises:
         InputError: a precision that is not known, INT8 with neither a recipe nor a calibration in the bundle, or a
@@ -96,34 +74,47 @@ def build(
             its structure.
         EngineError: the target can't be built here.
     """
-    from vitdeploy.compiler.engine import EngineOptions, check_options, choose_target, for_gpus
-
+    settings = with_options(settings or BuildSettings(), options)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     opened.check_changeable()
     wanted = _check_precisions(precisions)
-    limits = Limits(max_drop, min_cosine, min_recall, neighbours)
-    request = Int8Request(recipe, limits, validation_images, match_labels, fp8_recipe)
-    chosen = choose_target(target)
-    options = None
-    if chosen != "onnx":  # what the engines can't be is said before minutes go into calibration
-        options = (engine_options or EngineOptions(flavour=chosen)).for_manifest(opened.manifest, chosen)
-        for precision in wanted:
-            for_gpus(options, precision)
-        check_options(options, opened.manifest.inputs[0])
+    target, engines = _engines(opened, wanted, settings)
     before = {artifact.path: artifact for artifact in opened.manifest.artifacts}
     with opened.edit() as editor:
-        _Builder(opened, editor, request, force).make(wanted)
+        _Builder(opened, editor, settings).make(wanted)
     opened = opened.reopen()
-    if options is not None:
+    if engines is not None:
         for precision in wanted:
-            _build_engine(opened, precision, options, force)
+            _build_engine(opened, precision, engines, settings.force)
             opened = opened.reopen()
-    built = tuple(a for a in opened.manifest.artifacts if before.get(a.path) != a and a.kind != "selftest")
-    kinds = {("onnx", precision) for precision in wanted} | {("engine", precision) for precision in wanted}
-    there = [a for a in opened.manifest.artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds]
-    outdated = opened.out_of_date()
+    return _result(opened, wanted, target, before)
+
+
+def _engines(bundle: Bundle, precisions: Sequence[str], settings: BuildSettings) -> tuple[str, EngineOptions | None]:
+    """The target that "auto" means here, and how its engines are built; None where it has none.
+
+    What engines can't be is said here, before minutes go into calibration.
+    """
+    from vitdeploy.compiler.engine import EngineOptions, check_options, choose_target, for_gpus
+
+    target = choose_target(settings.target)
+    if target == "onnx":
+        return target, None
+    options = (settings.engine_options or EngineOptions(flavour=target)).for_manifest(bundle.manifest, target)
+    for precision in precisions:
+        for_gpus(options, precision)
+    check_options(options, bundle.manifest.inputs[0])
+    return target, options
+
+
+def _result(bundle: Bundle, precisions: Sequence[str], target: str, before: Mapping[str, Artifact]) -> BuildResult:
+    """What is there now, beside what was there before."""
+    artifacts, outdated = bundle.manifest.artifacts, bundle.out_of_date()
+    built = tuple(a for a in artifacts if before.get(a.path) != a and a.kind != "selftest")
+    kinds = {(kind, precision) for kind in ("onnx", "engine") for precision in precisions}
+    there = [a for a in artifacts if before.get(a.path) == a and (a.kind, a.precision) in kinds]
     stale = tuple(a for a in there if a.kind == "engine" and a.path in outdated)
-    return BuildResult(opened, chosen, built, tuple(a for a in there if a not in stale), stale)
+    return BuildResult(bundle, target, built, tuple(a for a in there if a not in stale), stale)
 
 
 def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -139,12 +130,12 @@ def _check_precisions(precisions: Sequence[str]) -> tuple[str, ...]:
 class _Builder:
     """Makes rows of the table of forms, in one change of the bundle."""
 
-    def __init__(self, bundle: Bundle, editor: BundleEditor, request: Int8Request, force: bool) -> None:
+    def __init__(self, bundle: Bundle, editor: BundleEditor, settings: BuildSettings) -> None:
         single = bundle.find(kind="onnx", precision="fp32")
         if single is None:
             raise InputError(f"{bundle.path} has no model.onnx", hint="export it again")
-        self._bundle, self._editor, self._force = bundle, editor, force
-        self._ingredients = Ingredients(bundle, editor, single, request, force=force)
+        self._bundle, self._editor, self._force = bundle, editor, settings.force
+        self._ingredients = Ingredients(bundle, editor, single, settings)
         self._made: dict[tuple[str, str], Artifact] = {}
 
     def make(self, precisions: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from vitdeploy.bundle.selftest import Selftest, enlarged
 from vitdeploy.compiler.frontend.checks import check_outputs, check_preprocessing, first_difference_of
 from vitdeploy.compiler.frontend.image_size import check_size, resized_processor
 from vitdeploy.compiler.frontend.parity import Check
-from vitdeploy.compiler.frontend.tracing import OPSET, OUTPUTS, Reference, run_pytorch, trace
+from vitdeploy.compiler.frontend.tracing import OPSET, Reference, run_pytorch, trace
 from vitdeploy.compiler.passes.clean import clean, tidy
 from vitdeploy.compiler.passes.compose import prepend_preprocessing
 from vitdeploy.compiler.passes.layout import lay_out
@@ -31,11 +31,13 @@ from vitdeploy.compiler.passes.result import PassResult
 from vitdeploy.compiler.passes.save import save
 from vitdeploy.compiler.quantization.takeover import calibrated, take_over
 from vitdeploy.compiler.selftest import bounds_of, draw, own_images, write
+from vitdeploy.compiler.settings import ExportSettings
 from vitdeploy.core import progress
-from vitdeploy.core.errors import InputError, ModelError, require
-from vitdeploy.core.specs import ANSWERS, EmbeddingSpec, PreprocessSpec, TensorSpec
+from vitdeploy.core.errors import ModelError, require
+from vitdeploy.core.settings import with_options
+from vitdeploy.core.specs import EXTRA_OUTPUTS, EmbeddingSpec, PreprocessSpec, TensorSpec
 from vitdeploy.core.storage import check_apart, disk_errors
-from vitdeploy.models.tasks import Task, TaskRequest
+from vitdeploy.models.tasks import Task
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,40 +52,19 @@ _BATCH = 8  # of the self-test's images: no more memory than the check images ta
 def export(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    *,
-    input_size: tuple[int, int] | None = None,
-    image_size: tuple[int, int] | None = None,
-    outputs: tuple[str, ...] = (),
-    task: str | None = None,
-    normalize: bool | None = None,
-    labels: tuple[str, ...] = (),
-    templates: tuple[str, ...] = (),
-    calibration_from: str | os.PathLike[str] | None = None,
-    merge_qkv: bool = False,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    selftest_images: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
+    settings: ExportSettings | None = None,
+    **options: Any,
 ) -> Bundle:
     """Write the bundle of an image classifier, or of an image tower that gives an embedding.
+
+    Example:
+        export("runs/vit", "bundles/vit", image_size=(384, 384), overwrite=True)
 
     Args:
         model: Hub id or local folder of a fine-tuned checkpoint with its image processor.
         output: the bundle's folder.
-        input_size: (height, width) of the raw images if they all have one size; the graph is then static in it.
-        image_size: (height, width) of the pixel values that the model sees, if not the checkpoint's. Its position
-            embeddings are interpolated as transformers does.
-        outputs: beside the answer, of "scores", "features", "attention": see `frontend.tracing`.
-        task: "classification", the checkpoint's own classes; "embedding", one vector an image; "zero-shot", a
-            classifier of the words in `labels`. None: what the checkpoint says of itself.
-        normalize: whether an embedding's vectors have length 1; None: as the model compares them.
-        labels, templates: of zero-shot: its words, and the sentences around them; see `models.tasks.TaskRequest`.
-        calibration_from: a bundle of the same tower, whose calibration is taken over: for other words, say.
-        merge_qkv: compute queries, keys and values by one product.
-        revision: branch, tag or commit of a Hub id.
-        trust_remote_code: run Python code that comes with the checkpoint.
-        selftest_images: a folder of pictures that the bundle's self-test has beside its own; they are made small.
-        overwrite: replace a bundle that is there.
+        settings: what graph is made of it.
+        options: fields of `ExportSettings`, those of its `request` included, that win over `settings`.
 
     Raises:
         InputError: an output or a task that is not known, or what does not belong to the task.
@@ -92,28 +73,31 @@ def export(
     """
     from vitdeploy.models.checkpoints import load_checkpoint
 
-    request = TaskRequest(task, normalize, tuple(labels), tuple(templates))
-    _check_outputs_known(outputs)
-    other = None if calibration_from is None else calibrated(calibration_from)
-    Bundle.check_output(output, overwrite=overwrite)
+    settings = with_options(settings or ExportSettings(), options)
+    other = None if settings.calibration_from is None else calibrated(settings.calibration_from)
+    Bundle.check_output(output, overwrite=settings.overwrite)
     check_apart(output, (model,))
-    questions = [*draw(), *(own_images(selftest_images) if selftest_images is not None else ())]
+    own = settings.selftest_images
+    questions = [*draw(), *(own_images(own) if own is not None else ())]
     if find_spec("torch") is None:  # who lacks it lacks the others too, and is told the extra that has them all
         require("torch", extra="build")
     require("onnx_ir", extra="build")
 
     def load() -> Checkpoint:
         return load_checkpoint(
-            os.fspath(model), revision=revision, trust_remote_code=trust_remote_code, request=request
+            os.fspath(model),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            request=settings.request,
         )
 
     with disk_errors("temporary files"), tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         # The checkpoint has no name here: its weights are not needed again, and a large model has no room for them.
-        made = _traced(load(), outputs, questions, input_size, image_size, merge_qkv, scratch)
+        made = _traced(load(), settings, questions, scratch)
         lay_out(made.graph)
         checks = _checked(made, load, scratch)
-    return _written(made, checks, output, other, overwrite=overwrite)
+    return _written(made, checks, output, other, overwrite=settings.overwrite)
 
 
 @dataclass(frozen=True)
@@ -142,30 +126,22 @@ class _Traced:
     check: Check
 
 
-def _traced(
-    checkpoint: Checkpoint,
-    outputs: tuple[str, ...],
-    questions: list[np.ndarray],
-    input_size: tuple[int, int] | None,
-    image_size: tuple[int, int] | None,
-    merge_qkv: bool,
-    scratch: Path,
-) -> _Traced:
+def _traced(checkpoint: Checkpoint, settings: ExportSettings, questions: list[np.ndarray], scratch: Path) -> _Traced:
     """Compute in PyTorch what the graph will be compared with, trace and clean the graph."""
     from vitdeploy.compiler.preprocessing import build_preprocessing, spec_from_processor
 
-    answer = checkpoint.task.kind.output
-    names = (answer, *(name for name in OUTPUTS if name in outputs and name not in ANSWERS))
+    answer, input_size = checkpoint.task.kind.output, settings.input_size
+    names = (answer, *(name for name in EXTRA_OUTPUTS if name in settings.outputs))
     if "scores" in names and checkpoint.task.activation is None:
         raise ModelError(
             f"{checkpoint.source} gives {checkpoint.task.title}, so there are no scores to put into the graph",
             hint="export it without --output-scores: what it gives are the numbers",
         )
     processor, spec = checkpoint.processor, spec_from_processor(checkpoint.processor)
-    if image_size is not None:
-        processor = resized_processor(processor, spec, image_size)
+    if settings.image_size is not None:
+        processor = resized_processor(processor, spec, settings.image_size)
         spec = spec_from_processor(processor)
-    size = check_size(checkpoint.module, spec, image_size)
+    size = check_size(checkpoint.module, spec, settings.image_size)
     preprocessing = build_preprocessing(spec, input_size=input_size)
     with progress.task("Running PyTorch"):
         asked = [image if input_size is None else enlarged(image, input_size) for image in questions]
@@ -178,7 +154,7 @@ def _traced(
     with progress.task("Tracing the model"), ThreadPoolExecutor(1) as pool:
         digest = pool.submit(checkpoint.sha256)  # tracing needs one core
         graph = trace(checkpoint, size, names, reference.baked)
-        passes = clean(graph, merged_qkv=merge_qkv)
+        passes = clean(graph, merged_qkv=settings.merge_qkv)
         for result in passes:
             result.report()
         described, labels = _describe(checkpoint, size, digest.result()), tuple(checkpoint.labels)
@@ -246,12 +222,6 @@ def _written(
             take_over(editor, single, manifest, editor.path_for("model.onnx"), other)
         write(editor, made.selftest.with_bounds("model.onnx", bounds_of(made.selftest)), single)
     return Bundle.open(output)
-
-
-def _check_outputs_known(outputs: tuple[str, ...]) -> None:
-    for name in outputs:
-        if name not in OUTPUTS:
-            raise InputError(f"the output {name!r} is not known", hint=f"choose from {', '.join(OUTPUTS)}")
 
 
 def _check_finite(checkpoint: Checkpoint, reference: Reference) -> None:

@@ -25,10 +25,11 @@ from vitdeploy.compiler.preprocessing import build_preprocessing
 from vitdeploy.compiler.quantization.arithmetic import E4M3, INT8, Numbers
 from vitdeploy.compiler.quantization.calibration import Calibration
 from vitdeploy.compiler.quantization.insert_qdq import quantize
-from vitdeploy.compiler.quantization.int8 import Int8Request, Int8Stage
+from vitdeploy.compiler.quantization.int8 import Int8Stage
 from vitdeploy.compiler.quantization.schemes import FP8, INT8_SIGNED, INT8_UNSIGNED, Scheme
 from vitdeploy.compiler.samples import static_size
 from vitdeploy.compiler.selftest import SelftestStage
+from vitdeploy.compiler.settings import BuildSettings
 from vitdeploy.core import precisions, progress
 from vitdeploy.core.precisions import FormSpec
 
@@ -43,23 +44,18 @@ __all__ = ["FORMS", "Check", "Form", "Ingredients", "Making", "Needed", "Pass", 
 class Ingredients:
     """What forms are made with beside a graph: each is found, or made, at most once a build."""
 
-    def __init__(
-        self, bundle: Bundle, editor: BundleEditor, single: Artifact, request: Int8Request, *, force: bool
-    ) -> None:
+    def __init__(self, bundle: Bundle, editor: BundleEditor, single: Artifact, settings: BuildSettings) -> None:
         self.bundle, self.single = bundle, bundle.file(single)
-        self.stages = {
-            numbers: Int8Stage(bundle, editor, single, request, force=force, numbers=numbers)
-            for numbers in (INT8, E4M3)
-        }
+        self.stages = {numbers: Int8Stage(bundle, editor, single, settings, numbers) for numbers in (INT8, E4M3)}
         self.int8 = self.stages[INT8]
         self.selftest = SelftestStage(bundle, editor, single)
-        self._editor, self._artifact, self._force = editor, single, force
+        self._editor, self._artifact, self._force = editor, single, settings.force
         self._calibrations: dict[Numbers, tuple[Calibration, dict[str, Any]]] = {}
 
     @cached_property
     def half_plan(self) -> tuple[HalfPlan, dict[str, str]]:
         """What FP16 must keep in FP32; the hash that ties forms to it."""
-        recipe = self.int8.request.recipe
+        recipe = self.int8.settings.recipe
         chosen = None if recipe is None or recipe.dataset is None else self.int8.chosen
         images = None if chosen is None else chosen.calibration
         plan, sha256 = plan_for(self.bundle, self._editor, self._artifact, images, force=self._force)

@@ -15,9 +15,10 @@ from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.quantization.budget import meet_budget
 from vitdeploy.compiler.quantization.calibration import Calibration
-from vitdeploy.compiler.quantization.int8 import Int8Request, analyze
+from vitdeploy.compiler.quantization.int8 import analyze
 from vitdeploy.compiler.quantization.recipe import Recipe
 from vitdeploy.compiler.quantization.sensitivity import analyze_layers
+from vitdeploy.compiler.settings import BuildSettings
 from vitdeploy.core.errors import InputError, ModelError
 from vitdeploy.data import load_dataset
 from vitdeploy.evaluation.batches import answers_of, open_session
@@ -155,7 +156,7 @@ def test_a_budget_that_can_not_be_met_changes_nothing(tiny_bundle_copy: Path) ->
 
 def test_requests_that_make_no_sense_are_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="needs images to measure"):
-        Int8Request(None, Limits(0.5))
+        BuildSettings(limits=Limits(0.5))
     for wrong in (-1, 0, 101):
         with pytest.raises(InputError, match=f"max_drop must be above 0 and at most 100, not {wrong}"):
             Limits(wrong)
@@ -166,7 +167,7 @@ def test_requests_that_make_no_sense_are_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="neighbours alone limit nothing"):
         Limits(neighbours=5)
     with pytest.raises(InputError, match="validation images"):
-        Int8Request(Recipe(dataset="digits"), Limits(1), 0)
+        BuildSettings(recipe=Recipe(dataset="digits"), limits=Limits(1), validation_images=0)
 
 
 def test_the_analysis_stays_in_the_bundle(tiny_bundle_copy: Path) -> None:

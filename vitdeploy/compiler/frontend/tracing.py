@@ -22,7 +22,6 @@ import numpy as np
 
 from vitdeploy.compiler.frontend.plain_attention import Weights, plain_attention
 from vitdeploy.core.errors import ModelError, VitdeployError, require
-from vitdeploy.core.specs import ANSWERS, EXTRA_OUTPUTS
 from vitdeploy.core.text import first_line
 
 if TYPE_CHECKING:
@@ -30,10 +29,9 @@ if TYPE_CHECKING:
 
     from vitdeploy.models.checkpoints import Checkpoint
 
-__all__ = ["OPSET", "OUTPUTS", "Reference", "configured_size", "run_pytorch", "takes_interpolation", "trace"]
+__all__ = ["OPSET", "Reference", "configured_size", "run_pytorch", "takes_interpolation", "trace"]
 
 OPSET = 20  # Gelu as one op (20), FP16 scales of Q/DQ (19), LayerNormalization (17); TensorRT 10.3 reads up to 20
-OUTPUTS = (*ANSWERS, *EXTRA_OUTPUTS)
 """What a graph may give: always its answer, logits (batch, classes) or embedding (batch, dimensions); the task's scores
 of logits; what the classifier reads (batch, width); the attention weights of the last layer (batch, heads, tokens,
 tokens)."""

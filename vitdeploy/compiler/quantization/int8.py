@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,13 @@ from vitdeploy.compiler.quantization.arithmetic import E4M3, INT8, Numbers
 from vitdeploy.compiler.quantization.budget import LOOKS, meet_budget
 from vitdeploy.compiler.quantization.calibration import ALGORITHM, Calibration, calibrate
 from vitdeploy.compiler.quantization.check import OTHERS, check_calibration
-from vitdeploy.compiler.quantization.counts import ANALYSIS_IMAGES, VALIDATION_IMAGES
+from vitdeploy.compiler.quantization.counts import ANALYSIS_IMAGES
 from vitdeploy.compiler.quantization.image_selection import Chosen, choose_images
 from vitdeploy.compiler.quantization.layers import QuantLayers
 from vitdeploy.compiler.quantization.recipe import Recipe
 from vitdeploy.compiler.quantization.sensitivity import SCHEMA_VERSION, LayerReport, analyze_layers
 from vitdeploy.compiler.samples import static_size
+from vitdeploy.compiler.settings import BuildSettings
 from vitdeploy.core import progress
 from vitdeploy.core.errors import DatasetError, InputError, ModelError
 from vitdeploy.core.settings import field_names
@@ -35,7 +36,6 @@ from vitdeploy.models.tasks import EMBEDDING, TASKS
 __all__ = [
     "FILES",
     "Analysis",
-    "Int8Request",
     "Int8Stage",
     "add_calibration",
     "analyze",
@@ -47,30 +47,6 @@ FILES = {INT8: "calibration.json", E4M3: "calibration.fp8.json"}
 _SIZE = (224, 224)  # of drawn images, for a graph that takes any and says none
 
 
-@dataclass(frozen=True)
-class Int8Request:
-    """How INT8 and FP8 are asked for.
-
-    `recipe` None: the bundle's calibration; `fp8_recipe` None: FP8 has the same. `limits` are the budget, what must be
-    kept on `validation_images` images that are no calibration images; without any there is none. `match_labels` says
-    how their classes are found among the model's.
-    """
-
-    recipe: Recipe | None = None
-    limits: Limits = field(default_factory=Limits)
-    validation_images: int = VALIDATION_IMAGES
-    match_labels: str = BY_NAME
-    fp8_recipe: Recipe | None = None
-
-    def __post_init__(self) -> None:
-        if self.validation_images < 1:
-            raise InputError("a budget needs validation images", hint="give a number above 0, like 2000")
-        if self.limits and self.recipe is None:
-            raise InputError(
-                "a budget needs images to measure what is lost on", hint="add --calibration-data or --calibration"
-            )
-
-
 class Int8Stage:
     """Finds or makes the calibration of a bundle for INT8 or other numbers, in a change of the bundle that the caller
     opened."""
@@ -80,14 +56,12 @@ class Int8Stage:
         bundle: Bundle,
         editor: BundleEditor,
         single: Artifact,
-        request: Int8Request,
-        *,
-        force: bool,
+        settings: BuildSettings,
         numbers: Numbers = INT8,
     ) -> None:
         self._bundle, self._editor, self._single = bundle, editor, single
-        own = numbers is E4M3 and request.fp8_recipe is not None
-        self.request, self._force = replace(request, recipe=request.fp8_recipe) if own else request, force
+        own = numbers is E4M3 and settings.fp8_recipe is not None
+        self.settings = replace(settings, recipe=settings.fp8_recipe) if own else settings
         self._numbers = numbers
         self._kind, self._file = CALIBRATIONS[numbers.precision], FILES[numbers]
         self._path = bundle.file(single)
@@ -96,7 +70,7 @@ class Int8Stage:
     @cached_property
     def chosen(self) -> Chosen | None:
         """The recipe's images; None where there is no recipe, or it names no dataset."""
-        recipe = self.request.recipe
+        recipe = self.settings.recipe
         return None if recipe is None else choose_images(recipe, self._path)
 
     @cached_property
@@ -108,19 +82,19 @@ class Int8Stage:
     @cached_property
     def layers(self) -> QuantLayers:
         """What may be quantised in the FP32 graph, for all that is made of it."""
-        recipe = self.request.recipe or self._stored.recipe
+        recipe = self.settings.recipe or self._stored.recipe
         return QuantLayers.find_in_file(self._path, recipe)
 
     @cached_property
     def truth(self) -> Truth | None:
         """The images that a budget is judged on; None where there is no budget."""
-        request, recipe = self.request, self.request.recipe
-        if not request.limits:
+        settings, recipe = self.settings, self.settings.recipe
+        if not settings.limits:
             return None
         assert recipe is not None and self.chosen is not None
-        found = _truth(self._bundle, self.chosen, request.validation_images, recipe.seed, request.match_labels)
+        found = _truth(self._bundle, self.chosen, settings.validation_images, recipe.seed, settings.match_labels)
         if self._task.kind is EMBEDDING:
-            require_shown_by(found, request.limits)
+            require_shown_by(found, settings.limits)
         return found
 
     def check(self) -> None:
@@ -131,19 +105,19 @@ class Int8Stage:
                 does not answer.
             DatasetError: the images of a budget are too few, have no labels, or others than the model.
         """
-        if self.request.recipe is None and self._bundle.find(kind=self._kind) is None:
+        if self.settings.recipe is None and self._bundle.find(kind=self._kind) is None:
             raise InputError(
                 f"{self._numbers.title} needs calibration images",
                 hint="add --calibration-data DATASET_OR_FOLDER or --calibration RECIPE.toml",
             )
-        self.request.limits.require_fits(self._task, str(self._bundle.path))
+        self.settings.limits.require_fits(self._task, str(self._bundle.path))
         _ = self.truth
 
     def calibration(self) -> tuple[Calibration, dict[str, Any]]:
         """The calibration to use, and what ties the forms to it and to the version that makes them."""
         cached = self._bundle.find(kind=self._kind)
         self.check()
-        if self.request.recipe is None:
+        if self.settings.recipe is None:
             assert cached is not None
             calibration = self._stored
             _say_forced(calibration)
@@ -164,23 +138,23 @@ class Int8Stage:
 
     def _found(self, cached: Artifact | None) -> Calibration | None:
         """The bundle's calibration, if this version made it from these images with these settings."""
-        if cached is None or self._force or cached.built_from != self._single.sha256:
+        if cached is None or self.settings.force or cached.built_from != self._single.sha256:
             return None
-        assert self.request.recipe is not None and self.chosen is not None
+        assert self.settings.recipe is not None and self.chosen is not None
         calibration = self._stored
-        same = calibration.recipe.to_json() == self.request.recipe.to_json()
+        same = calibration.recipe.to_json() == self.settings.recipe.to_json()
         same = same and calibration.images == self.chosen.calibration.describe()
         return calibration if same and calibration.algorithm == ALGORITHM else None
 
     def _made(self) -> Calibration:
-        assert self.request.recipe is not None and self.chosen is not None
+        assert self.settings.recipe is not None and self.chosen is not None
         images = self.chosen.calibration
         made = calibrate(
             self._path,
             self._single.sha256,
             (images.image(index) for index in range(len(images))),
             len(images),
-            self.request.recipe,
+            self.settings.recipe,
             images.describe(),
             self.layers,
             self._numbers,
@@ -193,14 +167,14 @@ class Int8Stage:
         Raises:
             ModelError: it fails, and was not forced.
         """
-        assert self.request.recipe is not None and self.chosen is not None
+        assert self.settings.recipe is not None and self.chosen is not None
         height, width = static_size(self._bundle) or self._bundle.manifest.model.get("image_size") or _SIZE
-        others = self.chosen.others(OTHERS, self.request.recipe.seed)
+        others = self.chosen.others(OTHERS, self.settings.recipe.seed)
         found = check_calibration(self._path, calibration, self.layers, (height, width), others)
         title = self._numbers.title
         if found.problem is None:
             progress.note(f"The calibration was checked: {found}.")
-        elif self._force:
+        elif self.settings.force:
             progress.note(f"Warning: {title} calibrated on {images} is kept since it was forced, but {found.problem}.")
         else:
             raise ModelError(
@@ -212,7 +186,7 @@ class Int8Stage:
 
     def _fitted(self, calibration: Calibration) -> Calibration:
         """The calibration with those layers left out that the budget asks for; itself where it is as wanted."""
-        truth, limits = self.truth, self.request.limits
+        truth, limits = self.truth, self.settings.limits
         if truth is None:
             return calibration if calibration.budget is None else calibration.leaving_out(())
         asked = {

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vitdeploy.bulk.formats import to_row
 from vitdeploy.bulk.run import answers, check_task
+from vitdeploy.bulk.settings import AnswerSettings
 from vitdeploy.bulk.tables import Item
 from vitdeploy.core.errors import ImageError, InputError, require
 from vitdeploy.core.specs import TOP_K
@@ -76,14 +77,14 @@ class Predictor:
         workers: int | None = None,
         batch: int | None = None,
     ) -> None:
+        own = assigned_cpus() or 1 if workers is None else workers
+        self._settings = AnswerSettings(top_k, workers=own, batch=batch)
         self._classifier = open_classifier(bundle, backend, precision, device, threads, threshold)
-        self._column, self._top_k, self._prefix = column, top_k, prefix
-        self._workers, self._batch = workers or self._cpus(), batch
+        self._column, self._prefix = column, prefix
         task = self._classifier.task
         if task.kind is CLASSIFICATION:
             check_task(task, self._classifier.describe()["bundle"])
         self._columns = (*_COLUMNS[task.kind], *(("labels",) if task.several else ()), "error")
-        self._classifier.stream([], top_k, workers=workers, batch=batch)  # refuses wrong options
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """A batch of Ray's format "numpy", its default, with the new columns.
@@ -98,7 +99,7 @@ class Predictor:
                 f"the rows have a column {taken[0]!r} already", hint='give the new ones a prefix: prefix="predicted_"'
             )
         wanted = (Item("", None, _content(value)) for value in batch[column])
-        found = answers(self._classifier, wanted, self._top_k, self._workers, self._batch)
+        found = answers(self._classifier, wanted, self._settings)
         rows = [to_row("", None, answer) for _, answer in found]
         for row in rows:
             if row["embedding"] is not None:  # a list is a list in Arrow, too, and may have nulls beside it
@@ -117,9 +118,6 @@ class Predictor:
             f"the rows have no column of images; they have {', '.join(batch)}",
             hint="say which: fn_constructor_kwargs={..., 'column': NAME}",
         )
-
-    def _cpus(self) -> int:
-        return assigned_cpus() or 1
 
 
 def open_classifier(

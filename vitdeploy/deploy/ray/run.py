@@ -49,8 +49,9 @@ class RayResult(BulkResult):
 
 @dataclass(frozen=True)
 class _Run:
-    """What is to be done: the blocks that are left, and of those that are done the failed images."""
+    """What is to be done: the blocks that are left, and of those that are done the failed images; `doing` says it."""
 
+    doing: str
     folder: Folder
     blocks: list[Block]
     done: dict[int, int]
@@ -127,8 +128,8 @@ def _answer_all(
         shipped = ship(opened)
         form = _form(ray, team, shipped, settings)
         job = job_of(form, opened.manifest.labels, list(map(without_secrets, names)), images, settings.top_k)
-        several = TASKS[opened.manifest.task].several
-        layout = Layout(images.has_rows, min(settings.top_k, len(opened.manifest.labels)), several=several)
+        task = TASKS[opened.manifest.task]
+        layout = Layout(images.has_rows, min(settings.top_k, len(opened.manifest.labels)), several=task.several)
         if form.get("embedding"):
             job |= {"embedding": form["embedding"]}
             layout = Layout(images.has_rows, dimensions=form["embedding"]["dimensions"])
@@ -136,7 +137,7 @@ def _answer_all(
             _take_up(folder, job | {"block": settings.block, "images": digest(blocks)}, settings.overwrite)
             done = results.finished(folder, ((one.number, len(one)) for one in blocks))
             left = [one for one in blocks if one.number not in done]
-            run = _Run(folder, left, done, sum(map(len, blocks)))
+            run = _Run(task.kind.doing, folder, left, done, sum(map(len, blocks)))
             orders = Orders(
                 shipped,
                 form,
@@ -217,7 +218,7 @@ def _work(ray: Any, run: _Run, team: Workers, orders: Orders) -> dict[int, int]:
     if kept:
         progress.note(f"Going on after {kept} of {run.images} images.")
     try:
-        with progress.task("Classifying", run.images, "images") as step, _translated(ray):
+        with progress.task(run.doing, run.images, "images") as step, _translated(ray):
             step.update(completed=kept)
             for row in _rows(ray, run.blocks, team, orders):
                 failed[row["number"]] = row["failed"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from vitdeploy.bulk.settings import AnswerSettings
 from vitdeploy.core.machine import check_threads
-from vitdeploy.core.settings import AT_LEAST_ONE, AT_LEAST_ZERO, check
-from vitdeploy.core.specs import TOP_K
+from vitdeploy.core.settings import AT_LEAST_ONE, AT_LEAST_ZERO
 
 __all__ = ["RaySettings"]
 
 
-@dataclass(frozen=True)
-class RaySettings:
-    """A run on a Ray cluster.
+@dataclass(frozen=True, kw_only=True)
+class RaySettings(AnswerSettings):
+    """A run on a Ray cluster; what it shares with one on this machine is in `AnswerSettings`.
 
     Attributes:
         address: of the cluster; None: RAY_ADDRESS, or this machine alone.
@@ -23,11 +23,8 @@ class RaySettings:
         backend, precision: see `load`; every worker runs the form that "auto" means on the first.
         threads: see `load`; None: the worker's CPUs.
         threshold: from which score one of several labels counts; see `load`. An embedding has none.
-        top_k: how many of the best classes are listed for each image; an embedding has none.
-        image_column: of parquet files, where it can't be found by its type or name.
-        workers, batch: see `Classifier.stream`; workers None: the worker's CPUs.
+        workers: see `Classifier.stream`; None: the worker's CPUs.
         block: images of a part.
-        overwrite: replace results that are there, whole or not.
 
     Raises:
         InputError: a value out of range.
@@ -40,13 +37,8 @@ class RaySettings:
     precision: str = "auto"
     threads: int | None = None
     threshold: float | None = None
-    top_k: Annotated[int, AT_LEAST_ONE] = TOP_K
-    image_column: str | None = None
-    workers: Annotated[int | None, AT_LEAST_ONE] = None
-    batch: Annotated[int | None, AT_LEAST_ONE] = None
     block: Annotated[int, AT_LEAST_ONE] = 1024
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         check_threads(self.threads)

@@ -96,7 +96,7 @@ class Worker:
         place = orders.places[block.place]
         self._begin(block, place)
         wanted = fetched(items(block, place, outside=orders.outside), place)
-        found = answers(self._classifier, wanted, settings.top_k, settings.workers, settings.batch)
+        found = answers(self._classifier, wanted, settings)
         rows = [to_row(item.name, item.row, answer) for item, answer in found]
         format = Parquet() if orders.layout.dimensions is None else VectorParquet()
         orders.output.write(part_name(block.number), format.encode(rows, orders.layout, orders.origin))
