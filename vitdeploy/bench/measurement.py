@@ -23,6 +23,7 @@ from vitdeploy.bench.probe import Probe, probe
 from vitdeploy.core import progress
 from vitdeploy.core.errors import VitdeployError
 from vitdeploy.core.machine import HELD_BYTES
+from vitdeploy.core.parts import in_parts
 from vitdeploy.evaluation.accuracy import AccuracyRun, Answers, Infers, check_repeatable, classify
 from vitdeploy.evaluation.batches import Images, Pixels
 from vitdeploy.report.records import CudaGraphs, Memory, Phases
@@ -158,16 +159,8 @@ class Benchmark:
         free = self._settings.open_bytes
         if free is None:
             free = int((memory_bytes("MemAvailable") or 1 << 62) * _MEMORY_SHARE)
-        groups: list[list[Form]] = [[]]
-        taken = 0
-        for form in forms:
-            need = _MEMORY_FACTOR * (form.size_bytes or 0)
-            if groups[-1] and taken + need > free:
-                groups.append([])
-                taken = 0
-            groups[-1].append(form)
-            taken += need
-        return groups
+        # the reference is measured without others, too
+        return list(in_parts(forms, lambda form: _MEMORY_FACTOR * (form.size_bytes or 0), free)) or [[]]
 
     def _open(self, forms: list[Form], stack: ExitStack) -> dict[str, Infers]:
         """Open forms and ask each for an answer, twice; the first gives the cold start where none was probed."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vitdeploy.core.errors import DatasetError, ImageError, InputError
 from vitdeploy.core.machine import HELD_BYTES
+from vitdeploy.core.parts import in_parts
 
 __all__ = ["ImageDataset", "ImageSource"]
 
@@ -82,17 +83,7 @@ class ImageDataset:
 
     def parts(self, indices: Iterable[int]) -> Iterator[list[NDArray[np.uint8]]]:
         """The images at `indices`, decoded, in order: as many at a time as `HELD_BYTES` hold, but at least one."""
-        held: list[NDArray[np.uint8]] = []
-        size = 0
-        for index in indices:
-            pixels = self.image(index)
-            if held and size + pixels.nbytes > HELD_BYTES:
-                yield held
-                held, size = [], 0
-            held.append(pixels)
-            size += pixels.nbytes
-        if held:
-            yield held
+        return in_parts(map(self.image, indices), lambda pixels: pixels.nbytes, HELD_BYTES)
 
     def title(self, index: int) -> str:
         """What to call image `index` in a message."""

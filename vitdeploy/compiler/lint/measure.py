@@ -34,6 +34,7 @@ from vitdeploy.compiler.passes.values import new_initializer
 from vitdeploy.core import progress
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.operators import MOVES
+from vitdeploy.core.parts import in_parts
 from vitdeploy.core.text import first_line
 from vitdeploy.evaluation.batches import open_session
 
@@ -107,8 +108,8 @@ def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> 
     tested, reference = read_graph(path), read_graph(path)
     kind = _kind(tested)
     nodes = [node for node in model_nodes(reference) if _is_layer(node)]
-    names = [str(node.outputs[0].name) for node in nodes]
-    bytes_each = [_bytes(node.outputs[0]) for node in nodes]
+    sizes = {str(node.outputs[0].name): _bytes(node.outputs[0]) for node in nodes}
+    names = list(sizes)
     if kind != _SINGLE:
         _remove_qdq(reference)
         _widen(reference)
@@ -120,6 +121,7 @@ def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> 
         simulate(tested)
         _cast_inputs(tested)
     sums = {name: _Sum() for name in names}
+    chunks = list(in_parts(names, sizes.__getitem__, _HELD_BYTES))
     images = 0
     with tempfile.TemporaryDirectory() as scratch:
         sides = [
@@ -127,7 +129,7 @@ def measure(path: Path, feeds: Iterable[dict[str, np.ndarray]], source: str) -> 
         ]
         with progress.task("Measuring", unit="images") as step:
             for feed in feeds:
-                for chunk in _chunks(names, bytes_each):
+                for chunk in chunks:
                     values, found = (_run(side, chunk, feed, path) for side in sides)
                     for name, before, after in zip(chunk, values, found, strict=True):
                         sums[name].add(before, after)
@@ -181,19 +183,6 @@ def _bytes(value: ir.Value) -> int:
     if value.shape is None or not all(isinstance(size, int) for size in value.shape):
         return _UNKNOWN_BYTES
     return 4 * int(np.prod([int(size) for size in value.shape if isinstance(size, int)]))
-
-
-def _chunks(names: list[str], sizes: list[int]) -> list[list[str]]:
-    """Values that are held together."""
-    chunks: list[list[str]] = [[]]
-    held = 0
-    for name, size in zip(names, sizes, strict=True):
-        if chunks[-1] and held + size > _HELD_BYTES:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(name)
-        held += size
-    return chunks
 
 
 def _remove_qdq(model: ir.Model) -> None:
