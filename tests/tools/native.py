@@ -1,4 +1,4 @@
-"""The kernels' sources, compiled one by one with the flags that each states."""
+"""Our INT8 kernels: where tests of them can run, and their sources, compiled one by one as each says."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import vitdeploy
+from vitdeploy.backends.native.library import kernels_obstacle
+from vitdeploy.core.machine import has_module
 
 SOURCES = Path(vitdeploy.__file__).parent / "backends" / "native"
+FORM = "model.int8-cpu.onnx"
+_OBSTACLE = kernels_obstacle()
+needs_kernels = pytest.mark.skipif(_OBSTACLE is not None, reason=": ".join(_OBSTACLE or ()))
+needs_compiled = pytest.mark.skipif(
+    not has_module("vitdeploy.backends.native._kernels"), reason="vitdeploy was installed without its kernels"
+)
+
+
+def images(count: int, height: int = 32, width: int = 32) -> np.ndarray:
+    """The same noise at each call, uint8 (count, height, width, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 def compiled(folder: Path, options: Sequence[str], *more: Path, compiler: str = "g++", machine: str = "") -> list[Path]:

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.tools.fuzz import rounds
+from tests.tools.native import needs_kernels
 from vitdeploy import load
 from vitdeploy.backends.native import graph_reader
-from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import PlainVit, read_plain_vit
 from vitdeploy.backends.subgraphs import head_of
@@ -31,8 +31,6 @@ from vitdeploy.runtime import selection
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
-OBSTACLE = kernels_obstacle()
-needs_kernels = pytest.mark.skipif(OBSTACLE is not None, reason=": ".join(OBSTACLE or ()))
 ROUNDS = rounds(300)
 SIZES = (0, 1, 2, 3, -1, 16, 17, 64, 255, 65536, 2**31 - 1, 2**31, 2**32 + 1, -(2**31), 2**63 - 1)
 NUMBERS = (0.0, 1e-45, -1.0, 2.0, 1e10, 3e38, float("nan"), float("inf"), float("-inf"))
