@@ -64,6 +64,12 @@ def test_the_pages_are_those_that_contributing_names() -> None:
     assert sorted(named) == sorted(PAGES)
 
 
+def test_every_room_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"`((?:vitdeploy|docs)/[\w./-]+)`", text)
+    assert len(rooms) > 15 and [room for room in rooms if not (ROOT / room).exists()] == []
+
+
 @pytest.mark.parametrize("name", sorted(set(PAGES) - {"instruction-set"}))
 def test_what_a_page_adds_has_its_place(name: str, tree: Path) -> None:
     assert follow(PAGES[name], tree), "the page has no program that tries it"
