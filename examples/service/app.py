@@ -163,6 +163,16 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
         state = {"status": "ok" if serving else "closing", **about, "max_bytes": limits.max_bytes}
         return JSONResponse(state, 200 if serving else 503)
 
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(classifier.describe()["bundle"]).resolve().name)
+    add_open_inference(app, name, classifier, uploads.receive, classify, lambda: serving)
+    show_metrics(app, metrics)
+    answer_errors(app)
+    return app
+
+
+def show_metrics(app: FastAPI, metrics: Metrics) -> None:
+    """Count what is asked, and say it at /metrics."""
+
     @app.get("/metrics")
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -173,11 +183,6 @@ def create_app(classifier: Classifier, limits: Limits) -> FastAPI:
         if request.url.path == "/predict" or request.url.path.endswith("/infer"):
             metrics.requests.labels(response.status_code).inc()
         return response
-
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(classifier.describe()["bundle"]).resolve().name)
-    add_open_inference(app, name, classifier, uploads.receive, classify, lambda: serving)
-    answer_errors(app)
-    return app
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -79,43 +79,49 @@ def bench(
         raise DatasetError("the dataset has no images", hint="name another split, or look into the folder")
     match = _matched(dataset, opened, settings.match_labels) if settings.accuracy else None
     images = dataset if settings.limit is None else stratified_sample(dataset, settings.limit, seed=settings.seed)
-    settings = replace(
-        settings, threads=settings.threads or usable_cores(), threshold=_threshold(opened, settings.threshold)
-    )
+    threads, threshold = settings.threads or usable_cores(), _threshold(opened, settings.threshold)
+    settings = replace(settings, threads=threads, threshold=threshold)
     forms = _forms(opened, settings, baseline, trust_remote_code)
     here = machine()
     sensors = Sensors(len(here["gpu"]))
     benchmark = _benchmark(forms, images, opened.manifest.width, settings, sensors)
     partial = _run(benchmark)
-    notes = [
-        match and match.sentence,
-        _carve_note(dataset),
-        _forced_note(opened),
-        _reference_note(benchmark, forms, baseline),
-        _limit_note(len(images), len(dataset)),
-    ]
     facts = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "machine": here,
         "versions": versions(packages()),
         "dataset": public_text({**images.describe(), "matching": match and match.to_json()}),
-        "bundle": _bundle_facts(opened),
         "settings": replace(settings, image_sizes=tuple(dict.fromkeys(p.image_size for p in benchmark.points))),
-        "labels": opened.manifest.labels,
-        "notes": tuple(note for note in notes if note),
         "readings": tuple(sensors.taken),
-        "analysis": _analysis(opened),
-        "explanation": _explanation(opened),
         "partial": partial,
     }
-    task = TASKS[opened.manifest.task]
-    truth: Any = images.label_ids
-    if task.kind is EMBEDDING:
-        truth = classes_of(images)
-    elif match is not None:
-        truth = match.of(images) if images.label_sets is None else match.sets_of(images)
-    return assemble(benchmark, images, truth, facts, task)
+    reference = _reference_note(benchmark, forms, baseline)
+    facts |= {"notes": _notes(opened, dataset, images, match, reference), **_bundle_facts(opened)}
+    return assemble(benchmark, images, _truth(opened, images, match), facts, TASKS[opened.manifest.task])
+
+
+def _notes(
+    bundle: Bundle, dataset: ImageDataset, images: ImageDataset, match: LabelMatch | None, reference: str | None
+) -> tuple[str, ...]:
+    """What one must know beside the numbers; `images` are those of `dataset` that were looked at."""
+    notes = [
+        match and match.sentence,
+        _carve_note(dataset),
+        _forced_note(bundle),
+        reference,
+        _limit_note(len(images), len(dataset)),
+    ]
+    return tuple(note for note in notes if note)
+
+
+def _truth(bundle: Bundle, images: ImageDataset, match: LabelMatch | None) -> Any:
+    """What is right of each image, as the model's task has it."""
+    if TASKS[bundle.manifest.task].kind is EMBEDDING:
+        return classes_of(images)
+    if match is None:
+        return images.label_ids
+    return match.of(images) if images.label_sets is None else match.sets_of(images)
 
 
 def _request(bundle: Bundle) -> TaskRequest:
@@ -280,14 +286,20 @@ def _limit_note(drawn: int, there: int) -> str | None:
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """What a report says of the bundle itself."""
     manifest = replace(bundle.manifest, choice=None).to_json()
     # Reports and what they lead to are kept in the bundle themselves, so they are left out of what identifies it.
     manifest["artifacts"] = [item for item in manifest["artifacts"] if item["kind"] not in _NOT_THE_MODEL]
     content = json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()
     return {
-        "name": bundle.path.resolve().name,
-        "model": public_text(bundle.manifest.model),
-        "manifest_sha256": hashlib.sha256(content).hexdigest(),
+        "bundle": {
+            "name": bundle.path.resolve().name,
+            "model": public_text(bundle.manifest.model),
+            "manifest_sha256": hashlib.sha256(content).hexdigest(),
+        },
+        "labels": bundle.manifest.labels,
+        "analysis": _analysis(bundle),
+        "explanation": _explanation(bundle),
     }
 
 

@@ -249,8 +249,6 @@ def command(
     """
     from vitdeploy.bench import BenchReport, bench
     from vitdeploy.bundle import Bundle
-    from vitdeploy.core import progress
-    from vitdeploy.core.errors import BundleError
     from vitdeploy.core.storage import check_apart
     from vitdeploy.data import load_dataset
     from vitdeploy.report.merge_accuracy import with_accuracy
@@ -261,26 +259,14 @@ def command(
     for file in (json_file, html_file, markdown_file, csv_file):
         if file not in (None, "-"):
             check_apart(file, (dataset, baseline, accuracy_from, *opened.files()))
-    if save:
-        try:
-            opened.check_changeable()
-        except BundleError as error:
-            progress.note(f"Note: the report will not be kept in the bundle: {error}")
-            save = False
-    data = load_dataset(
-        dataset,
-        split,
-        image_column=image_column,
-        label_column=label_column,
-        labelled=options["accuracy"] and opened.manifest.embedding is None,
-    )
+    save = save and _can_keep(opened)
+    labelled = options["accuracy"] and opened.manifest.embedding is None
+    data = load_dataset(dataset, split, image_column=image_column, label_column=label_column, labelled=labelled)
     report = bench(
         opened, data, settings, baseline=baseline, trust_remote_code=trust_remote_code, command=_shown(context)
     )
-    if earlier is not None:
-        report = with_accuracy(report, earlier)
-    if not pictures:
-        report = report.without_pictures()
+    report = report if earlier is None else with_accuracy(report, earlier)
+    report = report if pictures else report.without_pictures()
     _write(report, json_file, {"html": html_file, "markdown": markdown_file, "csv": csv_file})
     if save:
         _keep(report, opened)
@@ -303,6 +289,19 @@ def _write(report: BenchReport, json_file: str | None, files: dict[str, Path | N
         if path is not None:
             write_atomically(path, makers[kind](report))
             errors_console.print(f"Written: {path}", markup=False, soft_wrap=True)
+
+
+def _can_keep(bundle: Any) -> bool:
+    """Whether the bundle may be written to; a note says why not, before minutes go into the measurement."""
+    from vitdeploy.core import progress
+    from vitdeploy.core.errors import BundleError
+
+    try:
+        bundle.check_changeable()
+    except BundleError as error:
+        progress.note(f"Note: the report will not be kept in the bundle: {error}")
+        return False
+    return True
 
 
 def _keep(report: BenchReport, bundle: Any) -> None:

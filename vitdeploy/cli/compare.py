@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vitdeploy.bundle.measurements import REPORT
 from vitdeploy.cli.exits import DONE, INCONCLUSIVE, MET
 from vitdeploy.cli.terminal import echo_json, errors_console, new_console
+
+if TYPE_CHECKING:
+    from vitdeploy.report.comparison import Comparison
+    from vitdeploy.report.conditions import Outcome
 
 _BREAK = "\0"  # stands for the -- between the two sides
 
@@ -67,15 +72,8 @@ def command(
     vitdeploy compare before.json bundles/vit --fail-if "int8.drop > 1" \\
         --markdown summary.md
     """
-    from vitdeploy.core.storage import check_apart, write_atomically
+    from vitdeploy.core.storage import check_apart
     from vitdeploy.report.comparison import compare
-    from vitdeploy.report.comparison_text import (
-        SIGNS,
-        comparison_json,
-        comparison_markdown,
-        comparison_table,
-        outcome_words,
-    )
     from vitdeploy.report.conditions import evaluate, parse
     from vitdeploy.report.records import BenchReport
 
@@ -86,6 +84,17 @@ def command(
             check_apart(file, [path for side in sides for path in side])
     comparison = compare(*([BenchReport.read(path) for path in side] for side in sides))
     outcomes = [evaluate(condition, comparison, strict=strict) for condition in wanted]
+    _write(comparison, outcomes, json_file, markdown_file)
+    if json_file != "-":
+        _show(comparison, outcomes)
+    states = {outcome.state for outcome in outcomes}
+    return MET if "met" in states else INCONCLUSIVE if "inconclusive" in states and inconclusive == "fail" else DONE
+
+
+def _write(comparison: Comparison, outcomes: list[Outcome], json_file: str | None, markdown_file: Path | None) -> None:
+    from vitdeploy.core.storage import write_atomically
+    from vitdeploy.report.comparison_text import comparison_json, comparison_markdown
+
     text = json.dumps(comparison_json(comparison, outcomes), indent=1, ensure_ascii=False)
     if json_file == "-":
         echo_json(text)
@@ -96,17 +105,19 @@ def command(
     for path in (json_file if json_file != "-" else None, markdown_file):
         if path is not None:
             errors_console.print(f"Written: {path}", markup=False, soft_wrap=True)
-    if json_file != "-":
-        console = new_console()
-        console.width = console.width if console.is_terminal else 160
-        console.print(comparison_table(comparison, console.width))
-        for outcome in outcomes:
-            console.print(
-                f"{SIGNS[outcome.state]} {outcome.condition.text}: {outcome_words(outcome)}",
-                soft_wrap=not console.is_terminal,
-            )
-    states = {outcome.state for outcome in outcomes}
-    return MET if "met" in states else INCONCLUSIVE if "inconclusive" in states and inconclusive == "fail" else DONE
+
+
+def _show(comparison: Comparison, outcomes: list[Outcome]) -> None:
+    from vitdeploy.report.comparison_text import SIGNS, comparison_table, outcome_words
+
+    console = new_console()
+    console.width = console.width if console.is_terminal else 160
+    console.print(comparison_table(comparison, console.width))
+    for outcome in outcomes:
+        console.print(
+            f"{SIGNS[outcome.state]} {outcome.condition.text}: {outcome_words(outcome)}",
+            soft_wrap=not console.is_terminal,
+        )
 
 
 def _sides(reports: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -91,68 +91,68 @@ def push(
         raise InputError(f"{repository!r} is not a repository on the Hub", hint="write OWNER/NAME")
     if not is_reachable(extra="hub"):
         raise BundleError("the Hugging Face Hub can't be reached", hint="try again with a connection; see HF_ENDPOINT")
-    api = hub.HfApi(library_name="vitdeploy")
+    place = _Repository(hub, hub.HfApi(library_name="vitdeploy"), repository, revision)
     with _refusals(repository), quiet_libraries():
-        return _push(hub, api, opened, repository, revision, private, message or _MESSAGE, dry_run)
+        return _push(place, opened, private, message or _MESSAGE, dry_run)
 
 
-def _push(
-    hub: Any,
-    api: Any,
-    bundle: Bundle,
-    repository: str,
-    revision: str | None,
-    private: bool,
-    message: str,
-    dry_run: bool,
-) -> Pushed:
-    there = _files_there(api, repository, revision)
-    before, card = _before(hub, repository, revision, there)
+@dataclass(frozen=True)
+class _Repository:
+    """A repository of the Hub at a revision, as its client sees it; it may not be there yet."""
+
+    hub: Any
+    api: Any
+    name: str
+    revision: str | None
+
+    def files(self) -> set[str]:
+        problems = require("huggingface_hub.errors", extra="hub")
+        try:
+            return set(self.api.list_repo_files(self.name, revision=self.revision))
+        except problems.RevisionNotFoundError:
+            raise
+        except problems.RepositoryNotFoundError:
+            return set()
+
+    def before(self, there: set[str]) -> tuple[set[str] | None, str | None]:
+        """The files of the bundle that it holds, None where it holds none, and its card; `there` are all its files."""
+        with tempfile.TemporaryDirectory() as scratch:
+
+            def get(name: str) -> Path | None:
+                if name not in there:
+                    return None
+                return Path(self.hub.hf_hub_download(self.name, name, revision=self.revision, local_dir=scratch))
+
+            manifest, card = get(MANIFEST), get(CARD)
+            listed = None
+            if manifest is not None:
+                listed = {artifact.path for artifact in read_manifest(manifest).artifacts}
+            return listed, None if card is None else card.read_text(encoding="utf-8", errors="replace")
+
+
+def _push(repository: _Repository, bundle: Bundle, private: bool, message: str, dry_run: bool) -> Pushed:
+    hub, api, name = repository.hub, repository.api, repository.name
+    there = repository.files()
+    before, card = repository.before(there)
     if there - {".gitattributes", CARD} and before is None:
         raise OutputExistsError(
-            f"{repository} is on the Hub already and holds no bundle, but {', '.join(sorted(there)[:5])}",
+            f"{name} is on the Hub already and holds no bundle, but {', '.join(sorted(there)[:5])}",
             hint="push to another name",
         )
     files = {path.relative_to(bundle.path).as_posix(): path for path in bundle.files()}
     removed = tuple(sorted(((before or set()) - set(files)) & there))
-    text = _merged(card, model_card(bundle, repository))
-    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+    text = _merged(card, model_card(bundle, name))
+    sizes = {file: path.stat().st_size for file, path in sorted(files.items())}
     if dry_run:
-        return Pushed(repository, None, None, sizes, removed)
-    api.create_repo(repository, private=private, exist_ok=True)
-    added = [hub.CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+        return Pushed(name, None, None, sizes, removed)
+    api.create_repo(name, private=private, exist_ok=True)
+    added = [hub.CommitOperationAdd(file, str(path)) for file, path in sorted(files.items())]
     if text is not None:
         added.append(hub.CommitOperationAdd(CARD, text.encode()))
-    deleted = [hub.CommitOperationDelete(name) for name in removed]
-    with progress.task(f"Uploading to {repository}"):
-        info = api.create_commit(repository, [*added, *deleted], commit_message=message, revision=revision)
-    return Pushed(repository, str(info.commit_url), str(info.oid), sizes, removed)
-
-
-def _files_there(api: Any, repository: str, revision: str | None) -> set[str]:
-    problems = require("huggingface_hub.errors", extra="hub")
-    try:
-        return set(api.list_repo_files(repository, revision=revision))
-    except problems.RevisionNotFoundError:
-        raise
-    except problems.RepositoryNotFoundError:
-        return set()
-
-
-def _before(hub: Any, repository: str, revision: str | None, there: set[str]) -> tuple[set[str] | None, str | None]:
-    """The files of the bundle that the repository holds, None where it holds none, and its card."""
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def get(name: str) -> Path | None:
-            if name not in there:
-                return None
-            return Path(hub.hf_hub_download(repository, name, revision=revision, local_dir=scratch))
-
-        manifest, card = get(MANIFEST), get(CARD)
-        listed = None
-        if manifest is not None:
-            listed = {artifact.path for artifact in read_manifest(manifest).artifacts}
-        return listed, None if card is None else card.read_text(encoding="utf-8", errors="replace")
+    deleted = [hub.CommitOperationDelete(file) for file in removed]
+    with progress.task(f"Uploading to {name}"):
+        info = api.create_commit(name, [*added, *deleted], commit_message=message, revision=repository.revision)
+    return Pushed(name, str(info.commit_url), str(info.oid), sizes, removed)
 
 
 def _merged(card: str | None, made: str) -> str | None:

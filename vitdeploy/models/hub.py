@@ -14,6 +14,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,50 +98,69 @@ def fetch(
         The folder of the snapshot in the cache, whose name is the commit, or `into`.
     """
     hub = require("huggingface_hub", extra)
-    problems = require("huggingface_hub.errors", extra)
     online = is_reachable(extra=extra) if online is None else online
-    what = f"{kind} {repository!r}" + (f" at revision {revision!r}" if revision else "")
+    wanted = _Wanted(repository, kind, revision, online, local_hint)
+    with _refusals(wanted, error, extra), quiet_libraries(), progress.task(f"Fetching {repository} from the Hub"):
+        folder = hub.snapshot_download(
+            repository,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=patterns,
+            local_dir=into,
+            local_files_only=not online,
+        )
+        return Path(folder)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked for, for the messages of `_refusals`."""
+
+    repository: str
+    kind: str
+    revision: str | None
+    online: bool
+    local_hint: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.repository!r}" + (f" at revision {self.revision!r}" if self.revision else "")
+
+
+@contextmanager
+def _refusals(wanted: _Wanted, error: type[VitdeployError], extra: str) -> Iterator[None]:
+    """The client's errors as `error`, with the next step."""
+    problems, name, kind = require("huggingface_hub.errors", extra), wanted.repository, wanted.kind
     try:
-        with quiet_libraries(), progress.task(f"Fetching {repository} from the Hub"):
-            folder = hub.snapshot_download(
-                repository,
-                repo_type=kind,
-                revision=revision,
-                allow_patterns=patterns,
-                local_dir=into,
-                local_files_only=not online,
-            )
-            return Path(folder)
+        yield
     except problems.HFValidationError as cause:
-        raise error(f"{repository!r} is neither a local path nor a Hub id", hint=local_hint) from cause
+        raise error(f"{name!r} is neither a local path nor a Hub id", hint=wanted.local_hint) from cause
     except problems.GatedRepoError as cause:
         raise error(
-            f"the {what} is gated on the Hub", hint=f"accept its terms there and run `hf auth login`; or {local_hint}"
+            f"the {wanted} is gated on the Hub",
+            hint=f"accept its terms there and run `hf auth login`; or {wanted.local_hint}",
         ) from cause
     except problems.RevisionNotFoundError as cause:
-        raise error(f"the {kind} {repository!r} has no revision {revision!r}", hint="check --revision") from cause
+        raise error(f"the {kind} {name!r} has no revision {wanted.revision!r}", hint="check --revision") from cause
     except problems.RepositoryNotFoundError as cause:
         raise error(
-            f"there is no local path {repository!r}, and the Hub has no such {kind} (or it is private)",
-            hint=f"check the spelling; for a private one run `hf auth login`; or {local_hint}",
+            f"there is no local path {name!r}, and the Hub has no such {kind} (or it is private)",
+            hint=f"check the spelling; for a private one run `hf auth login`; or {wanted.local_hint}",
         ) from cause
     except (problems.LocalEntryNotFoundError, problems.OfflineModeIsEnabled, problems.HfHubHTTPError, OSError) as cause:
         if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, ConnectionError):
             raise  # the disk, not the network
-        why = (
-            "the Hugging Face Hub can't be reached"
-            if not online
-            else f"the Hub did not deliver it ({first_line(cause)})"
-        )
+        why = f"the Hub did not deliver it ({first_line(cause)})"
+        if not wanted.online:
+            why = "the Hugging Face Hub can't be reached"
         raise error(
-            f"there is no local path {repository!r}, and the {what} can't be fetched: {why}", hint=local_hint
+            f"there is no local path {name!r}, and the {wanted} can't be fetched: {why}", hint=wanted.local_hint
         ) from cause
     except Exception as cause:
         if not is_transport(cause):
             raise
         raise error(
-            f"the connection to the Hub broke while the {what} was fetched: {first_line(cause)}",
-            hint=f"run the command again, it goes on where it was; or {local_hint}",
+            f"the connection to the Hub broke while the {wanted} was fetched: {first_line(cause)}",
+            hint=f"run the command again, it goes on where it was; or {wanted.local_hint}",
         ) from cause
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.training.config import FinetuneConfig
@@ -23,6 +23,11 @@ from vitdeploy.training.workspace import Workspace
 
 __all__ = ["evaluations_since_best", "load_weights", "run_callback", "trainer_class"]
 
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # `trainer_class` adds the true one
+
 _STATE = "trainer_state.json"
 
 
@@ -35,82 +40,88 @@ def load_weights(module: Any, folder: Path) -> None:
     module.load_state_dict(state)
 
 
+class _Own(_Trainer):  # type: ignore[misc]
+    """What is this package's own in the Trainer, which stands behind it in the order of classes."""
+
+    def __init__(
+        self,
+        *,
+        config: FinetuneConfig,
+        objective: Objective,
+        sampler: EpochSampler,
+        average: MovingAverage | None,
+        work: Workspace,
+        processes: Processes,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.config, self.objective, self.sampler = config, objective, sampler
+        self.average, self.work, self.processes = average, work, processes
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer averages batches
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, output = self.objective(model, inputs)
+        return (loss, output) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:  # type: ignore[has-type]
+            module = self.model if model is None else model
+            groups = parameter_groups(
+                module,
+                learning_rate=self.args.learning_rate,
+                layer_decay=1.0 if self.config.linear_probe else self.config.layer_decay,
+                weight_decay=self.config.weight_decay,
+            )
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+            for group in groups:
+                del group["names"]
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.sampler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        with self.work.new_checkpoint(step, self.processes) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            if self.processes.is_main:
+                self.state.save_to_json(str(folder / _STATE))
+                if self.average is not None:
+                    self.average.save(folder)
+        if self.processes.is_main:
+            self.work.keep_only({step, self.state.best_global_step or step})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model, Path(resume_from_checkpoint))
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint))
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """The Trainer's own loss is a mean of batches' means, wrong where the last ones are smaller or padded."""
+        output = super().evaluation_loop(*arguments, **options)
+        for key in [key for key in output.metrics if key.endswith(f"_{CROSS_ENTROPY}")]:
+            output.metrics[key.replace(CROSS_ENTROPY, "loss")] = output.metrics.pop(key)
+        return output
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        if self.average is None:
+            return super().evaluate(*arguments, **options)
+        with self.average.applied():
+            return super().evaluate(*arguments, **options)
+
+
 def trainer_class() -> Any:
     """The Trainer; a function, since transformers is imported where it is needed only."""
     transformers = require("transformers", extra="build")
 
-    class VitTrainer(transformers.Trainer):  # type: ignore[misc, name-defined]
-        def __init__(
-            self,
-            *,
-            config: FinetuneConfig,
-            objective: Objective,
-            sampler: EpochSampler,
-            average: MovingAverage | None,
-            work: Workspace,
-            processes: Processes,
-            **options: Any,
-        ) -> None:
-            super().__init__(**options)
-            self.config, self.objective, self.sampler = config, objective, sampler
-            self.average, self.work, self.processes = average, work, processes
-            self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer averages batches
-
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            loss, output = self.objective(model, inputs)
-            return (loss, output) if return_outputs else loss
-
-        def create_optimizer(self, model: Any = None) -> Any:
-            if self.optimizer is None:  # type: ignore[has-type]
-                module = self.model if model is None else model
-                groups = parameter_groups(
-                    module,
-                    learning_rate=self.args.learning_rate,
-                    layer_decay=1.0 if self.config.linear_probe else self.config.layer_decay,
-                    weight_decay=self.config.weight_decay,
-                )
-                kind, options = self.get_optimizer_cls_and_kwargs(self.args, module)
-                for group in groups:
-                    del group["names"]
-                self.optimizer = kind(groups, **options)
-            return self.optimizer
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return self.sampler
-
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            step = self.state.global_step
-            with self.work.new_checkpoint(step, self.processes) as folder:
-                self.save_model(str(folder), _internal_call=True)
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-                if self.processes.is_main:
-                    self.state.save_to_json(str(folder / _STATE))
-                    if self.average is not None:
-                        self.average.save(folder)
-            if self.processes.is_main:
-                self.work.keep_only({step, self.state.best_global_step or step})
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            load_weights(self.model, Path(resume_from_checkpoint))
-            if self.average is not None:
-                self.average.load(Path(resume_from_checkpoint))
-
-        def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-            """The Trainer's own loss is a mean of batches' means, wrong where the last ones are smaller or padded."""
-            output = super().evaluation_loop(*arguments, **options)
-            for key in [key for key in output.metrics if key.endswith(f"_{CROSS_ENTROPY}")]:
-                output.metrics[key.replace(CROSS_ENTROPY, "loss")] = output.metrics.pop(key)
-            return output
-
-        def evaluate(self, *arguments: Any, **options: Any) -> Any:
-            if self.average is None:
-                return super().evaluate(*arguments, **options)
-            with self.average.applied():
-                return super().evaluate(*arguments, **options)
+    class VitTrainer(_Own, transformers.Trainer):  # type: ignore[misc, name-defined]
+        pass
 
     return VitTrainer
 

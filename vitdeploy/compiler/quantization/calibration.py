@@ -315,31 +315,35 @@ def calibrate(
     _observe(model, group_samples, attention_samples, images, count)
     if not group_samples[0].images:
         raise InputError("there are no calibration images", hint="name a folder of images with --calibration-data")
-    group_qparams, attention_qparams = [], []
+    chosen = _chosen(group_samples, attention_samples, recipe, numbers)
+    return Calibration(model_sha256, recipe, described, *chosen, numbers=numbers)
+
+
+def _chosen(
+    groups: list[GroupSample], attention: list[AttentionSample], recipe: Recipe, numbers: Numbers
+) -> tuple[tuple[GroupCalibration, ...], tuple[AttentionCalibration, ...]]:
+    """The quantisation parameters of each group of layers and of each attention, by what was seen of them."""
+    of_groups, of_attention = [], []
     by_source = {}
     value_means = {
-        kept.products.value_source.node: kept.value_mean
-        for kept in attention_samples
-        if kept.products.value_source is not None
+        kept.products.value_source.node: kept.value_mean for kept in attention if kept.products.value_source is not None
     }
     with progress.task("Choosing scales", total=len(groups) + len(attention), unit="groups") as step:
-        for sample in group_samples:
+        for sample in groups:
             source = sample.group.source
-            qparams = choose_qparams(
-                sample.group, sample, recipe, None if source is None else value_means.get(source.node), numbers
-            )
+            mean = None if source is None else value_means.get(source.node)
+            qparams = choose_qparams(sample.group, sample, recipe, mean, numbers)
             if source is not None:
                 by_source[source.node] = qparams
-            group_qparams.append(GroupCalibration(name=sample.group.name, **vars(qparams)))
+            of_groups.append(GroupCalibration(name=sample.group.name, **vars(qparams)))
             step.advance()
-        for kept in attention_samples:
+        for kept in attention:
             source = kept.products.value_source
-            scales = choose_attention_qparams(
-                kept, recipe, None if source is None else by_source.get(source.node), numbers
-            )
-            attention_qparams.append(AttentionCalibration(name=kept.products.name, **vars(scales)))
+            values = None if source is None else by_source.get(source.node)
+            scales = choose_attention_qparams(kept, recipe, values, numbers)
+            of_attention.append(AttentionCalibration(name=kept.products.name, **vars(scales)))
             step.advance()
-    return Calibration(model_sha256, recipe, described, tuple(group_qparams), tuple(attention_qparams), numbers=numbers)
+    return tuple(of_groups), tuple(of_attention)
 
 
 def _check_found(groups: list[QuantGroup], attention: list[AttentionProducts], recipe: Recipe) -> None:

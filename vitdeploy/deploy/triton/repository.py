@@ -123,15 +123,20 @@ def triton(
         for model, config in configs.items():
             (staging / model / "1").mkdir(parents=True)
             (staging / model / "config.pbtxt").write_text(config, encoding="utf-8")
-        (staging / name / "1" / "model.py").write_text(_CODE, encoding="utf-8")
-        for path in opened.files():
-            place = staging / name / "1" / "bundle" / path.relative_to(opened.path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-        for source, file_name in _served_files(opened, artifact):
-            shutil.copyfile(source, staging / pixels / "1" / file_name)
+        _fill(staging / name / "1", staging / pixels / "1", opened, artifact)
         files = tuple(sorted(files_below(staging)))
     return TritonRepository(target, name, pixels, artifact, files)
+
+
+def _fill(front: Path, pixels: Path, bundle: Bundle, artifact: Artifact) -> None:
+    """Copy what the two models run: our code with the bundle, and the file that is served with its weights."""
+    (front / "model.py").write_text(_CODE, encoding="utf-8")
+    for path in bundle.files():
+        place = front / "bundle" / path.relative_to(bundle.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    for source, file_name in _served_files(bundle, artifact):
+        shutil.copyfile(source, pixels / file_name)
 
 
 def _artifact(bundle: Bundle, settings: TritonSettings) -> Artifact:
