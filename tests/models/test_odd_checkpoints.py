@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from tests.tools.command_line import invoke
+from tests.tools.families import pyramid
 from vitdeploy.compiler.preprocessing import spec_from_processor
 from vitdeploy.core.errors import DependencyError, ModelError, VitdeployError
+from vitdeploy.core.machine import has_module
+from vitdeploy.core.specs import PreprocessSpec, ResizeSpec
 from vitdeploy.models.checkpoints import load_checkpoint, open_folder
 from vitdeploy.models.processors import load_processor
 from vitdeploy.models.tasks import TaskRequest
@@ -279,6 +282,33 @@ def test_settings_that_can_mean_one_thing_only(changes: dict[str, Any], odd: Pat
         assert (spec.mean, spec.std) == ((0.5,) * 3, (0.25,) * 3)
     pixels = processor(np.zeros((40, 52, 3), np.uint8), return_tensors="np")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.skipif(has_module("torchvision"), reason="torchvision is there")
+def test_a_processor_that_needs_torchvision_says_so_unless_another_does_the_same(odd: Path) -> None:
+    file = odd / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_processor_type": "Tipsv2ImageProcessor"}))
+    spec = spec_from_processor(load_processor(open_folder(odd)))
+    assert spec == PreprocessSpec(ResizeSpec("bilinear", height=448, width=448), None, 1 / 255, None, None)
+    file.write_text(json.dumps({"image_processor_type": "PPLCNetImageProcessor"}))
+    with pytest.raises(
+        ModelError, match=r"PPLCNetImageProcessor\) needs torchvision, which is not installed"
+    ) as caught:
+        load_processor(open_folder(odd))
+    assert "that fits your torch" in str(caught.value.hint)
+
+
+def test_classes_that_are_counted_and_not_named(odd: Path, tmp_path: Path) -> None:
+    """As transformers 5.24 saves a PVT: the number alone; and named ones, whose number PVT must be told as well."""
+    from transformers import PvtConfig, PvtForImageClassification
+
+    checkpoint = tmp_path / "pvt"
+    pyramid(PvtConfig, PvtForImageClassification).save_pretrained(checkpoint)
+    shutil.copy(odd / "preprocessor_config.json", checkpoint)
+    numbered = {str(index): f"LABEL_{index}" for index in range(4)}
+    for names in (None, numbered):
+        change(checkpoint / "config.json", id2label=names, num_labels=4)
+        assert load_checkpoint(checkpoint).labels == tuple(numbered.values())
 
 
 @pytest.mark.parametrize("size", [{"size": {"height": 32, "width": 32}}, {"height": {"height": 32}}, [[32], 32], "32"])

@@ -137,7 +137,8 @@ def _classifier(folder: CheckpointFolder, request: TaskRequest) -> Checkpoint:
             f"{folder.name} has no trained classification head ({', '.join(missing)} missing)",
             hint=f"train one first: vitdeploy finetune {quoted(folder.name)} --dataset D --output DIR{embeds}",
         )
-    labels = tuple(str(module.config.id2label[index]) for index in range(module.config.num_labels))
+    names = module.config.id2label or {}  # PVT may be saved without any
+    labels = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(module.config.num_labels))
     return _checkpoint(folder, module, labels)
 
 
@@ -348,8 +349,9 @@ def reading_weights(folder: CheckpointFolder) -> Iterator[None]:
             ) from error
         if isinstance(error, ImportError):
             named = re.search(r"requires the (\S+) library", str(error))  # transformers' words
-            what = f"a package that is not installed: {line}" if named is None else f"the package {named[1]}"
-            raise ModelError(
-                f"{folder.name} needs {what}", hint=f"pip install {'that package' if named is None else named[1]}"
-            ) from error
+            package = "that package" if named is None else named[1]
+            missing = (
+                f"a package that is not installed: {line}" if named is None else f"{package}, which is not installed"
+            )
+            raise ModelError(f"{folder.name} needs {missing}", hint=f"pip install {package}") from error
         raise ModelError(f"{folder.name} can't be loaded: {kind}: {line}", hint=_UNKNOWN) from error

@@ -53,7 +53,8 @@ def checked_config(raw: dict[str, Any], name: str, weights: tuple[Path, ...], tr
     names = _class_names(config, name)
     if names is not None:
         config["id2label"] = {str(index): label for index, label in enumerate(names)}
-        config.pop("num_labels", None)
+        if not isinstance(config.get("num_labels"), int):  # a number is theirs, and PVT counts its classes by it alone
+            config.pop("num_labels", None)
     return config
 
 

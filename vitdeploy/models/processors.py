@@ -62,6 +62,12 @@ def load_processor(folder: CheckpointFolder) -> Any:
     except Exception as error:  # ImportError, and whatever a processor's own code raises for its settings
         if "trust_remote_code" in str(error):
             raise code_refused(f"the image processor of {folder.name}", custom_code(settings)) from error
+        if "torchvision" in str(error) and importlib.util.find_spec("torchvision") is None:
+            kind = settings.get("image_processor_type", "of its family")
+            raise ModelError(
+                f"the image processor of {folder.name} ({kind}) needs torchvision, which is not installed",
+                hint="install the torchvision that fits your torch, from where your torch came",
+            ) from error
         raise ModelError(
             f"the image processor of {folder.name} can't be loaded: {first_line(error)}",
             hint=f"restore {file.name} from the model it was made from",
