@@ -26,6 +26,7 @@ from peers import CLOCKS, Call, interleaved
 
 from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import read_plain_vit
+from vitdeploy.bundle.onnx_messages import read_model
 from vitdeploy.core.machine import machine, versions
 from vitdeploy.evaluation.statistics import speedup
 
@@ -69,9 +70,8 @@ def float_product() -> Call:
 
 
 def kernels(bundle: Path, threads: int) -> Call:
-    import onnx
 
-    form = read_plain_vit(onnx.load(bundle / "model.int8-cpu.onnx"))
+    form = read_plain_vit(read_model((bundle / "model.int8-cpu.onnx").read_bytes()))
     shape = (len(form.kernel), len(form.positions), len(form.layers), form.layers[0].fc1.weight.shape[1])
     if shape != (WIDTH, TOKENS, LAYERS, HIDDEN):
         raise SystemExit(f"{bundle} is not a ViT-B/16 at 224: {shape}")

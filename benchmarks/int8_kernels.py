@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from peers import CLOCKS, interleaved
 
 from vitdeploy.backends.native import structures
 from vitdeploy.backends.native.library import InstructionSet, chosen_isa, instruction_sets
 from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import PlainVit, read_plain_vit
+from vitdeploy.bundle.onnx_messages import read_model
 from vitdeploy.evaluation.statistics import speedup
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    form = read_plain_vit(onnx.load(arguments.bundle / "model.int8-cpu.onnx"))
+    form = read_plain_vit(read_model((arguments.bundle / "model.int8-cpu.onnx").read_bytes()))
     now = Encoder(form, arguments.threads, named(arguments.isa))
     if arguments.other.endswith(".so"):
         other: Encoder = Earlier(form, arguments.threads, Path(arguments.other), arguments.isa)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from peers import CLOCKS, interleaved
 
 from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import PlainVit, read_plain_vit
+from vitdeploy.bundle.onnx_messages import read_model
 from vitdeploy.core.machine import machine, physical_cores, versions
 from vitdeploy.evaluation.statistics import speedup
 
@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.threads) < 1 or max(arguments.threads) > physical_cores():
         parser.error(f"threads are 1 to {physical_cores()} on this machine")
-    form = read_plain_vit(onnx.load(arguments.bundle / "model.int8-cpu.onnx"))
+    form = read_plain_vit(read_model((arguments.bundle / "model.int8-cpu.onnx").read_bytes()))
     found = [scaled(form, arguments.threads, batch, arguments.rounds) for batch in arguments.batch]
     if arguments.json is not None:
         document = {"machine": machine(), "versions": versions(), "runs": found}

@@ -6,7 +6,7 @@
 For each machine the packages are installed by pip into a folder of its own, vitdeploy from this source, and Python sees
 nothing else. In it the bundle's self-test runs, then a new process loads the bundle and answers one image: seconds from
 the start of the process to its answer, and the most memory that it had (VmHWM). Sizes are those of the files of all
-packages, without Python; compiled Python files are left out, since pip writes them or not.
+packages, without Python; compiled Python files are left out, though pip writes them, as it does on a device.
 
 aarch64 runs in an emulator (qemu-user): what is installed is what a device installs, and answers are those of its code.
 Seconds are the emulator's and are not given; memory holds what the emulator translates, so it is an upper bound. Nor
@@ -68,7 +68,7 @@ class Install:
 
 INSTALLS = (
     Install("ONNX Runtime", "x86_64", "onnxruntime", ("onnxruntime",)),
-    Install("our kernels", "x86_64", "native", ("onnxruntime", "onnx"), kernels=True),
+    Install("our kernels", "x86_64", "native", ("onnxruntime",), kernels=True),
     Install("ONNX Runtime", "aarch64", "onnxruntime", ("onnxruntime==1.27.*",)),
 )
 
@@ -100,7 +100,7 @@ def installed(install: Install, work: Path) -> Path:
     folder = work / f"{install.machine}-{install.backend}"
     if folder.exists():
         return folder
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", folder]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder]
     where = []
     if install.emulated:
         names = [f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 31, 34)] + ["manylinux2014_aarch64"]

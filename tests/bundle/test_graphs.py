@@ -18,6 +18,7 @@ from tests.tools.small_bundle import write_small_bundle
 from vitdeploy import load
 from vitdeploy.bundle import Bundle, graphs
 from vitdeploy.bundle.graphs import exact_bytes, external_files, read_graph
+from vitdeploy.bundle.wire import framed
 from vitdeploy.core.errors import BundleError, ModelError, VitdeployError
 
 onnx = pytest.importorskip("onnx")
@@ -180,30 +181,11 @@ def test_weights_are_read_where_the_hashed_ones_were(tmp_path: Path, monkeypatch
 def test_a_name_is_found_across_the_pieces_in_which_a_file_is_read(at: int, tmp_path: Path) -> None:
     message = b"\x0a\x08location\x12\x01x"
     for field in (13, 5, 7):
-        message = graphs._framed(field, message)
-    front = graphs._framed(4, bytes((1 << 22) - 20 + at))  # a field that nobody reads
+        message = framed(field, message)
+    front = framed(4, bytes((1 << 22) - 20 + at))  # a field that nobody reads
     (tmp_path / "m").write_bytes(front + message)
     assert -3 <= (front + message).index(b"location") - (1 << 22) - at + 9 <= 3
     assert graphs.named_files(tmp_path / "m") == {"x"}
-
-
-def test_large_weights_are_split_from_a_graph_and_nothing_else_changes() -> None:
-    draw = np.random.default_rng(0)
-    arrays = {"large": draw.random((100, 60), np.float32), "bytes": draw.integers(-9, 9, (200, 100), np.int8)}
-    arrays |= {"small": draw.random(3, np.float32)}
-    stored = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["large"], ["y"])], "g", [], [], stored)
-    model = onnx.helper.make_model(graph)
-    rest, large = graphs.split_weights(model.SerializeToString())
-    assert len(rest) < 1000 and set(large) == {"large", "bytes"}
-    parsed = onnx.load_model_from_string(rest)
-    for tensor in parsed.graph.initializer:
-        if tensor.name in large:
-            assert not tensor.raw_data
-            tensor.raw_data = bytes(large[tensor.name])
-    assert parsed == model
-    twice = model.SerializeToString() * 2
-    assert graphs.split_weights(twice) == (twice, {})
 
 
 def test_pages_that_are_given_back_are_those_of_the_part_alone(tmp_path: Path) -> None:
@@ -287,11 +269,10 @@ def test_mutated_graphs_are_read_or_refused() -> None:
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data))] = draw.randrange(256)
         content = bytes(data[: draw.randint(0, len(data))] if draw.random() < 0.3 else data)
-        for walk in (external_files, graphs.split_weights):
-            try:
-                walk(content)
-            except ValueError:
-                refused += 1
+        try:
+            external_files(content)
+        except ValueError:
+            refused += 1
     assert refused > 100
 
 

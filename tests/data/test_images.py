@@ -352,7 +352,7 @@ def test_heic_is_read_where_pillow_heif_is_there(monkeypatch: pytest.MonkeyPatch
     for name in ("_readers", "image_suffixes"):
         getattr(images, name).cache_clear()
     try:
-        assert ".heic" in images.image_suffixes() and "HEIF" in images._readers()
+        assert ".heic" in images.image_suffixes() and "HEIF" in images._readers(images.FORMATS)
     finally:
         for registry in (Image.OPEN, Image.EXTENSION):
             registry.pop("HEIF" if registry is Image.OPEN else ".heic", None)

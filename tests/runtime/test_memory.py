@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.tools.backends import CPU_BACKENDS
 
@@ -97,3 +98,25 @@ def test_memory_stays_flat(tiny_bundle: Path, backend: str) -> None:
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_memory_stays_flat_over_20000_calls(tiny_bundle: Path, backend: str, max_batch: int) -> None:
     print(run(FLAT, tiny_bundle, backend, 20_000, max_batch))
+
+
+LOADED = """
+import sys
+import vitdeploy
+
+with vitdeploy.load(sys.argv[1], sys.argv[2], "int8", device="cpu") as classifier:
+    classifier.predict(sys.argv[3])
+print(*sys.modules)
+"""
+UNWANTED = {"asyncio", "ssl", "urllib.request", "email", "zipfile", "importlib.metadata", "onnx", "click", "rich"}
+UNWANTED |= {"PIL.AvifImagePlugin", "PIL.PdfImagePlugin", "google.protobuf", "ml_dtypes"}
+
+
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "openvino"])
+def test_what_a_device_does_not_need_is_not_loaded(backend: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    """To load a bundle and to answer an image; each of these would take megabytes, and milliseconds."""
+    Image.new("RGB", (12, 9)).save(tmp_path / "image.png")
+    command = [sys.executable, "-c", LOADED, tiny_bundle, backend, tmp_path / "image.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    loaded = set(done.stdout.split())
+    assert "PIL.PngImagePlugin" in loaded and loaded & UNWANTED == set()

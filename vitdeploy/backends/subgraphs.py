@@ -2,84 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
+from vitdeploy.bundle.onnx_messages import Message
+from vitdeploy.bundle.wire import LENGTH, Data, fields, framed, numbered
 from vitdeploy.core.specs import PIXEL_VALUES
 
 __all__ = ["counts_images", "head_of", "inner_nodes", "preprocessing_of"]
 
+_FLOAT = 1  # ONNX's number of the type
+_Sizes = Sequence[int | str | None]
 
-def preprocessing_of(model: Any, large: Mapping[str, memoryview] | None = None) -> Any | None:
-    """The `onnx.ModelProto` of what leads to the pixel values; None where a form has no preprocessing.
+
+def preprocessing_of(model: Message) -> bytes | None:
+    """The serialised `ModelProto` of what leads to the pixel values; None where a form has no preprocessing.
 
     Args:
-        model: the whole form.
-        large: the raw data of those initializers that it was parsed without, by name; see `split_weights`.
+        model: the whole form, as `read_model` reads it.
     """
-    import onnx
-
-    output = onnx.helper.make_tensor_value_info(PIXEL_VALUES, onnx.TensorProto.FLOAT, ["batch", 3, None, None])
-    return _part(model, "preprocess", list(model.graph.input), [output], large)
+    inputs = [(value.name, value.raw) for value in model.graph.input]
+    return _part(model, "preprocess", inputs, [_described(PIXEL_VALUES, ("batch", 3, None, None))])
 
 
-def head_of(model: Any, value: str, shape: tuple[int, int], large: Mapping[str, memoryview] | None = None) -> Any:
-    """The `onnx.ModelProto` of what a form makes of a value (batch, *shape) float32; the arguments as above.
+def head_of(model: Message, value: str, shape: tuple[int, int]) -> bytes | None:
+    """The serialised `ModelProto` of what a form makes of a value (batch, *shape) float32; None where that is nothing.
 
     A node that asks the pixel values for the number of images (`counts_images`) asks this value.
     """
-    import onnx
-
-    begin = onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, ["batch", *shape])
-    return _part(model, "head", [begin], list(model.graph.output), large, counted=value)
+    outputs = [(output.name, output.raw) for output in model.graph.output]
+    return _part(model, "head", [_described(value, ("batch", *shape))], outputs, counted=value)
 
 
-def counts_images(node: Any) -> bool:
+def counts_images(node: Message) -> bool:
     """Whether it gives the first size of the pixel values, and nothing else."""
-    if node.op_type != "Shape" or node.domain not in ("", "ai.onnx") or list(node.input) != [PIXEL_VALUES]:
+    if node.op_type != "Shape" or node.domain not in ("", "ai.onnx") or node.input != [PIXEL_VALUES]:
         return False
     bounds = {attribute.name: attribute.i for attribute in node.attribute}
     return bounds.get("start", 0) == 0 and bounds.get("end") == 1
 
 
 def _part(
-    model: Any,
+    model: Message,
     name: str,
-    inputs: list[Any],
-    outputs: list[Any],
-    large: Mapping[str, memoryview] | None,
+    inputs: list[tuple[str, Data]],
+    outputs: list[tuple[str, Data]],
     counted: str | None = None,
-) -> Any | None:
-    """What leads from some values to others; None where that is nothing."""
-    import onnx
-
-    begins = {value.name for value in inputs}
-    wanted, nodes = {value.name for value in outputs}, []
-    for each in reversed(model.graph.node):
-        if wanted & set(each.output) - begins:
-            node = each
-            if counted is not None and counts_images(each):
-                node = type(each)()
-                node.CopyFrom(each)
-                node.input[0] = counted
-            nodes.append(node)
-            wanted |= set(node.input) | {name for inner in inner_nodes(node) for name in inner.input}
+) -> bytes | None:
+    """What leads from some values to others, each by its name and its serialised `ValueInfoProto`."""
+    begins = {value for value, _ in inputs}
+    wanted, nodes = {value for value, _ in outputs}, list[Data]()
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output) - begins:
+            asks = counted if counted is not None and counts_images(node) else None
+            nodes.append(node.raw if asks is None else _reading(node, asks))
+            read = node.input if asks is None else [asks]
+            wanted |= {*read, *(name for inner in inner_nodes(node) for name in inner.input)}
     if not nodes:
         return None
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
-    part = onnx.helper.make_graph(nodes[::-1], name, inputs, outputs, weights)
-    for tensor in part.initializer:
-        if large and tensor.name in large:
-            tensor.raw_data = bytes(large[tensor.name])
-    return onnx.helper.make_model(
-        part, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
-    )
+    weights = [tensor.raw for tensor in model.graph.initializer if tensor.name in wanted]
+    graph = [framed(1, node) for node in nodes[::-1]] + [framed(2, name.encode())]
+    graph += [framed(5, weight) for weight in weights]
+    graph += [framed(11, value) for _, value in inputs] + [framed(12, value) for _, value in outputs]
+    parts = [numbered(1, model.ir_version)] + [framed(8, opset.raw) for opset in model.opset_import]
+    return b"".join([*parts, framed(7, b"".join(graph)), *(framed(25, function.raw) for function in model.functions)])
 
 
-def inner_nodes(node: Any) -> list[Any]:
+def _reading(node: Message, value: str) -> bytes:
+    """A serialised node of one input with this value in its place."""
+    kept = [
+        bytes(node.raw[begin:stop])
+        for field, wire, begin, _, stop in fields(node.raw, 0, len(node.raw))
+        if (field, wire) != (1, LENGTH)
+    ]
+    return b"".join([framed(1, value.encode()), *kept])
+
+
+def _described(name: str, sizes: _Sizes) -> tuple[str, bytes]:
+    """The name and the `ValueInfoProto` of a float32 tensor; a size may have a name, or be open (None)."""
+    dims = [
+        b"" if size is None else numbered(1, size) if isinstance(size, int) else framed(2, size.encode())
+        for size in sizes
+    ]
+    shape = b"".join(framed(1, dim) for dim in dims)
+    kind = framed(1, numbered(1, _FLOAT) + framed(2, shape))  # TypeProto.tensor_type
+    return name, framed(1, name.encode()) + framed(2, kind)
+
+
+def inner_nodes(node: Message) -> list[Message]:
     """The nodes of a node's subgraphs, at any depth."""
-    found = []
+    found = list[Message]()
     for attribute in node.attribute:
-        for inner in attribute.g.node if attribute.HasField("g") else ():
-            found += [inner, *inner_nodes(inner)]
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + attribute.graphs:
+            for inner in graph.node:
+                found += [inner, *inner_nodes(inner)]
     return found

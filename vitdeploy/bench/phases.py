@@ -26,6 +26,7 @@ from vitdeploy.backends.registry import open_runner
 from vitdeploy.backends.subgraphs import preprocessing_of
 from vitdeploy.bench.forms import Form
 from vitdeploy.bench.latency import Call, Clock, LatencyRun
+from vitdeploy.bundle.onnx_messages import read_model
 from vitdeploy.core.errors import VitdeployError
 from vitdeploy.core.specs import TOP_K
 from vitdeploy.core.storage import disk_errors
@@ -138,11 +139,13 @@ def cut_preprocessing(graph: Path, path: Path) -> bool:
         return False
     import onnx
 
-    part = preprocessing_of(onnx.load(graph))
+    part = preprocessing_of(read_model(graph.read_bytes()))
     if part is None:
         return False
+    model = onnx.load_model_from_string(part)
+    onnx.load_external_data_for_model(model, str(graph.parent))
     with disk_errors("the preprocessing apart"):
-        onnx.save(part, path)
+        onnx.save(model, path)
     return True
 
 

@@ -5,8 +5,8 @@ now: bytes would be held twice over while it reads them. Should something write 
 such paths, it is handed the file's bytes, read once.
 
 An ONNX file may name other files that hold its tensors (`TensorProto.external_data`), by any path. They are found here
-without the package onnx, which a device need not have, by walking the protobuf wire format
-(https://protobuf.dev/programming-guides/encoding/) along the fields of onnx.proto that lead to tensors.
+without the package onnx, which a device need not have, by walking the protobuf wire format along the fields of
+onnx.proto that lead to tensors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitdeploy.bundle.records import inside
+from vitdeploy.bundle.wire import LENGTH, fields
 from vitdeploy.core.errors import BundleError, ModelError
 from vitdeploy.core.machine import saturates
 from vitdeploy.core.storage import hashing_buffer, open_regular
@@ -36,17 +37,13 @@ __all__ = [
     "read_graph",
     "read_hashed",
     "read_pages",
-    "split_weights",
 ]
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _T = TypeVar("_T")
-_LARGE = 1 << 14  # bytes of a tensor that is worth leaving where it is
-
 _KEY = b"location"  # without it no tensor can lie outside
-_GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9  # fields of a model, its graph and a tensor
 _PATHS = {  # message: {field: message}
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
@@ -227,45 +224,6 @@ def named_files(path: Path) -> frozenset[str]:
         return external_files(file.read())
 
 
-def split_weights(model: bytes | mmap.mmap) -> tuple[bytes, dict[str, memoryview]]:
-    """A serialised ModelProto without the raw data of its graph's large initializers, and that data by their names.
-
-    What is parsed copies every tensor; so the large ones can be read where they lie. Names that are there twice are for
-    the reader to refuse.
-
-    Raises:
-        ValueError: it is not a protobuf message, or a name is not text.
-    """
-    graphs = [field for field in _fields(model, 0, len(model)) if field[0] == _GRAPH]
-    if len(graphs) != 1:  # a message in parts, which are joined as it is parsed
-        return model[:], {}
-    (_, begin, first, end), large = graphs[0], dict[str, memoryview]()
-    parts, kept = [], first
-    for field, start, at, stop in _fields(model, first, end):
-        if field != _INITIALIZER or stop - at < _LARGE:
-            continue
-        inner = list(_fields(model, at, stop))
-        raw = [piece for piece in inner if piece[0] == _RAW_DATA]
-        names = [piece for piece in inner if piece[0] == _NAME]
-        if len(raw) == 1 and names:
-            _, cut, data, rest = raw[0]
-            large[model[names[-1][2] : names[-1][3]].decode()] = memoryview(model)[data:rest]
-            tensor = model[at:cut] + model[rest:stop]
-            parts += [model[kept:start], _framed(_INITIALIZER, tensor)]
-            kept = stop
-    graph = b"".join([*parts, model[kept:end]])
-    return model[:begin] + _framed(_GRAPH, graph) + model[end:], large
-
-
-def _framed(field: int, message: bytes) -> bytes:
-    """A message as a field of another: its tag, its length as a varint, and itself."""
-    length, size = bytearray(), len(message)
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([field << 3 | 2, *length, size]) + message
-
-
 def external_files(model: bytes | mmap.mmap) -> frozenset[str]:
     """The names of the files in which a serialised ModelProto keeps tensors.
 
@@ -281,7 +239,9 @@ def external_files(model: bytes | mmap.mmap) -> frozenset[str]:
         if depth > _DEEPEST:
             raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
         entry: dict[int, bytes] = {}
-        for field, _, at, stop in _fields(model, start, end):
+        for field, wire, _, at, stop in fields(model, start, end):
+            if wire != LENGTH:
+                continue
             if kind == "Entry":
                 entry[field] = model[at:stop]
             elif field in _PATHS[kind]:
@@ -289,41 +249,3 @@ def external_files(model: bytes | mmap.mmap) -> frozenset[str]:
         if entry.get(1) == _KEY:
             found.add(entry.get(2, b"").decode())
     return frozenset(found)
-
-
-def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field, where it begins, where its content does, where that ends) of each field with a length; others are passed
-    over."""
-    at = start
-    while at < end:
-        begin = at
-        tag, at = _number(data, at, end)
-        field, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, at = _number(data, at, end)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        elif wire == 2:
-            length, at = _number(data, at, end)
-            if length > end - at:
-                raise ValueError("it ends in the middle of a field")
-            yield field, begin, at, at + length
-            at += length
-        else:
-            raise ValueError(f"it has a field of the wire type {wire}")
-    if at != end:
-        raise ValueError("it ends in the middle of a field")
-
-
-def _number(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """A varint at `at`, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("it ends in the middle of a number")

@@ -11,7 +11,6 @@ Future; and who waits looks again every `_LOOK` seconds, for what was given and 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import weakref
@@ -94,6 +93,8 @@ class Answer(Generic[_T]):
 
     async def wait_async(self, seconds: float | None) -> bool:
         """`wait` for an event loop, which goes on meanwhile."""
+        import asyncio  # here, since it takes 20 ms and 2 MB, and few have an event loop
+
         loop = asyncio.get_running_loop()
         heard = asyncio.Event()
 

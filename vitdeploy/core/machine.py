@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,8 @@ def version(package: str) -> str | None:
 
     TensorRT's has a name for each CUDA: "tensorrt" is any of them.
     """
+    from importlib import metadata  # which brings email and zipfile
+
     for name in (package, *_ALSO_CALLED.get(package, ())):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

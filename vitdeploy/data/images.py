@@ -49,8 +49,22 @@ MAX_PIXELS = 89_478_485
 
 _BYTES_A_PIXEL = 24  # decoded, turned, made RGB, and as float32 in the graph
 
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_READERS = {  # Pillow's names of the formats that are read, and its modules for them
+    "AVIF": "PIL.AvifImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "HEIF": "pillow_heif",
+    "ICO": "PIL.IcoImagePlugin",
+    "JPEG": "PIL.JpegImagePlugin",
+    "JPEG2000": "PIL.Jpeg2KImagePlugin",
+    "PNG": "PIL.PngImagePlugin",
+    "PPM": "PIL.PpmImagePlugin",
+    "TIFF": "PIL.TiffImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+}
+FORMATS = tuple(_READERS)
 """Pillow's names of the formats that are read; none of them runs another program."""
+_COMMON = ("BMP", "GIF", "JPEG", "PNG", "PPM")  # tried first, since the others' libraries take 2 MB
 
 _NOT_READ = frozenset(
     [".heic", ".heif", ".hif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".jxl", ".jpm"]
@@ -89,7 +103,7 @@ _SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 @cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes, in lower case with their dot, of the formats that this Pillow reads: what is taken from folders."""
-    return frozenset(suffix for suffix, kind in _registry().items() if kind in _readers())
+    return frozenset(suffix for suffix, kind in _registry().items() if kind in _readers(FORMATS))
 
 
 @cache
@@ -101,19 +115,24 @@ def picture_suffixes() -> frozenset[str]:
 def _registry() -> dict[str, str]:
     from PIL import Image
 
-    _readers()
+    _readers(FORMATS)
     return {suffix.lower(): kind for suffix, kind in Image.registered_extensions().items()}
 
 
 @cache
-def _readers() -> tuple[str, ...]:
-    """Of `FORMATS` those that this Pillow reads: AVIF and WebP are optional parts, HEIF is a package of its own."""
+def _readers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of these formats those that this Pillow reads: AVIF and WebP are optional parts, HEIF is a package of its own.
+
+    Its other modules, 30 of them, are not loaded.
+    """
     from PIL import Image
 
-    Image.init()
-    with suppress(ImportError):
-        import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    for name in names:
+        with suppress(ImportError):
+            reader = import_module(_READERS[name])
+            if name == "HEIF":
+                reader.register_heif_opener()
+    return tuple(name for name in names if name in Image.OPEN)
 
 
 @cache
@@ -256,7 +275,10 @@ def _opened(file: BinaryIO, name: str, max_pixels: int) -> npt.NDArray[np.uint8]
 
     _check_icon(file, name, max_pixels)
     try:
-        image = Image.open(file, formats=_readers())
+        try:
+            image = Image.open(file, formats=_readers(_COMMON))
+        except UnidentifiedImageError:
+            image = Image.open(file, formats=_readers(FORMATS))
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:

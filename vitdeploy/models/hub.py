@@ -7,10 +7,7 @@ does not answer (or HF_HUB_OFFLINE is set), only its local cache is read.
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +44,9 @@ def is_reachable(timeout_s: float = _PROBE_SECONDS, *, extra: str = "build") -> 
     constants = require("huggingface_hub.constants", extra)
     if constants.HF_HUB_OFFLINE:
         return False
-    if "all" in urllib.request.getproxies():
+    from urllib.request import getproxies
+
+    if "all" in getproxies():
         return True  # urllib does not speak SOCKS, so the real client has to find out
     answers: list[bool] = []
     # A thread, since looking a name up obeys no timeout.
@@ -58,6 +57,10 @@ def is_reachable(timeout_s: float = _PROBE_SECONDS, *, extra: str = "build") -> 
 
 
 def _answers(endpoint: str, timeout_s: float) -> bool:
+    import ssl  # these here, since every program of ours comes past this module
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout_s):
             return True

@@ -8,7 +8,6 @@ Every way in makes one request of an image (`inputs`), and what `_answer` gives 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
@@ -416,6 +415,7 @@ class Classifier:
 
     async def _on_a_thread(self, work: Callable[[], _T], deadline: float | None) -> _T:
         """What `work` gives, done on one of the classifier's own threads unless the deadline has passed by then."""
+        from asyncio import wrap_future
 
         def begin() -> _T:
             if left(deadline) == 0:
@@ -428,7 +428,7 @@ class Classifier:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(max(2, usable_cores()), thread_name_prefix="vitdeploy")
             future = self._threads.submit(begin)
-        return await asyncio.wrap_future(future)
+        return await wrap_future(future)
 
     def _accepted(self, top_k: int, errors: str, timeout_ms: float | None) -> float | None:
         """The deadline of a request, if its options are right and the classifier is open."""

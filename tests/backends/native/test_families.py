@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from tests.tools.backends import needs_torch
@@ -18,6 +17,7 @@ from vitdeploy.backends.native.library import VARIABLE
 from vitdeploy.backends.native.plain_vit import read_plain_vit
 from vitdeploy.backends.native.runner import NativeRunner, check_plain_vit
 from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
+from vitdeploy.bundle.onnx_messages import read_model
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.export import export
 from vitdeploy.compiler.quantization.recipe import Recipe
@@ -83,7 +83,7 @@ def test_a_family_is_taken_or_refused_as_the_page_says(
     recipe = Recipe(dataset=str(tiny_images), count=24, smoothing=False)
     build(bundle, ["int8"], target="onnx", recipe=recipe, force=True)  # random weights are hard to quantise
     path = bundle / "model.int8-cpu.onnx"
-    assert (read_plain_vit(onnx.load(path)).classifier is None) == (rest == "ONNX Runtime")
+    assert (read_plain_vit(read_model(path.read_bytes())).classifier is None) == (rest == "ONNX Runtime")
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
     runners = (OnnxRuntimeRunner(bundle / "model.onnx", 1), OnnxRuntimeRunner(path, 1), NativeRunner(path, 2))
     answers = []

@@ -6,14 +6,14 @@ Constants are finite and not so large that the product of two overflows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.backends.subgraphs import counts_images, inner_nodes
-from vitdeploy.core.errors import ModelError, require
+from vitdeploy.bundle.onnx_messages import Message, to_array
+from vitdeploy.core.errors import ModelError
 
 __all__ = ["LARGEST", "Array", "GraphReader", "refused"]
 
@@ -21,10 +21,6 @@ Array = npt.NDArray[Any]
 LARGEST = 1e18  # of a constant: the product of two is finite
 _OPSET = 17  # the first with LayerNormalization; what Softmax and Pad take has not changed since 18
 _CONTRIBUTED = "com.microsoft"
-_VIEWED: dict[int, np.dtype[Any]] = {
-    1: np.dtype("<f4"),
-    3: np.dtype(np.int8),
-}  # of ONNX's types those that are read where they lie
 _DEFAULTS: dict[str, Any] = {
     "alpha": 1.0,
     "beta": 1.0,
@@ -38,7 +34,7 @@ _DEFAULTS: dict[str, Any] = {
     "pads": [0, 0, 0, 0],
     "stash_type": 1,
 }
-# Of the operations that are read. onnx.defs knows them too, and takes 9 MB for the schemas of all.
+# Of the operations that are read.
 _ATTRIBUTES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("Add", "MatMul", "MatMulIntegerToFloat", "Mul", "Sigmoid", "Slice"), frozenset()),
     "Conv": frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"}),
@@ -59,16 +55,12 @@ class GraphReader:
     """What reads one kind of model extends this.
 
     Args:
-        model: an `onnx.ModelProto`.
-        large: the raw data of those initializers that it was parsed without, by name.
+        model: as `read_model` reads it.
 
     `where` is the node that is looked at, for a message.
     """
 
-    def __init__(self, model: Any, large: Mapping[str, memoryview]) -> None:
-        self._large = large
-        helper = require("onnx.numpy_helper", extra="native")
-        self._number = helper.to_array
+    def __init__(self, model: Message) -> None:
         graph = model.graph
         self.where = "the graph"
         self._opsets = {entry.domain.replace("ai.onnx", ""): entry.version for entry in model.opset_import}
@@ -189,21 +181,10 @@ class GraphReader:
         self.where = f"{_name(node)}, its input {place}"
         tensor = self._stored[name]
         self._expect(node, min(tensor.dims, default=0) >= 0, f"its input {place} has a negative size")
-        array = self._array(tensor)
+        array = to_array(tensor)
         finite = array.dtype.kind != "f" or bool((np.abs(array) <= LARGEST).all())  # not where it is not a number
         self._expect(node, finite, f"its input {place} is not finite, or too large to compute with")
         return array
-
-    def _array(self, tensor: Any) -> Array:
-        raw, kind = self._large.get(tensor.name), _VIEWED.get(tensor.data_type)
-        if raw is None:
-            return np.asarray(self._number(tensor))
-        if kind is None:
-            whole = type(tensor)()
-            whole.CopyFrom(tensor)
-            whole.raw_data = bytes(raw)
-            return np.asarray(self._number(whole))
-        return np.frombuffer(raw, kind).reshape(tuple(tensor.dims))
 
     def _sizes(self, node: Any, place: int) -> list[int]:
         array = self._constant(node, place)

@@ -24,13 +24,13 @@ sum of INT8 products leaves 32 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vitdeploy.backends.native.graph_reader import LARGEST, Array, GraphReader, refused
+from vitdeploy.bundle.onnx_messages import Message
 from vitdeploy.core.errors import ModelError, VitdeployError
 from vitdeploy.core.specs import PIXEL_VALUES
 
@@ -145,17 +145,13 @@ class PlainVit:
     read: int
 
 
-def read_plain_vit(model: Any, large: Mapping[str, memoryview] | None = None) -> PlainVit:
-    """Read an `onnx.ModelProto`.
-
-    Args:
-        model: the graph.
-        large: the raw data of those initializers that it was parsed without, by name.
+def read_plain_vit(model: Message) -> PlainVit:
+    """Read a graph, as `read_model` has it; the weights lie where it lies.
 
     Raises:
         ModelError: it is not a plain ViT in INT8; the message names the first node that does not fit.
     """
-    reader = _Reader(model, large or {})
+    reader = _Reader(model)
     try:
         return reader.read()
     except VitdeployError:
@@ -186,8 +182,8 @@ class _Branch:
 
 
 class _Reader(GraphReader):
-    def __init__(self, model: Any, large: Mapping[str, memoryview]) -> None:
-        super().__init__(model, large)
+    def __init__(self, model: Message) -> None:
+        super().__init__(model)
         self._tokens = 0
         self._rows: int | None = None  # how many tokens the last layer works on, where those are not all
         self._steps: dict[str, list[str]] = {}  # names of scale and zero point by the quantised activation

@@ -19,8 +19,9 @@ from vitdeploy.backends.native.packing import Encoder
 from vitdeploy.backends.native.plain_vit import read_plain_vit
 from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vitdeploy.backends.subgraphs import head_of, preprocessing_of
-from vitdeploy.bundle.graphs import Pages, external_files, read_pages, split_weights
-from vitdeploy.core.errors import ModelError, require
+from vitdeploy.bundle.graphs import Pages, external_files, read_pages
+from vitdeploy.bundle.onnx_messages import Message, read_model
+from vitdeploy.core.errors import ModelError
 from vitdeploy.core.specs import PIXEL_VALUES, TensorSpec
 
 __all__ = ["NativeRunner", "check_plain_vit"]
@@ -90,14 +91,13 @@ class NativeRunner(RunnerBase):
         self._parts: tuple[_Preprocessing | None, Encoder, OnnxRuntimeRunner | None] | None = None
 
     def _open(self, stack: ExitStack) -> None:
-        model, large, pages = _read(self._path, self._hashes)
-        form = read_plain_vit(model, large)
+        model, pages = _read(self._path, self._hashes)
+        form = read_plain_vit(model)
         made, front, head = model.graph.output[0].name, None, None
-        parts = [preprocessing_of(model, large)]
+        graphs = [preprocessing_of(model)]
         if form.classifier is None:
-            parts.append(head_of(model, form.end, (form.read, len(form.kernel)), large))
-        graphs = [None if part is None else part.SerializeToString() for part in parts]
-        del model, large, parts
+            graphs.append(head_of(model, form.end, (form.read, len(form.kernel))))
+        del model
         encoder = Encoder(form, self._threads, release=pages.release)
         del form, pages  # the file's bytes, before the sessions take memory
         stack.callback(encoder.close)
@@ -144,26 +144,21 @@ def check_plain_vit(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModelError: it is not a graph for them; the message names the node.
-        DependencyError: onnx is not installed.
     """
-    model, large, _ = _read(Path(path))
-    read_plain_vit(model, large)
+    read_plain_vit(_read(Path(path))[0])
 
 
-def _read(path: Path, hashes: Mapping[str, str] | None = None) -> tuple[Any, dict[str, memoryview], Pages]:
-    """The `onnx.ModelProto` of a file, the large tensors that it was parsed without (see `split_weights`), and where
-    these are."""
-    onnx = require("onnx", extra="native")
+def _read(path: Path, hashes: Mapping[str, str] | None = None) -> tuple[Message, Pages]:
+    """The model of a file, and the pages that it is read from."""
     if not path.is_file():
         raise ModelError(f"there is no ONNX file at {path}", hint="check the path")
     pages = read_pages(path, hashes)
     try:
         outside = external_files(pages.content)
-        graph, large = split_weights(pages.content)
-        model = onnx.load_model_from_string(graph)
-    except Exception as error:  # protobuf's
+        model = read_model(pages.content)
+    except ValueError as error:
         raise ModelError(
-            f"{path} is not a readable ONNX file: {type(error).__name__}",
+            f"{path} is not a readable ONNX file: {error}",
             hint="the file may be damaged; export it again",
         ) from error
     if outside:
@@ -171,4 +166,4 @@ def _read(path: Path, hashes: Mapping[str, str] | None = None) -> tuple[Any, dic
             f"the kernels read graphs that hold their weights, and {path} keeps some in other files",
             hint="backend='onnxruntime' and 'openvino' run every form",
         )
-    return model, large, pages
+    return model, pages

@@ -42,7 +42,7 @@ register(
         title="vitdeploy's kernels",
         takes="onnx",
         offers=(Offer("cpu", ("cpu",), precisions=lambda: ("int8",)),),
-        needs=(Need("onnxruntime", "onnxruntime"), Need("onnx", "onnx")),
+        needs=(Need("onnxruntime", "onnxruntime"),),
         extra="native",
         open=_open,
         listed=30,
