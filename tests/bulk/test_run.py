@@ -19,6 +19,7 @@ from vitdeploy.bulk import predict_files
 from vitdeploy.bulk.sources import Done, find_images
 from vitdeploy.core import progress
 from vitdeploy.core.errors import BundleError, DatasetError, InputError, OutputExistsError
+from vitdeploy.data import outside
 from vitdeploy.data.outside import outside_paths
 
 
@@ -231,6 +232,32 @@ def test_rows_are_read_by_bytes_not_by_count(tmp_path: Path) -> None:
     rows, mebibytes = map(int, done.stdout.split())
     assert (tmp_path / "a.parquet").stat().st_size < 2**20
     assert rows == 30 and mebibytes < 10 * 16
+
+
+def test_a_small_table_that_unpacks_to_far_more_than_images_do_is_refused(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of it is unpacked; the limit is smaller here than it is."""
+    monkeypatch.setattr(outside, "_LARGE", 1 << 20)
+    path = table(tmp_path / "t.parquet", [bytes(1 << 22)])
+    with pytest.raises(DatasetError, match="unpacks to 4 MiB"):
+        predict_files(classifier, [path], tmp_path / "results.jsonl")
+
+
+def test_relative_paths_are_those_of_the_folder_in_which_a_run_began(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(photos, tmp_path / "other" / "photos")).parent
+    monkeypatch.chdir(tmp_path)
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    stop_after(20, classifier, [photos], whole, chunk=10)
+    stop_after(20, classifier, ["photos"], part, chunk=10)
+    monkeypatch.chdir(other)
+    assert predict_files(classifier, [photos], whole).resumed == 20
+    with pytest.raises(OutputExistsError, match="folder"):
+        predict_files(classifier, ["photos"], part)
+    monkeypatch.chdir(tmp_path)
+    assert predict_files(classifier, ["photos"], part).resumed == 20
 
 
 def test_going_on_with_a_folder_that_changed(classifier: Classifier, photos: Path, tmp_path: Path) -> None:

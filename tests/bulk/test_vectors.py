@@ -75,7 +75,7 @@ def test_a_numpy_file_has_the_vectors_and_its_images_beside_it(model: Classifier
             np.testing.assert_allclose(vector, model.embed(row["image"])[0], atol=1e-5)
         else:
             assert np.isnan(vector).all() and row["image"].endswith("broken.jpg")
-    with pytest.raises(OutputExistsError, match="already exists"):
+    with pytest.raises(OutputExistsError, match=r"vectors\.npy already exists"):
         embed_files(model, [photos], output)
     output.unlink()
     with pytest.raises(OutputExistsError, match=r"images\.jsonl already exists"):

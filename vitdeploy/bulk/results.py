@@ -67,7 +67,7 @@ def check_output(
     there = [name for name in names if name.exists()]
     if there and not overwrite and not (partial_folder(path) / _JOINED).exists():
         raise OutputExistsError(
-            f"{there[0]} already exists", hint="choose another --output, or replace it with --overwrite"
+            f"{there[-1]} already exists", hint="choose another --output, or replace it with --overwrite"
         )
 
 
