@@ -58,8 +58,10 @@ if TYPE_CHECKING:  # the same names as in _LAZY, for type checkers and editors
     from vitdeploy.deploy.hub import Pushed, push
     from vitdeploy.doctor import Diagnosis
     from vitdeploy.doctor import examine as doctor
+    from vitdeploy.evaluation.limits import Limits
     from vitdeploy.explain.run import Explanation, explain
     from vitdeploy.inspection.bundle import BundleReport, FileReport, inspect
+    from vitdeploy.models.tasks import TaskRequest
     from vitdeploy.qat import QatConfig, QatResult, tune
     from vitdeploy.report.comparison import Comparison, compare
     from vitdeploy.report.records import BenchReport
@@ -102,6 +104,7 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "InputError",
+    "Limits",
     "LintReport",
     "Manifest",
     "ModelError",
@@ -118,6 +121,7 @@ __all__ = [
     "RunnerClosedError",
     "Score",
     "ShapeRange",
+    "TaskRequest",
     "TensorSpec",
     "VitdeployError",
     "__version__",
@@ -156,8 +160,10 @@ _LAZY = {  # module: what it gives; `bench`, `doctor` and `explain` are modules 
     "data": "ImageDataset load_dataset",
     "deploy.hub": "Pushed push",
     "doctor": "Diagnosis doctor",
+    "evaluation.limits": "Limits",
     "explain": "Explanation explain",
     "inspection.bundle": "BundleReport FileReport inspect",
+    "models.tasks": "TaskRequest",
     "qat": "QatConfig QatResult tune",
     "report.comparison": "Comparison compare",
     "report.records": "BenchReport",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import vitdeploy
@@ -56,6 +57,8 @@ def _entry(name: str) -> str:
     if documented := _plain_docstring(function):
         text += "\n\n" + "\n".join(f"    {line}" if line else "" for line in documented.splitlines())
     if inspect.isclass(value) and not issubclass(value, Exception):
+        for base in filter(is_dataclass, value.__mro__[1:]):  # whose fields are in the signature
+            text += "\n\n" + "\n".join(f"    {line}" if line else "" for line in _plain_docstring(base).splitlines())
         for member, method in vars(value).items():
             if not member.startswith("_") and (lines := _member(member, method)):
                 text += "\n\n" + "\n".join(f"    {line}" if line else "" for line in lines.splitlines())

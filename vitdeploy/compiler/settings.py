@@ -24,10 +24,7 @@ class ExportSettings:
     """What graph is made of a checkpoint; sequences may be given as lists.
 
     Args:
-        request: what the graph answers: `task`, "classification", the checkpoint's own classes, "embedding", one vector
-            an image, or "zero-shot", a classifier of the words in `labels` (None: what the checkpoint says of itself);
-            `normalize`, whether an embedding's vectors have length 1 (None: as the model compares them); `labels` and
-            `templates`, the words of zero-shot and the sentences around them.
+        request: what the graph answers: `task`, `normalize`, `labels`, `templates`.
         input_size: (height, width) of the raw images if they all have one size; the graph is then static in it.
         image_size: (height, width) of the pixel values that the model sees, if not the checkpoint's. Its position
             embeddings are interpolated as transformers does.
@@ -68,11 +65,8 @@ class BuildSettings:
         recipe: how to calibrate INT8, with its dataset; None uses the bundle's calibration. FP16 looks for values that
             it can't hold on the same images.
         fp8_recipe: how to calibrate FP8; None: as INT8.
-        limits: what INT8 and FP8 must keep, with 95 % confidence; as few layers as possible are kept out of them for
-            it, and with no limit none is, whatever that costs. `max_drop`: the most top-1 that may be lost, in points;
-            of an embedding top-1 of a classifier by nearest neighbours, on images with classes. `min_cosine`: of an
-            embedding, the least mean cosine to FP32's vectors. `min_recall`: of an embedding, the least share of FP32's
-            nearest neighbours that are found. `neighbours`: how many are looked at; None: 10.
+        limits: what INT8 and FP8 must keep: `max_drop`, `min_cosine`, `min_recall`, `neighbours`. As few layers as
+            possible are kept out of them for it; with no limit none is, whatever that costs.
         validation_images: on how many images, other than those that calibrate, the limits are judged.
         match_labels: how their classes are found among the model's, "name" or "position": see `data.labels`.
         engine_options: batch and image sizes, workspace ... of the engines.

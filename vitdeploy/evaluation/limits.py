@@ -59,7 +59,7 @@ class Limits:
         max_drop: the most top-1 that may be lost, in points; of an embedding, top-1 of the classifier by neighbours.
         min_cosine: of an embedding, the least mean cosine to FP32's vectors.
         min_recall: of an embedding, the least share of FP32's nearest that are found.
-        neighbours: of an embedding, how many neighbours are looked at; None: `NEIGHBOURS`.
+        neighbours: of an embedding, how many neighbours are looked at; None: 10.
 
     Raises:
         InputError: a value out of range, or neighbours that nothing is asked of.

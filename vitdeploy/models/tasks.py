@@ -236,7 +236,8 @@ class TaskRequest:
     """What is asked of a checkpoint.
 
     Args:
-        task: one of `EXPORTS`; None: what the checkpoint says of itself.
+        task: one of `EXPORTS`: "classification", its own classes; "embedding", one vector an image; "zero-shot", a
+            classifier of the words in `labels`. None: what the checkpoint says of itself.
         normalize: whether vectors of an embedding have length 1; None: as the model itself compares them.
         labels: of zero-shot: the words that it chooses among, one class each.
         templates: of zero-shot: sentences around a word, which stands for {}; several are averaged. None: `TEMPLATE`.
