@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -30,6 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Without `-m gpu` the tests are about a machine without a GPU, also where there is one."""
     if "gpu" not in str(config.getoption("markexpr")):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    gc.set_threshold(20_000, 20, 50)  # the libraries make a million objects that stay: looking through them takes long
+
+
+def pytest_runtest_setup() -> None:
+    """PyTorch's exporter reads the sources of its 700 operators for each export, a seventh of its time: the first
+    export of a process does it for all."""
+    registry = getattr(sys.modules.get("torch.onnx._internal.exporter._registration"), "ONNXRegistry", None)
+    if registry is not None and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 if find_spec("hypothesis") is not None:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import vitdeploy.bench
 from tests.tools.command_line import invoke
 from vitdeploy.bench import latency
 from vitdeploy.bundle import Bundle
 from vitdeploy.core.machine import gpus, has_module
+from vitdeploy.training import FinetuneConfig, scratch
 
 
-def test_the_demo_trains_exports_builds_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_PATIENCE", 1)  # other tests run beside it, and no time is looked at
+@pytest.fixture
+def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with a third of its epochs, enough for 95 %, and few timed rounds: no time is looked at."""
+    whole = scratch.digits_config
+
+    def third(*arguments: Any, **changes: Any) -> FinetuneConfig:
+        config = whole(*arguments, **changes)
+        return replace(config, epochs=config.epochs / 3)
+
+    monkeypatch.setattr(scratch, "digits_config", third)
+    monkeypatch.setattr(vitdeploy.bench, "bench", functools.partial(vitdeploy.bench.bench, rounds=10))
+    monkeypatch.setattr(latency, "_PATIENCE", 1)  # other tests run beside it
+
+
+@pytest.mark.usefixtures("shorter")
+def test_the_demo_trains_exports_builds_and_measures(tmp_path: Path) -> None:
     done = invoke("demo", "--output", tmp_path / "demo")
     assert done.exit_code == 0, done.stderr
     report = json.loads((tmp_path / "demo" / "report.json").read_text())

@@ -188,8 +188,10 @@ def test_files_are_written_and_kept_in_the_bundle(cli: Cli, tiny_images: Path, t
 def test_a_bundle_that_cannot_be_written_keeps_nothing_and_says_so(
     cli: Cli, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vitdeploy.bundle import editing
     from vitdeploy.core.storage import locked
 
+    monkeypatch.setattr(editing, "_PATIENCE_S", 0.2)  # the lock is held for as long as the command runs
     bundle = write_small_bundle(tmp_path / "bundle", engine=False)
     with locked(bundle / ".lock"):
         done = cli("bench", bundle, "--dataset", tiny_images, "--split", "all", *QUICK, "--precision", "fp32")
