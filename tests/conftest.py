@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,13 +70,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_rests() -> Iterator[None]:
-    """A benchmark rests before each call that it keeps, so that the threads of other runtimes sleep: tests of what it
-    does, not of how fast something is, need not wait for that."""
+    """A benchmark rests before each call that it keeps, so that the threads of other runtimes sleep, and looks for
+    garbage before them all: tests of what it does, not of how fast something is, need not wait for that."""
+    from vitdeploy.bench import latency
     from vitdeploy.bench.latency import LatencyRun, WallClock
 
     rest = LatencyRun._rest
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LatencyRun, "_rest", lambda run, *call: isinstance(run._clock, WallClock) or rest(run, *call))
+        patch.setattr(latency, "gc", SimpleNamespace(collect=int, freeze=gc.freeze, unfreeze=gc.unfreeze))
         yield
 
 
@@ -147,6 +149,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def one_layer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT of one layer, which exports in half the time. Read-only."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    return write_checkpoint(tmp_path_factory.mktemp("one") / "checkpoint", layers=1)
 
 
 @pytest.fixture(scope="session")

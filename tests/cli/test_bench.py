@@ -255,7 +255,7 @@ def test_ctrl_c_writes_what_was_measured_and_exits_with_130(
 ) -> None:
     interrupt_at_visit(20, monkeypatch)
     files = tmp_path / "out.json", tmp_path / "out.html"
-    options = ("--no-save", "--rounds", 1000, "--threads", 1, "--json", files[0], "--report", files[1])
+    options = ("--no-save", "--rounds", 1000, "--threads", 1, "--no-memory", "--json", files[0], "--report", files[1])
     done = cli("bench", small, "--dataset", tiny_images, "--split", "all", *options)
     assert done.exit_code == 130 and "Partial" in done.stdout
     report = BenchReport.read(files[0])
@@ -305,6 +305,7 @@ def test_pictures_can_be_left_out(cli: Cli, tiny_bundle: Path, tiny_images: Path
     for option in ("--pictures", "--no-pictures"):
         page = tmp_path / f"{option}.html"
         options = ("--split", "all", "--no-save", "--no-latency", option, "--report", page, "--json", "-")
+        options += ("--backend", "onnxruntime")
         done = cli("bench", tiny_bundle, "--dataset", tiny_images, *options)
         assert done.exit_code == 0, done.stderr
         found[option] = [item["image_png"] for item in json.loads(done.stdout)["disagreements"]]
@@ -317,5 +318,6 @@ def test_ctrl_c_before_anything_was_measured_writes_nothing(
     cli: Cli, small: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LatencyRun, "_warm_up", lambda run, name: signal.raise_signal(signal.SIGINT))
-    done = cli("bench", small, "--dataset", tiny_images, "--split", "all", "--json", tmp_path / "out.json")
+    one = ("--precision", "fp32", "--backend", "onnxruntime")
+    done = cli("bench", small, "--dataset", tiny_images, "--split", "all", *one, "--json", tmp_path / "out.json")
     assert done.exit_code == 130 and not list(tmp_path.iterdir())

@@ -22,19 +22,19 @@ def test_help_has_an_example(command: str) -> None:
     assert done.exit_code == 0 and "Example" in done.stdout and f"vitdeploy {command}" in done.stdout
 
 
-def test_export_writes_a_bundle_and_names_the_next_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = invoke("export", tiny_checkpoint, "--output", tmp_path / "bundle", "--input-size", "24x40")
+def test_export_writes_a_bundle_and_names_the_next_step(one_layer_checkpoint: Path, tmp_path: Path) -> None:
+    done = invoke("export", one_layer_checkpoint, "--output", tmp_path / "bundle", "--input-size", "24x40")
     assert done.exit_code == 0, done.stderr
     assert "model.onnx" in done.stdout and "Next: vitdeploy build-engine" in done.stdout
     assert Bundle.open(tmp_path / "bundle").manifest.inputs[0].shape == ("batch", 24, 40, 3)
 
 
-def test_export_prints_the_manifest_as_json_and_refuses_to_replace(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--json")
+def test_export_prints_the_manifest_as_json_and_refuses_to_replace(one_layer_checkpoint: Path, tmp_path: Path) -> None:
+    done = invoke("export", one_layer_checkpoint, "-o", tmp_path / "bundle", "--json")
     assert json.loads(done.stdout)["schema_version"] == SCHEMA_VERSION
-    again = invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle")
+    again = invoke("export", one_layer_checkpoint, "-o", tmp_path / "bundle")
     assert again.exit_code == 1 and "already exists" in again.stderr and "Hint:" in again.stderr
-    assert invoke("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--overwrite").exit_code == 0
+    assert invoke("export", one_layer_checkpoint, "-o", tmp_path / "bundle", "--overwrite").exit_code == 0
 
 
 def test_export_makes_the_size_and_the_outputs_that_are_asked_for(

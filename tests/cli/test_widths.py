@@ -108,10 +108,10 @@ def check(found: dict[int, str], *, prose: str = "") -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.command[:40])
-def test_what_a_command_shows(case: Case, drawn: Drawn, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_what_a_command_shows(case: Case, drawn: Drawn, tiny_bundle: Path, one_layer_checkpoint: Path) -> None:
     pytest.importorskip(case.needs)
     shutil.copytree(tiny_bundle, "bundle")
-    shutil.copytree(tiny_checkpoint, "checkpoint")
+    shutil.copytree(one_layer_checkpoint, "checkpoint")
     write_small_bundle(Path("small"))
     Path("photos").mkdir()
     for path in ("cat.png", PICTURE, "photos/one.png", "photos/two.png"):
@@ -152,13 +152,13 @@ def test_a_tune(drawn: Drawn) -> None:
     check(drawn(lambda: show_result(result)), prose="of 360 test images")
 
 
-def test_demo(drawn: Drawn, tiny_checkpoint: Path) -> None:
+def test_demo(drawn: Drawn, one_layer_checkpoint: Path) -> None:
     from vitdeploy.cli.demo import show_result
     from vitdeploy.demo import DemoResult
     from vitdeploy.training import FinetuneConfig, finetune
 
     few: dict[str, Any] = {"max_steps": 2, "limit_train": 100, "limit_test": 30, "threads": 1}
-    trained = finetune(FinetuneConfig(tiny_checkpoint, "digits", "run", **few))
+    trained = finetune(FinetuneConfig(one_layer_checkpoint, "digits", "run", **few))
     result = DemoResult(Path("demo"), trained, report_of(flip=1, seed=1), "5", ("5", "5", "9", "5", "5"), 0.97)
     pages = drawn(lambda: show_result(result))
     check(pages, prose="of 30 held-out images.")
@@ -199,7 +199,7 @@ def test_progress_keeps_its_times(width: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_flags_of_every_command_stand_anywhere(
-    cli: Cli, capsys: Any, tmp_path: Path, tiny_checkpoint: Path
+    cli: Cli, capsys: Any, tmp_path: Path, one_layer_checkpoint: Path
 ) -> None:
     from vitdeploy.cli.app import run
 
@@ -216,7 +216,7 @@ def test_the_flags_of_every_command_stand_anywhere(
         line[place] = "--debug"
         with pytest.raises(Exception, match="nothing"):
             run(list(map(str, line)))
-    export = ("export", tiny_checkpoint, "--output", tmp_path / "bundle", "--overwrite")
+    export = ("export", one_layer_checkpoint, "--output", tmp_path / "bundle", "--overwrite")
     assert "declined" not in "".join(said(*export))
     out, err = said(*export, "--verbose")
     assert "merge-qkv declined: not asked for" in err and "declined" not in out

@@ -206,7 +206,7 @@ def test_the_comparison_is_relative_to_the_range_and_catches_what_is_not_finite(
 
 
 def test_an_older_pillow_makes_the_same_graph(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_layer_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before 13.0 it took the width first in tall images too: these are compared with the reference there."""
     resize = Image.Image.resize
@@ -214,10 +214,10 @@ def test_an_older_pillow_makes_the_same_graph(
     def width_first(self: Any, size: tuple[int, int], *settings: Any, **named: Any) -> Any:
         return resize(resize(self, (size[0], self.height), *settings, **named), size, *settings, **named)
 
-    expected = export(tiny_checkpoint, tmp_path / "13").path / "model.onnx"
+    expected = export(one_layer_checkpoint, tmp_path / "13").path / "model.onnx"
     monkeypatch.setattr(Image.Image, "resize", width_first)
     if release(PIL.__version__) >= (13,):
         with pytest.raises(ModelError, match="preprocessing against the image processor"):
-            export(tiny_checkpoint, tmp_path / "refused")
+            export(one_layer_checkpoint, tmp_path / "refused")
     monkeypatch.setattr(PIL, "__version__", "12.3.0")
-    assert (export(tiny_checkpoint, tmp_path / "12").path / "model.onnx").read_bytes() == expected.read_bytes()
+    assert (export(one_layer_checkpoint, tmp_path / "12").path / "model.onnx").read_bytes() == expected.read_bytes()

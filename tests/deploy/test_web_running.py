@@ -139,10 +139,10 @@ def test_of_several_labels_those_count_that_reach_the_bundles_threshold(tmp_path
     assert answers[0] != answers[1] and max(map(len, answers[0])) > 2  # not only of the best that are listed
 
 
-def test_a_form_of_one_size_takes_that_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_form_of_one_size_takes_that_alone(one_layer_checkpoint: Path, tmp_path: Path) -> None:
     from vitdeploy import export
 
-    export(tiny_checkpoint, tmp_path / "bundle", input_size=(40, 50))
+    export(one_layer_checkpoint, tmp_path / "bundle", input_size=(40, 50))
     images = images_of(((40, 50), (50, 40)))
     made = predict_in_node(site_of(tmp_path / "bundle", tmp_path / "site"), images)
     assert made["selftest"]["status"] == "passed" and made["selftest"]["images"] == 32  # enlarged to that size

@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("search")
     photos = write_images(root / "photos")
     (photos / "zero" / "broken.png").write_bytes(b"oops")
-    bundle = vitdeploy.export(write_checkpoint(root / "vit"), root / "vectors", task="embedding").path
+    bundle = vitdeploy.export(write_checkpoint(root / "vit", layers=1), root / "vectors", task="embedding").path
     (photos / "zero" / "broken.png").rename(root / "broken.png")
     vitdeploy.build(bundle, ["int8"], target="onnx", recipe=Recipe(dataset=str(photos), count=24))
     (root / "broken.png").rename(photos / "zero" / "broken.png")
@@ -100,7 +100,8 @@ def test_what_bench_measured_of_such_queries_is_said(made: Made, tmp_path: Path)
 
 
 def test_another_model_is_refused(made: Made, tmp_path: Path) -> None:
-    other = vitdeploy.export(write_checkpoint(tmp_path / "vit", seed=1), tmp_path / "other", task="embedding").path
+    checkpoint = write_checkpoint(tmp_path / "vit", seed=1, layers=1)
+    other = vitdeploy.export(checkpoint, tmp_path / "other", task="embedding").path
     image = made.photos / "one" / "0.png"
     done = run_here("search/search.py", "query", made.index, other, image, *FP32)
     assert done.returncode == 1 and "was made by other weights (vectors and not other)" in done.stderr

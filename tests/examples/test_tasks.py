@@ -49,7 +49,7 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         else:
             problem, classes = PROBLEMS.get(task, (None, 5))
             labels = tuple(f"label {number}" for number in range(classes))
-            checkpoint = write_checkpoint(root / f"{task}-checkpoint", labels=labels, problem_type=problem)
+            checkpoint = write_checkpoint(root / f"{task}-checkpoint", layers=1, labels=labels, problem_type=problem)
             if task in THRESHOLDS:
                 config = json.loads((checkpoint / "config.json").read_text())
                 (checkpoint / "config.json").write_text(json.dumps({**config, THRESHOLD_KEY: THRESHOLDS[task]}))

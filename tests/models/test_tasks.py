@@ -29,7 +29,8 @@ KINDS = {  # problem_type and number of logits
 
 
 def checkpoint_of(folder: Path, problem_type: str | None, classes: int) -> Path:
-    return write_checkpoint(folder, labels=tuple(f"label {n}" for n in range(classes)), problem_type=problem_type)
+    labels = tuple(f"label {n}" for n in range(classes))
+    return write_checkpoint(folder, layers=1, labels=labels, problem_type=problem_type)
 
 
 @pytest.fixture(scope="module")

@@ -179,16 +179,20 @@ def test_other_words_take_the_calibration_over(checkpoints: dict[str, Path], tin
     assert vectors.find(kind="calibration") is not None
 
 
+@pytest.fixture(scope="module")
+def calibrated(checkpoints: dict[str, Path], tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedding of CLIP with an INT8 form. Read-only."""
+    path = export(checkpoints["clip"], tmp_path_factory.mktemp("calibrated") / "bundle").path
+    return build(path, ["int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=4)).bundle.path
+
+
 @pytest.mark.parametrize(
     ("how", "words"), [({"image_size": (48, 48)}, "image_size"), ({"merge_qkv": True}, "other layers"), ({}, "weights")]
 )
 def test_another_tower_keeps_its_calibration_to_itself(
-    how: dict[str, Any], words: str, checkpoints: dict[str, Path], tiny_bundle: Path, tiny_images: Path, tmp_path: Path
+    how: dict[str, Any], words: str, checkpoints: dict[str, Path], tiny_bundle: Path, calibrated: Path, tmp_path: Path
 ) -> None:
-    other = tiny_bundle
-    if how:
-        other = export(checkpoints["clip"], tmp_path / "other").path
-        build(other, ["int8"], target="onnx", recipe=Recipe(dataset=str(tiny_images), count=4))
+    other = calibrated if how else tiny_bundle
     with pytest.raises(InputError, match=f"not for this tower: .*{words}"):
         export(
             checkpoints["clip"],

@@ -48,6 +48,9 @@ def config(trained: tuple[Path, Path], folder: Path, **changes: Any) -> QatConfi
     return QatConfig(trained[0], bundle, "digits", folder / "out", **{**usual, **changes})
 
 
+FEW: dict[str, Any] = {"max_steps": 10, "limit_train": 240, "validation": 60, "limit_test": 60}  # it ends in vain
+
+
 @pytest.fixture(scope="module")
 def tuned(trained: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> QatResult:
     folder = tmp_path_factory.mktemp("tuned")
@@ -99,7 +102,7 @@ def test_scales_were_tuned_and_corrections_are_in_the_biases(tuned: QatResult, t
 def test_a_failed_check_leaves_the_bundle(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(trained, tmp_path, max_steps=10)
+    asked = config(trained, tmp_path, **FEW)
     before = snapshot(tmp_path / "bundle")
     monkeypatch.setattr(rebuild, "INT8_TOLERANCE", -1.0)
     with pytest.raises(ModelError, match="is not what was tuned"):
@@ -118,7 +121,7 @@ def test_a_tune_that_does_not_help_changes_nothing(trained: tuple[Path, Path], t
 
 
 def test_a_bundle_that_is_being_written_is_left_alone(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    asked = config(trained, tmp_path, max_steps=10)
+    asked = config(trained, tmp_path, **FEW)
     before = snapshot(tmp_path / "bundle")
     with locked(tmp_path / "bundle" / ".lock"), pytest.raises(BundleError, match="another command"):
         tune(asked)
@@ -128,7 +131,7 @@ def test_a_bundle_that_is_being_written_is_left_alone(trained: tuple[Path, Path]
 def test_a_bundle_that_changed_meanwhile_is_left_alone(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(trained, tmp_path, max_steps=10)
+    asked = config(trained, tmp_path, **FEW)
     compare = run.compare_logits
 
     def change_it(*arguments: Any) -> Any:

@@ -472,10 +472,10 @@ def test_labels_that_do_not_fit_the_graph(tiny_bundle_copy: Path) -> None:
         load(tiny_bundle_copy, threads=1, device="cpu")
 
 
-def test_a_bundle_for_one_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_for_one_size(one_layer_checkpoint: Path, tmp_path: Path) -> None:
     from vitdeploy.compiler.export import export
 
-    export(tiny_checkpoint, tmp_path / "fixed", input_size=(24, 40))
+    export(one_layer_checkpoint, tmp_path / "fixed", input_size=(24, 40))
     with load(tmp_path / "fixed", threads=1, device="cpu") as opened:
         assert opened.predict(image(24, 40)).label in LABELS
         with pytest.raises(ImageError, match="height 24, width 40"):

@@ -167,10 +167,10 @@ def test_a_bad_image_lets_the_next_one_be_decoded() -> None:
             pipeline.budget.lift()
 
 
-def test_an_image_the_form_does_not_take_is_named_by_its_place(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_image_the_form_does_not_take_is_named_by_its_place(one_layer_checkpoint: Path, tmp_path: Path) -> None:
     from vitdeploy.compiler.export import export
 
-    export(tiny_checkpoint, tmp_path / "static", input_size=(20, 20))
+    export(one_layer_checkpoint, tmp_path / "static", input_size=(20, 20))
     with load(tmp_path / "static", "onnxruntime", threads=1) as classifier:
         answers = list(classifier.stream(pictures(6, [(20, 20), (20, 20), (10, 10)]), errors="return"))
     assert [isinstance(answer, ImageError) for answer in answers] == [False, False, True] * 2

@@ -330,7 +330,7 @@ def test_a_changed_selftest_is_refused(tiny_bundle_copy: Path) -> None:
 
 
 @needs_torch
-def test_graphs_of_one_size_and_own_images(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_graphs_of_one_size_and_own_images(one_layer_checkpoint: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     from vitdeploy.compiler.export import export
@@ -339,8 +339,8 @@ def test_graphs_of_one_size_and_own_images(tiny_checkpoint: Path, tmp_path: Path
         (tmp_path / name).mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)).save(tmp_path / "own" / "a.png")
     with pytest.raises(InputError, match="holds 0 pictures"):
-        export(tiny_checkpoint, tmp_path / "bundle", selftest_images=tmp_path / "none")
-    bundle = export(tiny_checkpoint, tmp_path / "bundle", input_size=(50, 70), selftest_images=tmp_path / "own")
+        export(one_layer_checkpoint, tmp_path / "bundle", selftest_images=tmp_path / "none")
+    bundle = export(one_layer_checkpoint, tmp_path / "bundle", input_size=(50, 70), selftest_images=tmp_path / "own")
     selftest = Selftest.of(bundle)
     assert set(selftest.logits) == {(50, 70)} and len(selftest.images) == 33
     assert selftest.images[32].shape == (128, 85, 3)

@@ -13,13 +13,18 @@ from tests.tools.training import DIGITS, short_run
 from vitdeploy.training import FinetuneConfig, FinetuneResult, create_vit, finetune
 
 
+@pytest.fixture(autouse=True)
+def set_aside() -> None:
+    """The Trainer looks for garbage after each run; what the libraries hold would be a quarter of its time. Again for
+    each test: an export or a benchmark gives it back."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="package")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialised ViT of 16 px: 5 tokens, so that a step takes milliseconds."""
     folder = tmp_path_factory.mktemp("scratch") / "vit"
-    model = create_vit(folder, labels=DIGITS, image_size=16, patch_size=8, hidden_size=48, layers=2, heads=4)
-    gc.freeze()  # the Trainer collects garbage after each run; what the libraries hold would be a quarter of its time
-    return model
+    return create_vit(folder, labels=DIGITS, image_size=16, patch_size=8, hidden_size=48, layers=2, heads=4)
 
 
 @pytest.fixture
