@@ -155,8 +155,9 @@ def test_the_thread_that_runs_batches_survives_an_error_at_any_of_its_lines() ->
         done()
 
 
-def test_a_caller_in_line_is_served_though_the_one_before_was_broken_off() -> None:
+def test_a_caller_in_line_is_served_though_the_one_before_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever line of `give` another thread was stopped at."""
+    monkeypatch.setattr(admission, "_LOOK", 0.02)  # who was told nothing looks again soon
 
     def handed_on(places: Places) -> Callable[[], None]:
         held = places.take(None)

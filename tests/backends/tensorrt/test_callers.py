@@ -135,7 +135,9 @@ def test_it_answers_after_ctrl_c_at_any_line_and_closes(here: Here, tmp_path: Pa
     assert here.released()
 
 
-def test_it_closes_after_ctrl_c_at_any_line_of_close(here: Here, tmp_path: Path) -> None:
+def test_it_closes_after_ctrl_c_at_any_line_of_close(
+    here: Here, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Closed again, or by being forgotten."""
     modules, path = (base, runner, execution, cuda, admission), write_engine_bundle(tmp_path / "b")
 
@@ -146,6 +148,8 @@ def test_it_closes_after_ctrl_c_at_any_line_of_close(here: Here, tmp_path: Path)
 
     lines = lines_of(opened().close, modules)
     assert len(lines) > 10
+    gc.freeze()  # what all tests load takes long to look through, again for each line
+    request.addfinalizer(gc.unfreeze)
     for line in lines:
         broken = opened()
         assert raised_at(line, broken.close, modules, KeyboardInterrupt()), line
