@@ -28,7 +28,7 @@ PROBLEMS = {  # of a checkpoint: problem_type and number of logits
     "binary": (None, 1),
     "regression": ("regression", 2),
 }
-THRESHOLDS = {"multi_label": 0.54}  # of the bundles that store one; at the usual 0.5 the photo has a label more
+THRESHOLDS = {"multi_label": 0.54}  # of the bundles that store one; at the usual 0.5 the photo has more labels
 Bundles = Callable[[str], Path]
 
 
