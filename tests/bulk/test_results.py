@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.tools.files import recorded_writes
-from vitdeploy.bulk.formats import FORMATS, Layout, Row, to_row
+from vitdeploy.bulk.formats import FORMATS, Layout, Parquet, Row, to_row
 from vitdeploy.bulk.results import check_output, open_results, partial_folder
 from vitdeploy.core.errors import BundleError, ImageError, InputError, OutputExistsError, VitdeployError
 from vitdeploy.core.specs import Prediction, Score
@@ -300,3 +300,13 @@ def test_parquet_has_groups_of_many_rows_whatever_the_parts_had(
     write(tmp_path / "results.parquet")  # parts of two rows
     found = parquet.ParquetFile(tmp_path / "results.parquet").metadata
     assert [found.row_group(place).num_rows for place in range(found.num_row_groups)] == [4, 3]
+
+
+def test_a_part_in_parquet_says_where_it_comes_from_if_that_is_asked(tmp_path: Path) -> None:
+    parquet, kind = pytest.importorskip("pyarrow.parquet"), Parquet()
+    rows = [to_row(name, None, answer(name)) for name in NAMES]
+    for origin in (JOB, None):
+        (tmp_path / "a.parquet").write_bytes(kind.encode(rows, LAYOUT, origin))
+        said = parquet.read_schema(tmp_path / "a.parquet").metadata
+        assert (said is None and origin is None) or json.loads(said[b"vitdeploy"]) == origin
+        assert [name for name, *_ in kind.read(tmp_path / "a.parquet", LAYOUT)] == NAMES

@@ -16,6 +16,7 @@ import pytest
 
 from vitdeploy import Classifier, load
 from vitdeploy.bulk import predict_files
+from vitdeploy.bulk.results import partial_folder
 from vitdeploy.bulk.sources import Done, find_images
 from vitdeploy.core import progress
 from vitdeploy.core.errors import BundleError, DatasetError, InputError, OutputExistsError
@@ -103,6 +104,9 @@ def test_a_column_of_paths_is_taken_where_it_is_asked_for(classifier: Classifier
     by_bytes, by_path = read(tmp_path / "image.jsonl"), read(tmp_path / "file_path.jsonl")
     assert not any(row["error"] for row in by_bytes + by_path)
     assert [row["score"] for row in by_path] == [row["score"] for row in by_bytes][::-1]
+    other = table(tmp_path / "b.parquet", content, anywhere=names)  # a name that says nothing
+    predict_files(classifier, [other], tmp_path / "other.jsonl", image_column="anywhere")
+    assert [row["score"] for row in read(tmp_path / "other.jsonl")] == [row["score"] for row in by_path]
 
 
 def test_a_table_of_plain_bytes_and_its_column(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
@@ -201,6 +205,7 @@ def test_going_on(kind: str, classifier: Classifier, photos: Path, tmp_path: Pat
     assert stopped.completed == 0
     assert any("25 of" in note and "goes on from there" in note for note in stopped.notes)
     assert not output.exists()
+    assert len(list(partial_folder(output).glob("part-*"))) == 3  # of ten images each, and the rest
     reporter = Stop(1000)
     with progress.use(reporter):  # type: ignore[arg-type]
         result = predict_files(classifier, [source], output, batch=8)
