@@ -30,6 +30,8 @@ WIDTH = 24
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     root = tmp_path_factory.mktemp("tower")
     return export(write_tower("clip", root / "checkpoint"), root / "bundle", task="embedding").path
 
