@@ -90,9 +90,74 @@ def honesty() -> str:
     return table(("of equal benchmarks one after the other", "found"), rows)
 
 
+def families() -> str:
+    """What export makes of each architecture: how many, what works (a line a kind of model), what is refused."""
+    found = record("families")
+    rows = found["rows"]
+    stages = {name: [row for row in rows if succeeded(row.get(name))] for name in ("export", "fp16", "int8", "rtx")}
+    counts = {name: f"{len(those)} ({len(those) / len(rows):.0%})" for name, those in stages.items()}
+    works: dict[str, list[Any]] = {}
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row in stages["export"]:
+            works.setdefault(row["kind"], []).append(row)
+        else:
+            why = re.sub(
+                r"^it (is an? \S+ model, which )?", "", row["export"].get("refused") or row["export"]["crashed"]
+            )
+            refused.setdefault(why, []).append(row["architecture"])
+    title = ("works", "classifier", "embedding", "FP16", "INT8", "of the MACs", "engine", "remark")
+    why_not = table(("refused", "why"), [[", ".join(names), why] for why, names in refused.items()])
+    counted = (
+        f"Of {len(rows)} architectures in transformers {found['versions']['transformers']}, {counts['export']} are"
+        f" exported and equal. FP16 is built of {counts['fp16']}, INT8 of {counts['int8']}, an engine of TensorRT-RTX,"
+        f" of INT8 where there is one, else of FP16, of {counts['rtx']}."
+    )
+    works_table = table(title, [family(those) for those in works.values()])
+    return "\n\n".join([counted, works_table.replace("---: |\n", "--- |\n", 1), why_not.replace("---:", "---")])
+
+
+def succeeded(found: dict[str, Any] | None) -> bool:
+    return found is not None and not {"refused", "crashed"} & set(found)
+
+
+def family(rows: list[dict[str, Any]]) -> list[str]:
+    """The line of a kind of model: of several classes and tasks the worst."""
+
+    def worst(name: str, number: str, task: str = "") -> str:
+        taken = [row[name][number] for row in rows if succeeded(row.get(name)) and row["task"].endswith(task)]
+        return f"{max(taken):.1g}" if taken else ""
+
+    shares = [row["int8"]["share"] for row in rows if succeeded(row.get("int8"))]
+    own = [row["export"]["processor"] for row in rows if row["export"].get("processor_refused")]
+    remarks = [f"{processor} is refused: with ViT's" for processor in own]
+    for name, form in (("fp16", "FP16"), ("int8", "INT8"), ("rtx", "engine")):
+        remarks += [f"{form}: {row[name]['refused']}" for row in rows if "refused" in row.get(name, {})]
+    for pattern, words in SHORTER.items():
+        remarks = [re.sub(pattern, words, remark) for remark in remarks]
+    return [
+        rows[0]["kind"],
+        worst("export", "difference", "classification"),
+        worst("export", "cosine_lost", "embedding"),
+        worst("fp16", "difference"),
+        worst("int8", "difference"),
+        f"{min(shares):.0%}" if shares else "",
+        ", ".join(dict.fromkeys(row["rtx"]["precision"].upper() for row in rows if succeeded(row.get("rtx")))),
+        "; ".join(dict.fromkeys(remarks)),
+    ]
+
+
+SHORTER = {  # of remarks
+    r"INT8: .*nothing to quantise": "no INT8: convolutions alone",
+    r"INT8: .*only ([\d.]+%) of the multiply-accumulates.*": r"no INT8: Linear layers are \1 of the work",
+    r"INT8: .*the product behind its softmax is not.*": "no INT8: it would be in one half of an attention",
+    r"engine: .*?\(op (\w+)\).*no such operator.*": r"no engine: TensorRT has no \1",
+    r"INT8: .*on (\d+) images.*FP32's best class for (\d+%).*": r"no INT8 once: it kept \2 of the answers on \1 images",
+}
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"cifar10-vit-small": bench},
     "docs/bench.md": {"bench-honesty": honesty},
+    "docs/export.md": {"families": families},
     "docs/preprocessing.md": {
         "preprocessing-bicubic": lambda: preprocessing("bicubic"),
         "preprocessing-bilinear": lambda: preprocessing("bilinear"),

@@ -140,6 +140,7 @@ _REFUSED = {
     **_OTHER_INPUTS,
     **dict.fromkeys(("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer"), _QUERIES),
     "depth_pro": "gives depths, and features of pieces of the image",
+    "timm_backbone": "transformers fills with timm's own weights by name, and never from a checkpoint",
 }
 """Image models without one vector of an image, and why."""
 
@@ -248,7 +249,7 @@ def _find(folder: CheckpointFolder) -> Tower | None:
         tower for tower in TOWERS if tower.model_type == kind and (not tower.saved_as or saved in tower.saved_as)
     )
     backbones, models = _architectures()
-    if saved in backbones:
+    if saved in backbones and kind not in _REFUSED:
         return Tower(kind, saved, _is(_MAP), _by_output, width="")
     found = next(fitting, None)
     if found is None and kind in models and kind not in _REFUSED:

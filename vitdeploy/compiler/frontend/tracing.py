@@ -50,18 +50,34 @@ class Reference:
 @contextlib.contextmanager
 def _pooling(module: Any) -> Iterator[None]:
     """Let pooling to one value, (batch, channels, length) -> (batch, channels, 1), be a mean inside the block: the
-    exporter writes Swin's AdaptiveAvgPool1d(1) with a Gather whose indices are computed from the batch."""
+    exporter writes Swin's AdaptiveAvgPool1d(1) with a Gather whose indices are computed from the batch, and TensorRT
+    has no window as large as EfficientNet's, which is wider than any of its maps."""
     import torch
 
     pools = [part for part in module.modules() if isinstance(part, torch.nn.AdaptiveAvgPool1d)]
     pools = [part for part in pools if part.output_size in (1, (1,))]
+    windows = [part for part in module.modules() if isinstance(part, torch.nn.AvgPool2d) and not _pads(part)]
     try:
         for part in pools:
             part.forward = lambda values: values.mean(dim=-1, keepdim=True)
+        for part in windows:
+            part.forward = partial(_pooled_whole, part, part.forward)
         yield
     finally:
-        for part in pools:
+        for part in (*pools, *windows):
             del part.forward
+
+
+def _pads(part: Any) -> bool:
+    """Whether zeros, or a divisor of its own, go into an average."""
+    return part.padding not in (0, (0, 0)) or part.divisor_override is not None
+
+
+def _pooled_whole(part: Any, pool: Callable[[Any], Any], values: Any) -> Any:
+    """The mean of a map (batch, channels, height, width) that the window covers; else what it pools."""
+    sizes = (part.kernel_size,) * 2 if isinstance(part.kernel_size, int) else part.kernel_size
+    whole = all(window >= edge for window, edge in zip(sizes, values.shape[-2:], strict=True))
+    return values.mean(dim=(-2, -1), keepdim=True) if whole else pool(values)
 
 
 def _classifiers(module: Any) -> list[Any]:
