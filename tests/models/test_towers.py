@@ -208,14 +208,12 @@ def test_half_precision_is_judged_by_the_direction(made: Any, tmp_path: Path) ->
 
 
 def test_what_is_made_for_classes_refuses_vectors(made: Any, tmp_path: Path) -> None:
-    from vitdeploy.deploy.triton.repository import triton
     from vitdeploy.deploy.web.site import web
     from vitdeploy.explain.run import look_inside
 
     _, bundle = made("vit")
     for name, use in (
         ("deploy web", lambda: web(bundle, tmp_path / "site")),
-        ("deploy triton", lambda: triton(bundle, tmp_path / "repository")),
         ("explain", lambda: look_inside(bundle, images()[0])),
     ):
         with pytest.raises(InputError, match=f"{name} is not for .*which gives an embedding"):
