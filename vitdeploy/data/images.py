@@ -65,6 +65,7 @@ _READERS = {  # Pillow's names of the formats that are read, and its modules for
 FORMATS = tuple(_READERS)
 """Pillow's names of the formats that are read; none of them runs another program."""
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "PPM")  # tried first, since the others' libraries take 2 MB
+_OTHERS = tuple(name for name in FORMATS if name not in _COMMON)
 
 _NOT_READ = frozenset(
     [".heic", ".heif", ".hif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".jxl", ".jpm"]
@@ -278,7 +279,7 @@ def _opened(file: BinaryIO, name: str, max_pixels: int) -> npt.NDArray[np.uint8]
         try:
             image = Image.open(file, formats=_readers(_COMMON))
         except UnidentifiedImageError:
-            image = Image.open(file, formats=_readers(FORMATS))
+            image = Image.open(file, formats=_readers(_OTHERS))
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
