@@ -111,6 +111,7 @@ def test_arrays_that_are_none_are_refused() -> None:
         (sizes + numbered(2, 1) + framed(9, bytes(8)), "cannot reshape"),
         (sizes + numbered(2, 1) + framed(9, bytes(7)), "buffer size"),
         (sizes + numbered(2, 1), "cannot reshape"),
+        (numbered(1, -1) + numbered(2, 1) + framed(9, bytes(8)), r"its shape is \[-1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             to_array(Message("Tensor", memoryview(content)))

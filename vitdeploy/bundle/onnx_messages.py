@@ -201,4 +201,6 @@ def to_array(tensor: Message) -> npt.NDArray[Any]:
         values = np.frombuffer(tensor.raw_data, dtype) if len(tensor.raw_data) else np.zeros(0, dtype)
     else:
         values = np.array(getattr(tensor, name)).astype(dtype)
+    if min(tensor.dims, default=0) < 0:  # numpy would find a size for -1
+        raise ValueError(f"its shape is {tensor.dims}")
     return values.reshape(tuple(tensor.dims))
