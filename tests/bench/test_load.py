@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -91,16 +92,18 @@ def test_an_error_of_one_caller_stops_the_others_and_is_raised() -> None:
 
 def test_ctrl_c_is_raised_when_nobody_calls_any_more() -> None:
     """Whoever takes it closes the form."""
-    before, numbers = threading.active_count(), list[int]()
+    begun, ended = list[int](), list[int]()
 
     def call(number: int) -> None:
-        numbers.append(number)
+        begun.append(number)
         if number == 20:
             os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        ended.append(number)
 
     with pytest.raises(KeyboardInterrupt):
         closed_loop(call, 3, 3600, WallClock(), ClosedLoop(3))
-    assert threading.active_count() == before and 20 in numbers
+    assert 20 in begun and sorted(begun) == sorted(ended)
 
 
 def test_a_form_that_fails_under_load_does_not_stop_the_others() -> None:

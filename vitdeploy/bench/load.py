@@ -127,13 +127,18 @@ def _in_threads(work: Callable[[int, threading.Event], None], count: int) -> Non
     """Run `work(0..count-1, stop)` at the same time; `stop` is set, and the first error raised, once one has failed."""
     stop = threading.Event()
     errors: list[BaseException] = []
+    begun: list[threading.Event] = []  # of each thread that works, set when it has ended
 
     def guarded(number: int) -> None:
+        ended = threading.Event()
+        begun.append(ended)
         try:
             work(number, stop)
         except BaseException as error:
             errors.append(error)
             stop.set()
+        finally:
+            ended.set()
 
     if count == 1:
         work(0, stop)
@@ -145,9 +150,9 @@ def _in_threads(work: Callable[[int, threading.Event], None], count: int) -> Non
         for thread in threads:
             thread.join()
     except BaseException:  # Ctrl-C: nobody may call a form that is about to be closed
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=60)
+        stop.set()  # who begins from now on does nothing
+        for ended in tuple(begun):  # an interrupted join may take a thread for ended that works (Python up to 3.12)
+            ended.wait(60)
         raise
     if errors:
         raise errors[0]
