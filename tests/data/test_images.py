@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import subprocess
 import sys
@@ -97,14 +98,17 @@ def test_an_orientation_that_says_nothing_is_ignored() -> None:
 def test_modes_are_converted_as_pillow_does(mode: str, format: str) -> None:
     try:
         data = encoded(Image.fromarray(PIXELS).convert(mode), format)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     except (OSError, ValueError):
-        pytest.skip(f"{format} holds no {mode}")
-    check(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        pytest.skip(f"this Pillow's {format} holds no {mode}")
+    check(decode(data), expected)
 
 
 def test_transparency_is_laid_over_white_as_the_image_processor_does() -> None:
     from transformers.image_transforms import convert_to_rgb
 
+    if "return_numpy" not in inspect.signature(convert_to_rgb).parameters:
+        pytest.skip("the image processors of this transformers drop transparency")  # 5.20
     paletted = Image.fromarray(PIXELS).convert("P")
     sources = {
         "RGBA": encoded(Image.fromarray(RGBA)),

@@ -26,7 +26,8 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3))
 
 def encoded(kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    PICTURE.save(buffer, kind)
+    # Pillow before 13 writes an icon of no picture where it is smaller than its usual sizes
+    PICTURE.save(buffer, kind, **({"sizes": [PICTURE.size]} if kind == "ICO" else {}))
     return buffer.getvalue()
 
 

