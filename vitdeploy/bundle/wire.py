@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Data", "fields", "framed", "number", "numbered"]
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Data", "fields", "framed", "head", "number", "numbered"]
 
 Data = bytes | mmap.mmap | memoryview
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -59,7 +59,12 @@ def number(data: Data, at: int, end: int) -> tuple[int, int]:
 
 def framed(field: int, content: Data) -> bytes:
     """A message, text or bytes as a field of another message."""
-    return bytes(_varint(field << 3 | LENGTH) + _varint(len(content))) + bytes(content)
+    return head(field, len(content)) + bytes(content)
+
+
+def head(field: int, length: int) -> bytes:
+    """What stands before the content of such a field."""
+    return bytes(_varint(field << 3 | LENGTH) + _varint(length))
 
 
 def numbered(field: int, value: int) -> bytes:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from vitdeploy.bundle.wire import head
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -25,7 +27,6 @@ __all__ = ["DATA_SUFFIX", "save", "save_without_weights"]
 DATA_SUFFIX = ".data"
 _LIMIT = (1 << 31) - (1 << 24)  # protobuf's, less what the graph itself may take
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers in onnx.proto: ModelProto.graph, GraphProto.initializer ...
-_LENGTH_DELIMITED = 2
 _PAGE = 4096  # where each weight begins in a file of its own, so that it can be mapped
 
 
@@ -113,13 +114,13 @@ def _save_whole(model: ir.Model, path: Path) -> None:
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     fields = [(header, value, len(header) + _nbytes(value)) for header, value in tensors]
-    length = len(graph) + sum(len(_tag(_INITIALIZER, size)) + size for _, _, size in fields)
+    length = len(graph) + sum(len(head(_INITIALIZER, size)) + size for _, _, size in fields)
     with path.open("wb") as file:
         file.write(proto.SerializeToString())
-        file.write(_tag(_GRAPH, length))
+        file.write(head(_GRAPH, length))
         file.write(graph)
         for header, value, size in fields:
-            file.write(_tag(_INITIALIZER, size))
+            file.write(head(_INITIALIZER, size))
             file.write(header)
             _write(value, file)
 
@@ -140,9 +141,9 @@ def _header(name: str, value: ir.Value) -> bytes:
 
     assert value.const_value is not None
     tensor = value.const_value
-    head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
-    serialised: bytes = head.SerializeToString()
-    return serialised + _tag(_RAW_DATA, tensor.nbytes)
+    empty = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy()))
+    serialised: bytes = empty.SerializeToString()
+    return serialised + head(_RAW_DATA, tensor.nbytes)
 
 
 def _write(value: ir.Value, file: BinaryIO) -> None:
@@ -154,17 +155,3 @@ def _write(value: ir.Value, file: BinaryIO) -> None:
         file.write(array.reshape(-1).view(np.uint8).data)
     else:  # types of less than a byte are packed
         file.write(tensor.tobytes())
-
-
-def _tag(field: int, length: int) -> bytes:
-    """A field's key and the length of what follows."""
-    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
