@@ -99,6 +99,22 @@ def test_torchrun_gives_what_one_process_gives(scratch: Path, alone: Path, tmp_p
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in alone.iterdir()}
 
 
+def test_no_thread_of_the_group_outlives_the_run(scratch: Path, tmp_path: Path) -> None:
+    """One that lets go of a tensor while Python ends aborts the process: exit code -6, now and then."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, sys\n"
+        "from vitdeploy.cli.app import run\n"
+        "assert run(sys.argv[1:]) == 0\n"
+        "names = [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')]\n"
+        "print('left behind:', [name.strip() for name in names if 'gloo' in name])\n"
+    )
+    process = begin([*TORCHRUN, free_port(), str(script)], scratch, tmp_path / "two", "--max-steps", "3")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert said.count("left behind: []") == 2, said
+
+
 def test_negative_twin_half_the_batch_is_another_run(scratch: Path, alone: Path, tmp_path: Path) -> None:
     finetune(FinetuneConfig(model=scratch, output=tmp_path / "half", batch_size=10, **SETTINGS, **LEARNING))
     with pytest.raises(AssertionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -75,7 +76,11 @@ class _Silent:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the other processes inside the block; only the main one reports progress."""
+    """Join the other processes inside the block; only the main one reports progress.
+
+    Its end waits for the group's threads. One that drops a tensor while Python is ending aborts the process, so nothing
+    in the block's caller may hold the group: neither a trainer nor its model.
+    """
     if _first(_COUNTS, 1) == 1:
         if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
             progress.note(_ONE_ONLY)
@@ -84,6 +89,7 @@ def joined() -> Iterator[Processes]:
     torch = require("torch", extra="build")
     accelerate = require("accelerate", extra="build")
     distributed = require("torch.distributed", extra="build")
+    require("torch._dynamo", extra="build")  # DistributedDataParallel does; imported inside, it would hold the group
     ours = not distributed.is_initialized()
     accelerate.PartialState(cpu=not torch.cuda.is_available())
     here = Processes(distributed.get_rank(), distributed.get_world_size())
@@ -91,4 +97,5 @@ def joined() -> Iterator[Processes]:
         yield here
     if ours:
         here.wait()
+        gc.collect()  # the wrapped model and its trainer are circles, and hold the group
         distributed.destroy_process_group()

@@ -139,20 +139,25 @@ def finetune(config: FinetuneConfig, *, objective: Objective | None = None) -> F
     """
     started = time.perf_counter()
     with joined() as processes:
-        run = prepare(config, processes)
-        loss = objective or objective_of(run)
-        run = replace(run, teacher_notes=getattr(loss, "notes", ()))
-        settings = {**run.config.fixed(), "processes": processes.count, **run.splits.identity()}
-        with workspace(
-            Path(config.output), settings, processes, overwrite=config.overwrite, resume=config.resume
-        ) as work:
-            for note in run.notes:
-                progress.note(note)
-            with hub.quiet_libraries(), own_randomness(), threads(config.threads):
-                trainer, module, result, metrics = _train_and_test(run, loss, work, processes)
-                if processes.is_main:
-                    result = _publish(run, trainer, module, result, metrics, work, started)
-            processes.wait()
+        return _finetune(config, objective, processes, started)
+
+
+def _finetune(
+    config: FinetuneConfig, objective: Objective | None, processes: Processes, started: float
+) -> FinetuneResult:
+    """A call of its own, so that nothing of it holds the trainer, and by it the other processes, when it is over."""
+    run = prepare(config, processes)
+    loss = objective or objective_of(run)
+    run = replace(run, teacher_notes=getattr(loss, "notes", ()))
+    settings = {**run.config.fixed(), "processes": processes.count, **run.splits.identity()}
+    with workspace(Path(config.output), settings, processes, overwrite=config.overwrite, resume=config.resume) as work:
+        for note in run.notes:
+            progress.note(note)
+        with hub.quiet_libraries(), own_randomness(), threads(config.threads):
+            trainer, module, result, metrics = _train_and_test(run, loss, work, processes)
+            if processes.is_main:
+                result = _publish(run, trainer, module, result, metrics, work, started)
+        processes.wait()
     return result
 
 
