@@ -106,6 +106,39 @@ def test_ctrl_c_is_raised_when_nobody_calls_any_more() -> None:
     assert 20 in begun and sorted(begun) == sorted(ended)
 
 
+@pytest.mark.parametrize(("stops_at", "seconds"), [(50, 0.5), (150, 1.5)])
+def test_an_interrupted_loop_counts_the_time_it_had(stops_at: int, seconds: float) -> None:
+    """In its first second there is no rate to be had otherwise, and later too high a one."""
+    clock, closed, opened = Clock(), ClosedLoop(1), OpenLoop(rate=100, callers=1)
+
+    def call(number: int) -> None:
+        if len(closed.latency_ms) == stops_at or len(opened.latency_ms) == stops_at:
+            raise KeyboardInterrupt
+        clock.seconds += 0.01
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(2):
+            closed_loop(call, 1, 1.0, clock, closed)
+    assert closed.finished == stops_at and closed.seconds == pytest.approx(seconds)
+    closed.latency_ms.clear()
+    with pytest.raises(KeyboardInterrupt):
+        for turn in range(2):
+            open_loop(call, 100, 1, 1.0, clock, opened, seed=turn)
+    assert opened.seconds == pytest.approx(seconds, rel=0.25)
+
+
+def test_a_report_of_an_interrupted_load_has_the_rate_that_was() -> None:
+    clock, images = Clock(), Pictures(20, 4)
+    runner = KnownRunner(clock, 4)
+    settings = BenchSettings(rounds=2, accuracy=False, memory=False, phases=False, callers=(1,), load_seconds=3)
+    benchmark = Benchmark([form("fp32", "pytorch", runner)], images, 4, settings, clock=clock)
+    runner.breaks_after, runner.raises = 60, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run()
+    (loop,) = benchmark.measurements["fp32/pytorch"].closed
+    assert 20 < loop.finished < 60 and loop.finished / loop.seconds == pytest.approx(100, rel=0.05)
+
+
 def test_a_form_that_fails_under_load_does_not_stop_the_others() -> None:
     clock = Clock()
 

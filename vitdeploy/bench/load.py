@@ -79,8 +79,10 @@ def closed_loop(call: Call, callers: int, seconds: float, clock: Clock, into: Cl
                 into.finished += 1
                 into.latency_ms.append(passed)
 
-    _in_threads(caller, callers)
-    into.seconds += clock.now() - began
+    try:
+        _in_threads(caller, callers)
+    finally:  # Ctrl-C leaves what was finished until then, and that took this long
+        into.seconds += clock.now() - began
 
 
 def open_loop(
@@ -111,9 +113,15 @@ def open_loop(
                 into.service_ms.append((end - start) * 1000)
 
     before = len(into.service_ms)
-    _in_threads(caller, callers)
-    into.seconds += seconds
-    into.late += max(0.0, clock.now() - began - seconds - max(into.service_ms[before:], default=0.0) / 1000)
+    try:
+        _in_threads(caller, callers)
+    except BaseException:  # Ctrl-C
+        seconds = min(seconds, clock.now() - began)
+        raise
+    finally:
+        into.seconds += seconds
+        slowest = max(into.service_ms[before:], default=0.0) / 1000
+        into.late += max(0.0, clock.now() - began - seconds - slowest)
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
