@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from vitdeploy.evaluation.multi_label import (
     summarise_sets,
 )
 from vitdeploy.models.tasks import sigmoid
+from vitdeploy.report.serial import as_text
 
 
 def answers(logits: np.ndarray) -> Answers:
@@ -121,6 +124,20 @@ def test_the_same_answers_lose_nothing_and_worse_ones_do() -> None:
     assert -worse.delta < worse.drop_bound < -worse.delta_ci95[0], "one-sided 95 % lies within two-sided 95 %"
     assert worse.agreement is not None and worse.agreement < 0.7
     assert worse.f1_micro_delta is not None and worse.f1_micro_delta < 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_resamples_without_any_label_say_nothing(count: int) -> None:
+    """Where one image alone has a label, more than a third of the resamples have none."""
+    has = np.zeros((count, 3), np.int8)
+    has[0, 1] = 1
+    base, other = (np.random.default_rng(seed).normal(0, 2, has.shape) for seed in (0, 1))
+    same, moved = summary(base, has, base), summary(other, has, base)
+    assert same.drop_bound == 0 and same.delta_ci95 == (0, 0)
+    assert moved.drop_bound is not None and moved.delta is not None and moved.delta_ci95 is not None
+    assert -moved.delta_ci95[1] <= moved.drop_bound <= -moved.delta_ci95[0]
+    as_text(asdict(moved))  # which takes no NaN
 
 
 def test_the_interval_of_a_change_holds_the_truth_about_as_often_as_it_says() -> None:

@@ -137,7 +137,7 @@ def summarise_sets(
         comparison = {
             "delta": own.map - base.map,
             "delta_ci95": _interval(change),
-            "drop_bound": float(np.percentile(-change, 95)),
+            "drop_bound": float(np.nanpercentile(-change, 95)),  # of few images a resample may have no label at all
             "exact_match_delta": exact,
             "exact_match_delta_ci95": exact_ci95,
             "agreement": float((own.found == base.found).all(axis=1).mean()),
@@ -198,13 +198,9 @@ class _Run(_Found):
             count = min(chunk, _RESAMPLES - start)
             times = generator.multinomial(len(has), np.full(len(has), 1 / len(has)), count).astype(np.float32)
             drawn = [average_precision(z, y, times) for z, y in zip(logits.T, has.T, strict=True) if y.any()]
-            maps.append(np.nanmean(drawn, axis=0))
+            maps.append(_mean_of_known(np.stack(drawn, axis=1)))
             micros.append(_f1(times @ hits.sum(axis=1), times @ wrong.sum(axis=1)))
-            by_label = _f1(times @ hits, times @ wrong)  # (resamples, labels)
-            some = ~np.isnan(by_label)
-            macros.append(
-                np.where(some, by_label, 0).sum(axis=1) / np.where(some.any(axis=1), some.sum(axis=1), np.nan)
-            )
+            macros.append(_mean_of_known(_f1(times @ hits, times @ wrong)))
         self.maps, self.micros, self.macros = map(np.concatenate, (maps, micros, macros))
 
 
@@ -234,6 +230,13 @@ def _f1(hits: Any, wrong: Any) -> Any:
     hits, wrong = np.asarray(hits, dtype=np.float64), np.asarray(wrong, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return np.where(hits + wrong > 0, 2 * hits / (2 * hits + wrong), np.nan)
+
+
+def _mean_of_known(values: _Numbers) -> _Numbers:
+    """The mean over the last axis, (resamples, labels), of what is no NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    mean: _Numbers = np.where(known, values, 0).sum(axis=-1) / np.where(known.any(axis=-1), known.sum(axis=-1), np.nan)
+    return mean
 
 
 def _interval(drawn: _Numbers) -> Interval:
