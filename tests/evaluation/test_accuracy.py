@@ -19,6 +19,7 @@ from vitdeploy.evaluation.accuracy import (
 )
 from vitdeploy.evaluation.batches import image_batches
 from vitdeploy.evaluation.changes import unpacked
+from vitdeploy.models.tasks import TASKS
 
 SIZES = ((4, 4), (6, 4), (4, 8))
 
@@ -119,8 +120,24 @@ def test_top5_counts_the_five_best() -> None:
     logits = np.tile(np.arange(8, dtype=np.float32), (8, 1))  # classes 3..7 are the five best
     found = summarise(Answers(logits, np.ones(8, np.bool_)), np.arange(8))
     assert found is not None and found.top5 == 5 / 8 and found.top1 == 1 / 8
+    for classes in (6, 1000):  # a dead form: of equals the first five are the best, as the first is for top-1
+        dead = Answers(np.zeros((classes, classes), np.float32), np.ones(classes, np.bool_))
+        found = summarise(dead, np.arange(classes))
+        assert found is not None and (found.top1, found.top5) == (1 / classes, 5 / classes)
     few = summarise(Answers(logits[:, :5], np.ones(8, np.bool_)), np.zeros(8, np.int64))
     assert few is not None and few.top5 is None
+
+
+def test_how_sure_a_form_is_is_the_score_that_its_task_has() -> None:
+    """SigLIP scores each class by a sigmoid: 0.2 for the best, which is right twice in ten, is no overconfidence."""
+    logits, truth = np.full((10, 4), -9.0, np.float32), np.array([0] * 2 + [1] * 8)
+    logits[:, 0] = np.log(0.2 / 0.8)
+    form = Answers(logits, np.ones(10, np.bool_))
+    apart, joined = (summarise(form, truth, form, TASKS[n]) for n in ("single_label_sigmoid", "single_label"))
+    assert apart is not None and joined is not None and apart.changes is not None and joined.changes is not None
+    assert apart.changes.confidence == pytest.approx(0.2) and apart.calibration_error == pytest.approx(0, abs=1e-6)
+    assert joined.changes.confidence > 0.99 and joined.calibration_error > 0.79
+    assert apart.top1 == joined.top1 == 0.2
 
 
 def test_only_images_that_both_saw_are_compared() -> None:

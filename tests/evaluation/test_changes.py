@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.changes import changed, confusion, disagreements, packed, unpacked
+from vitdeploy.models.tasks import TASKS
 
 TRUTH = np.array([0, 0, 1, 1, 2, 2])
 
@@ -74,6 +75,13 @@ def test_the_most_disputed_images_come_first() -> None:
     assert shown[0].answers == {"fp32": ("owl", 0.9), "fp16": ("dog", 0.6), "int8": ("dog", 0.9)}
     picture = Image.open(io.BytesIO(base64.b64decode(shown[0].image_png)))
     assert picture.format == "PNG" and picture.size == (48, 96) and picture.getpixel((5, 5)) == (2, 2, 2)
+
+
+def test_answers_in_dispute_have_the_score_of_their_task() -> None:
+    scores = np.array([[-1.0, 0.0, -9.0]], np.float32)
+    forms = {key: Answers(z, np.array([True])) for key, z in (("fp32", scores), ("int8", scores[:, [1, 0, 2]]))}
+    shown, _ = disagreements(forms, "fp32", TRUTH[:1], Views(), ("cat", "dog", "owl"), TASKS["single_label_sigmoid"])
+    assert shown[0].answers == {"fp32": ("dog", 0.5), "int8": ("cat", 0.5)}
 
 
 def test_equally_disputed_images_are_shown_in_order_and_not_too_many() -> None:

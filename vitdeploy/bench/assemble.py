@@ -59,7 +59,7 @@ def _judge(task: Task, truth: npt.NDArray[Any] | None, settings: BenchSettings) 
         threshold = settings.threshold
         assert threshold is not None, "the bundle's was found where none was given"
         return lambda form, base: {"multi_label": summarise_sets(form, truth, threshold, base)}
-    return lambda form, base: {"accuracy": summarise(form, truth, base)}
+    return lambda form, base: {"accuracy": summarise(form, truth, base, task)}
 
 
 def assemble(
@@ -94,7 +94,7 @@ def assemble(
     shown: tuple[Disagreement, ...] = ()
     count = 0
     if answers and truth is not None:
-        shown, count = disagreements(answers, benchmark.reference, truth, images, facts["labels"])
+        shown, count = disagreements(answers, benchmark.reference, truth, images, facts["labels"], task)
     facts = {**facts, "notes": (*facts.get("notes", ()), *_gpu_notes(rows, facts["settings"]))}
     report = BenchReport(
         **facts,

@@ -23,6 +23,7 @@ from vitdeploy.evaluation.statistics import (
     paired_difference,
     wilson,
 )
+from vitdeploy.models.tasks import SINGLE_LABEL, Task
 
 __all__ = ["Accuracy", "AccuracyRun", "Answers", "Infers", "check_repeatable", "summarise"]
 
@@ -147,8 +148,14 @@ def check_repeatable(first: npt.NDArray[np.float32], again: npt.NDArray[np.float
         )
 
 
-def summarise(form: Answers, labels: npt.NDArray[np.int64], baseline: Answers | None = None) -> Accuracy | None:
-    """Compare the images that were seen by the form (and by the baseline, where there is one); None if none was."""
+def summarise(
+    form: Answers, labels: npt.NDArray[np.int64], baseline: Answers | None = None, task: Task = SINGLE_LABEL
+) -> Accuracy | None:
+    """Compare the images that were seen by the form (and by the baseline, where there is one); None if none was.
+
+    Args:
+        task: says what makes scores of logits, and so how sure a form is.
+    """
     seen = form.done if baseline is None else form.done & baseline.done
     count = int(seen.sum())
     if count == 0:
@@ -159,8 +166,10 @@ def summarise(form: Answers, labels: npt.NDArray[np.int64], baseline: Answers | 
     classes = logits.shape[1]
     top5 = None
     if classes > 5:
-        five = np.argpartition(-logits, 4, axis=1)[:, :5]
-        top5 = float((five == truth[:, None]).any(axis=1).mean())
+        own = logits[np.arange(count), truth][:, None]
+        # Of equals the first is the better one, as it is for the best class.
+        ahead = (logits > own) | ((logits == own) & (np.arange(classes) < truth[:, None]))
+        top5 = float((ahead.sum(axis=1) < 5).mean())
     comparison: dict[str, Any] = {}
     if baseline is not None:
         base_best = baseline.logits[seen].argmax(axis=1)
@@ -173,14 +182,14 @@ def summarise(form: Answers, labels: npt.NDArray[np.int64], baseline: Answers | 
             "drop_bound": drop_bound(lost, won, count),
             "mcnemar_p": mcnemar_exact(lost, won),
             "agreement": float((best == base_best).mean()),
-            "changes": changed(logits, baseline.logits[seen], truth),
+            "changes": changed(logits, baseline.logits[seen], truth, task),
         }
     return Accuracy(
         top1=float(right.mean()),
         top5=top5,
         count=count,
         ci95=wilson(int(right.sum()), count),
-        calibration_error=calibration_error(logits, truth),
+        calibration_error=calibration_error(logits, truth, task),
         per_class=tuple(float(right[truth == c].mean()) if (truth == c).any() else None for c in range(classes)),
         confusion=confusion(best, truth, classes),
         correct=packed(right) if count == len(labels) else None,

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.evaluation.statistics import Share, softmax
+from vitdeploy.evaluation.statistics import Share, top_scores
+from vitdeploy.models.tasks import SINGLE_LABEL, Task
 
 __all__ = ["Changes", "Confusion", "Disagreement", "changed", "confusion", "disagreements", "packed", "unpacked"]
 
@@ -35,7 +36,7 @@ class Changes:
 
     `lost` right answers became wrong, `won` wrong ones right, `moved` wrong ones wrong in another way. Flows are the
     most frequent changes of the best class: `count[i]` times from `before[i]` to `after[i]`. `confidence` is the mean
-    probability of the form's best class, `baseline_confidence` that of the baseline's.
+    score of the form's best class, `baseline_confidence` that of the baseline's.
     """
 
     lost: int
@@ -52,7 +53,7 @@ class Changes:
 class Disagreement:
     """An image on which the forms do not agree: its place in the dataset, true label, and each form's answer.
 
-    `answers` maps a row's key to (label, softmax probability); `image_png` is a small PNG in base64, or empty.
+    `answers` maps a row's key to (label, score); `image_png` is a small PNG in base64, or empty.
     """
 
     index: int
@@ -80,9 +81,12 @@ def confusion(best: npt.NDArray[np.int64], truth: npt.NDArray[np.int64], classes
 
 
 def changed(
-    logits: npt.NDArray[np.float32], baseline: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32],
+    baseline: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.int64],
+    task: Task = SINGLE_LABEL,
 ) -> Changes:
-    """Compare a form's logits (count, classes) with the baseline's on the same images."""
+    """Compare a form's logits (count, classes) with the baseline's on the same images; `task` makes scores of them."""
     best, base = logits.argmax(axis=1), baseline.argmax(axis=1)
     classes = logits.shape[1]
     right, base_right, other = best == truth, base == truth, best != base
@@ -95,8 +99,8 @@ def changed(
         before=_ints(pairs[order] // classes),
         after=_ints(pairs[order] % classes),
         count=_ints(counts[order]),
-        confidence=float(softmax(logits).max(axis=1).mean()),
-        baseline_confidence=float(softmax(baseline).max(axis=1).mean()),
+        confidence=float(top_scores(logits, task).mean()),
+        baseline_confidence=float(top_scores(baseline, task).mean()),
     )
 
 
@@ -106,6 +110,7 @@ def disagreements(
     truth: npt.NDArray[np.int64],
     images: _Images,
     labels: tuple[str, ...],
+    task: Task = SINGLE_LABEL,
 ) -> tuple[tuple[Disagreement, ...], int]:
     """Images on which some form's best class is not the reference's: the most disputed ones, and how many there are."""
     if reference is None or reference not in forms or len(forms) < 2:
@@ -118,7 +123,7 @@ def disagreements(
     shown = []
     for index in map(int, order):
         answers = {
-            key: (labels[best[key][index]], round(float(softmax(form.logits[index]).max()), 4))
+            key: (labels[best[key][index]], round(float(top_scores(form.logits[[index]], task)[0]), 4))
             for key, form in forms.items()
         }
         shown.append(Disagreement(index, labels[truth[index]], answers, _thumbnail(images.image(index))))

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.models.tasks import softmax
+from vitdeploy.models.tasks import SINGLE_LABEL, Task, softmax
 
 __all__ = [
     "Interval",
@@ -36,6 +36,7 @@ __all__ = [
     "ratio_interval",
     "softmax",
     "speedup",
+    "top_scores",
     "wilson",
 ]
 
@@ -147,11 +148,24 @@ def percentiles(samples_ms: Sequence[float]) -> dict[str, Any]:
     return {**named, "min": float(values.min()), "mean": float(values.mean())}
 
 
-def calibration_error(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], bins: int = 15) -> float:
-    """Expected calibration error of the top class (Guo et al. 2017): mean |confidence - accuracy| over equal bins."""
-    probabilities = softmax(logits)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+def top_scores(logits: npt.NDArray[np.float32], task: Task = SINGLE_LABEL) -> npt.NDArray[np.float64]:
+    """The score of the best class, (images,), of logits (images, classes): how sure a form of that task is."""
+    scores = task.scores(logits)
+    assert scores is not None, "where one class is right, each has a score"
+    highest: npt.NDArray[np.float64] = scores.max(axis=1)
+    return highest
+
+
+def calibration_error(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], task: Task = SINGLE_LABEL, bins: int = 15
+) -> float:
+    """Expected calibration error of the top class (Guo et al. 2017): mean |confidence - accuracy| over equal bins.
+
+    Args:
+        task: says what makes scores of logits; the confidence is the highest.
+    """
+    confidence = top_scores(logits, task)
+    correct = logits.argmax(axis=1) == labels
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     total = 0.0
     for index in range(bins):

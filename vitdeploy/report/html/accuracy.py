@@ -26,7 +26,7 @@ def changes_section(report: BenchReport) -> str:
     lead = (
         f"How often each form has the same best class as {escape(str(report.baseline.get('name')))} on the same "
         f"{base.accuracy.count:,} images, what became of the other answers, and how sure of them it is: the "
-        "mean probability of its best class, and its expected calibration error (the baseline's is "
+        "mean score of its best class, and its expected calibration error (the baseline's is "
         f"{percent(base.accuracy.calibration_error)})."
     )
     return section("Changed answers", lead, table_card("form", columns(heads), lines)) + _flows(report, rows)
@@ -167,7 +167,7 @@ def images_section(report: BenchReport) -> str:
     images = count(report.dataset.get("count"), "image")
     lead = (
         f"On {report.disagreement_count:,} of {images} some form's best class is not the baseline's. These are "
-        "the most disputed, with each answer and its probability."
+        "the most disputed, with each answer and its score."
     )
     return section("Where the forms disagree", lead, f'<div class="images">{cards}</div>')
 
