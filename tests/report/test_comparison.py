@@ -111,6 +111,37 @@ def test_other_machines_and_other_rows_are_noted() -> None:
     assert row.after is None and row.changes == ()
 
 
+def test_times_of_two_machines_are_not_compared() -> None:
+    """Another processor is not as much faster with INT8 as with FP32: relative to the baseline it is no change."""
+    before, after = report_of(machine={"cpu": "A"}), report_of(int8_ms=13.0, seed=5, machine={"cpu": "B"})
+    comparison = compare(before, after)
+    assert comparison.drift is None and "processor differs" in str(comparison.machines)
+    for metric in ("p50", "throughput"):
+        assert change(comparison, metric).beyond_noise is None and change(comparison, metric).inconclusive
+    for condition in ("int8.p50 > 1.1x", "int8.throughput < -10%", "int8.speedup < 0.9x"):
+        outcome = evaluate(parse(condition), comparison)
+        assert outcome.state == "inconclusive" and "two machines" in outcome.why[0]
+    assert evaluate(parse("int8.p50 > 12"), comparison).state == "met", "the second's own value is what it is"
+    assert evaluate(parse("int8.top1 < -0.5pt"), comparison).state == "not met"
+    unknown = compare(report_of(machine={}), after)
+    assert unknown.machines is None and evaluate(parse("int8.p50 > 1.1x"), unknown).state == "met"
+
+
+def test_a_gpu_is_the_same_at_another_clock() -> None:
+    """What a GPU reads now, its clock and its heat, is in the report beside its name."""
+
+    def on(name: str, celsius: float, device: str = "cpu") -> BenchReport:
+        report = report_of(machine={"cpu": "A", "gpu": [{"name": name, "celsius": celsius, "clock_mhz": 10 * celsius}]})
+        return replace(report, rows=tuple(replace(row, device=device) for row in report.rows))
+
+    same = compare(on("H200", 30, "cuda"), on("H200", 60, "cuda"))
+    assert same.notes == () and same.machines is None and same.drift is not None
+    other = compare(on("H200", 30, "cuda"), on("L4", 30, "cuda"))
+    assert "GPU differs" in other.notes[0] and "GPU differs" in str(other.machines) and other.drift is None
+    idle = compare(on("H200", 30), on("L4", 30))  # no form ran on it
+    assert "GPU differs" in idle.notes[0] and idle.machines is None and idle.drift is not None
+
+
 @pytest.mark.parametrize(
     ("condition", "met"),
     [

@@ -6,7 +6,8 @@
   of `BETWEEN_RUNS`, or what several reports of a side show if that is more. Forms whose baseline is not the same on
   both sides have nothing that cancels: there it is `BETWEEN_MACHINE_STATES`. A baseline about which nothing changed
   shows how the machine moved, and that is noise.
-- Nothing is said of times where a machine was busy, or where the baseline moved by more than `MOST_DRIFT`.
+- Nothing is said of times where a machine was busy, where the baseline moved by more than `MOST_DRIFT`, or of two
+  machines: another processor is not as much faster or slower with every form.
 - Accuracy on the same images: paired, by the bits that each report keeps (Bonett and Price's interval, as in
   `statistics`). On other images: Newcombe's (1998) interval for two independent proportions, from Wilson's.
 - Sizes are exact. Memory counts from 3 % on. Cold start is one sample: what is noise is not known (None).
@@ -96,6 +97,7 @@ class Comparison:
     rows: tuple[RowComparison, ...]
     notes: tuple[str, ...]
     drift: float | None  # of the baseline's p50, after / before, where nothing about it changed
+    machines: str | None = None  # why times of the two sides can't be compared: they are of two machines
 
     def __repr__(self) -> str:
         return f"<Comparison: {', '.join(row.key for row in self.rows)}>"
@@ -111,15 +113,16 @@ def compare(before: BenchReport | Sequence[BenchReport], after: BenchReport | Se
     old, new = ({row.key: row for row in side[0].rows} for side in sides)
     keys = list(dict.fromkeys([*old, *new]))
     same_images = sides[0][0].dataset.get("fingerprint") == sides[1][0].dataset.get("fingerprint")
-    drift = _drift(*sides)
+    drift, machines = _drift(*sides), _two_machines(*sides)
     rows = []
     for key in keys:
         first, second = old.get(key), new.get(key)
         changes: list[Change] = []
         if first is not None and second is not None:
-            changes = [*_times(key, *sides, drift), *_accuracy(first, second, same_images), *_rest(first, second)]
+            changes = [*_times(key, *sides, drift, machines), *_accuracy(first, second, same_images)]
+            changes += _rest(first, second, machines)
         rows.append(RowComparison(key, first, second, tuple(changes)))
-    return Comparison(*sides, tuple(rows), tuple(_notes(*sides, drift)), drift)
+    return Comparison(*sides, tuple(rows), tuple(_notes(*sides, drift)), drift, machines)
 
 
 _Side = tuple[BenchReport, ...]
@@ -163,19 +166,40 @@ def _same_baseline(one: BenchReport, other: BenchReport) -> bool:
     backend = known(first.backend)
     decisive = {*one.versions, *other.versions} if backend is None else backend.decisive
     return (
-        first.artifact == second.artifact
+        _two_machines((one,), (other,)) is None
+        and first.artifact == second.artifact
         and _same_point(first.latency, second.latency)
         and one.settings.threads == other.settings.threads
         and all(one.versions.get(name) == other.versions.get(name) for name in decisive)
     )
 
 
+def _differing(one: BenchReport, other: BenchReport) -> list[str]:
+    """What differs between the machines of two reports, as far as both say it."""
+    sides = [
+        {
+            "processor": report.machine.get("cpu"),
+            "number of cores": report.machine.get("cores"),
+            # Their clocks and heat, which are beside the names, are no other GPU.
+            "GPU": [gpu.get("name") for gpu in report.machine.get("gpu", [])],
+        }
+        for report in (one, other)
+    ]
+    return [name for name in sides[0] if None not in (pair := [side[name] for side in sides]) and pair[0] != pair[1]]
+
+
+def _two_machines(before: _Side, after: _Side) -> str | None:
+    """Why times of these reports can't be compared, if they can't: another processor, or another GPU that was used."""
+    reports = (*before, *after)
+    found = {name for report in reports[1:] for name in _differing(reports[0], report)} - {"number of cores"}
+    if not any(row.device != "cpu" and row.status == "ok" for report in reports for row in report.rows):
+        found.discard("GPU")
+    return f"they are of two machines: the {' and the '.join(sorted(found))} differs" if found else None
+
+
 def _notes(before: _Side, after: _Side, drift: float | None) -> list[str]:
-    notes = []
     one, other = before[0], after[0]
-    for name, words in (("cpu", "processor"), ("cores", "number of cores"), ("gpu", "GPU")):
-        if one.machine.get(name) != other.machine.get(name):
-            notes.append(f"the {words} differs: times of two machines say little about the forms")
+    notes = [f"the {name} differs: times of two machines say little about the forms" for name in _differing(one, other)]
     if one.settings.threads != other.settings.threads:
         notes.append(f"threads differ: {one.settings.threads} and {other.settings.threads}")
     changed = [
@@ -208,7 +232,7 @@ def _notes(before: _Side, after: _Side, drift: float | None) -> list[str]:
 _NOTED_DRIFT = 0.02
 
 
-def _times(key: str, before: _Side, after: _Side, drift: float | None) -> list[Change]:
+def _times(key: str, before: _Side, after: _Side, drift: float | None, machines: str | None) -> list[Change]:
     """The changes of a row's times, at each size that every report timed."""
     changes: list[Change] = []
     for latency in before[0].row(key).latencies:
@@ -220,7 +244,7 @@ def _times(key: str, before: _Side, after: _Side, drift: float | None) -> list[C
         relative = drift is not None and not yardstick
         bases = [[_at(report, report.baseline.get("key"), latency) for report in side] for side in (before, after)]
         place = (latency.batch_size, latency.image_size)
-        reason = _inconclusive([item for side in own for item in side], drift)
+        reason = _inconclusive([item for side in own for item in side], drift) or machines
         on_demand = all(item.on_demand_ms for sides in (own, bases) for side in sides for item in side if item)
         for name, statistic in _TIMES.items():
             measured = [[_ms(item, on_demand) for item in side] for side in own]
@@ -366,7 +390,7 @@ def _top1(one: Accuracy, other: Accuracy, same_images: bool) -> tuple[float, Int
     return amount, (amount - below, amount + above)
 
 
-def _rest(first: Row, second: Row) -> list[Change]:
+def _rest(first: Row, second: Row, machines: str | None) -> list[Change]:
     changes = []
     if first.size_bytes and second.size_bytes:
         sizes = float(first.size_bytes), float(second.size_bytes)
@@ -378,7 +402,7 @@ def _rest(first: Row, second: Row) -> list[Change]:
         changes.append(Change("memory", float(memory[0]), float(memory[1]), ratio, None, beyond))
     if first.cold_start_ms and second.cold_start_ms:
         starts = first.cold_start_ms, second.cold_start_ms
-        changes.append(Change("cold_start", *starts, starts[1] / starts[0], None, None))
+        changes.append(Change("cold_start", *starts, starts[1] / starts[0], None, None, inconclusive=machines))
     return changes
 
 

@@ -105,7 +105,7 @@ def evaluate(condition: Condition, comparison: Comparison, *, strict: bool = Fal
         raise InputError(f"no row of the first report fits {condition.text!r}", hint=f"it has: {there}")
     found: dict[State, list[str]] = {}
     for row in ran:
-        state, why = _evaluate_row(condition, row, len(ran), strict=strict)
+        state, why = _evaluate_row(condition, row, len(ran), comparison.machines, strict=strict)
         found.setdefault(state, []).append(f"{row.key}{why}")
     for state in ("met", "inconclusive", "noise"):
         if state in found:
@@ -113,7 +113,9 @@ def evaluate(condition: Condition, comparison: Comparison, *, strict: bool = Fal
     return Outcome(condition, "not met")
 
 
-def _evaluate_row(condition: Condition, row: RowComparison, rows: int, *, strict: bool) -> tuple[State, str]:
+def _evaluate_row(
+    condition: Condition, row: RowComparison, rows: int, machines: str | None, *, strict: bool
+) -> tuple[State, str]:
     if row.after is None or row.after.status != "ok":
         gone = " is not in the second report" if row.after is None else f" {row.after.status}: {row.after.reason}"
         return "met", gone
@@ -121,12 +123,15 @@ def _evaluate_row(condition: Condition, row: RowComparison, rows: int, *, strict
     if change is None:
         times = row.find("p50", condition.batch_size)
         if times is not None and condition.metric in RATIOS:
-            return "inconclusive", f": {condition.metric} can't be told from so few calls (give it more rounds)"
+            of = "baselines that differ" if condition.metric == "speedup" else "so few calls (give it more rounds)"
+            few = f"{condition.metric} can't be told from {of}"
+            return "inconclusive", f": {times.inconclusive or few}"
         raise InputError(
             f"{condition.text!r} can't be evaluated: {row.key} has no such number in both reports",
             hint="measure the same batch and image sizes, with latency, accuracy and memory, in both",
         )
-    if change.inconclusive is not None:
+    alone = not condition.unit and change.inconclusive == machines  # a value is what it is on its own machine
+    if change.inconclusive is not None and not alone:
         return "inconclusive", f": {change.inconclusive}"
     met = _OPERATORS[condition.sign]
     value = _value(change, condition)
