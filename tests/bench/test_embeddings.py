@@ -13,12 +13,14 @@ import pytest
 from rich.console import Console
 
 from tests.tools.command_line import invoke
+from tests.tools.forms import CLASSES, Clock, KnownRunner, Pictures, form, report_on
 from tests.tools.towers import write_tower
 from vitdeploy import BenchReport, Recipe, bench, build, export, load, load_dataset
 from vitdeploy.bench import csv_text, markdown, render_html, save
 from vitdeploy.bundle import Bundle
 from vitdeploy.evaluation.accuracy import Answers
 from vitdeploy.evaluation.vectors import summarise_vectors
+from vitdeploy.models.tasks import TASKS
 from vitdeploy.report.mixed import mixed, mixed_sentences
 from vitdeploy.report.recommendation import recommended
 from vitdeploy.report.text import terminal_table
@@ -184,3 +186,29 @@ def test_images_without_classes_have_no_classifier(made: tuple[Path, Path], tiny
     rows = {row["key"]: row["embedding"] for row in json.loads(done.stdout)["rows"]}
     assert rows["int8/onnxruntime"]["knn"] is None and rows["int8/onnxruntime"]["recall"]["value"] > 0
     assert rows["fp32/onnxruntime"]["recall"] is None, "the first form is the baseline"
+
+
+def tried(baseline: KnownRunner) -> BenchReport:
+    """Vectors of images without classes; the baseline's time and its answers are its own affair."""
+    clock = baseline.clock
+    forms = [form("fp32", "pytorch", baseline), form("int8", "openvino", KnownRunner(clock, CLASSES))]
+    return report_on(
+        forms, clock, Pictures(40, CLASSES), task=TASKS["embedding"], rounds=10, phases=False, memory=False
+    )
+
+
+def test_what_embeddings_without_classes_lose_is_no_change_of_top1() -> None:
+    """Nothing changes that has points, so there is no picture of it: it had every form at no change of top-1."""
+    page = render_html(tried(KnownRunner(Clock(), CLASSES)))
+    assert "Every form" in page and "Accuracy against latency" not in page and "top-1" not in page
+
+
+def test_vectors_that_are_compared_with_none_say_nothing() -> None:
+    """They were taken for the baseline's own, which are all found: for the best quality that there is."""
+    whole = KnownRunner(Clock(), CLASSES)
+    tried(whole)
+    found = tried(KnownRunner(Clock(), CLASSES, breaks_after=whole.calls - 1))  # answers come last
+    assert found.row("fp32/pytorch").latencies and found.row("fp32/pytorch").embedding is None
+    row = found.row("int8/openvino")
+    assert row.status == "ok" and row.embedding is None and row.quality is None and not row.on_front
+    assert "not compared with a baseline" in row.outside[0]

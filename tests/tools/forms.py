@@ -17,6 +17,7 @@ from vitdeploy.bench.forms import Form
 from vitdeploy.bench.measurement import Benchmark
 from vitdeploy.bench.run import assemble
 from vitdeploy.core.errors import InputError
+from vitdeploy.models.tasks import EMBEDDING, SINGLE_LABEL, Task
 from vitdeploy.report.records import ArtifactRef, BenchReport
 from vitdeploy.report.settings import BenchSettings
 
@@ -130,10 +131,12 @@ def report_on(
     clock: Clock,
     images: Pictures | None = None,
     gpu_clock: Callable[[], float | None] = lambda: None,
+    task: Task = SINGLE_LABEL,
     **settings: Any,
 ) -> BenchReport:
     """The report of a benchmark of these forms, `partial` where a runner raises KeyboardInterrupt.
 
+    Their answers are scores, or vectors of images without classes where `task` is an embedding.
     The garbage collector is left alone: it cannot disturb a known clock, and to collect all that tests load takes long.
     """
     images = images or Pictures(400, CLASSES)
@@ -153,7 +156,7 @@ def report_on(
         "settings": wanted,
         "partial": partial,
     }
-    return assemble(benchmark, images, images.label_ids, facts)
+    return assemble(benchmark, images, None if task.kind is EMBEDDING else images.label_ids, facts, task)
 
 
 def report_of(

@@ -190,6 +190,9 @@ def _row(
     if measurement.answers is not None:
         against = None if reference is None or measurement is reference else reference.answers
         judged = judge(measurement.answers, against)
+        vectors = judged.get("embedding")
+        if measurement is not reference and vectors is not None and vectors.recall is None and vectors.knn is None:
+            judged = {}  # with nothing to hold them against, vectors say nothing
     status: Status = "ok"
     reason = None
     if form.reason is not None:

@@ -10,7 +10,7 @@ from vitdeploy.core.svg import element
 from vitdeploy.report.formatting import ms, named, percent, rate, size_words
 from vitdeploy.report.html.lines import Series, line_chart
 from vitdeploy.report.html.markup import NARROW, WIDE, colour, columns, name_cell, section, table_card
-from vitdeploy.report.html.scatter import distributions, mark, tradeoff
+from vitdeploy.report.html.scatter import compared, distributions, mark, tradeoff
 from vitdeploy.report.records import BenchReport, OpenLoad, Row
 
 __all__ = [
@@ -28,7 +28,7 @@ def tradeoff_section(report: BenchReport) -> str:
     wide, narrow = tradeoff(report, WIDE, "wide"), tradeoff(report, NARROW, "narrow")
     if wide is None or narrow is None:
         return ""
-    shown = {row.backend: None for row in report.rows if row.latency and row.quality}
+    shown = {row.backend: None for row in compared(report)}
     shapes = "".join(
         f"<li>{element('svg', element('g', mark(backend, 8, 8, 5), class_='shape'), viewBox='0 0 16 16')}"
         f"{escape(backend_title(backend))}</li>"

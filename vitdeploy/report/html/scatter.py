@@ -14,7 +14,7 @@ from vitdeploy.report.html.markup import colour
 from vitdeploy.report.recommendation import pareto_front
 from vitdeploy.report.records import BenchReport, Row
 
-__all__ = ["distributions", "mark", "tradeoff"]
+__all__ = ["compared", "distributions", "mark", "tradeoff"]
 
 _CHARACTER = 9.3  # pixels, the mean width of a character at the size of labels, in a wide font
 _MOST_DOTS = 150
@@ -43,12 +43,18 @@ def mark(backend: str, x: float, y: float, size: float = 6.5) -> str:
     return element("polygon", points=" ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners))
 
 
+def compared(report: BenchReport) -> list[Row]:
+    """The baseline and the rows of which the change against it is known, all of them timed."""
+    found = [row for row in report.rows if row.latency and row.quality]
+    return [row for row in found if row is report.base or (row.quality and row.quality.delta is not None)]
+
+
 def tradeoff(report: BenchReport, width: int, class_: str) -> str | None:
-    """Change of top-1 or mAP by median latency, paired intervals, the Pareto front, the budget; None without both."""
-    rows = [row for row in report.rows if row.latency and row.quality]
+    """Change of the main metric by median latency, paired intervals, the Pareto front, the budget; None without both."""
+    rows = compared(report)
     if len(rows) < 2:
         return None
-    metric = "mAP" if any(row.multi_label for row in rows) else "top-1"
+    metric = rows[0].quality.metric  # type: ignore[union-attr]
     height = round(min(420, max(320, width * 0.56)))
     left, right, top, bottom = 54, width - 14, 18, height - 46
     limit = report.settings.max_drop_points
