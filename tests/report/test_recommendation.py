@@ -159,6 +159,24 @@ def test_the_sentence_names_limits_and_preference(report: BenchReport) -> None:
     assert "is the smallest form" in text and "within 20 ms (p95)" in text and "at most 150 MB" in text
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (Ratio(2.0, (1.9, 2.1)), "2.00 times as fast as PyTorch."),
+        (Ratio(0.5, (0.4, 0.6)), "0.50 times as fast as PyTorch."),
+        (Ratio(1.02, (0.95, 1.1)), "as fast as PyTorch within noise (1.02 times, 95 % interval 0.95 to 1.10)."),
+        (Ratio(1.02, (1.0, 1.1)), "as fast as PyTorch within noise (1.02 times, 95 % interval 1.00 to 1.10)."),
+        (Ratio(0.98, (0.9, 1.0)), "as fast as PyTorch within noise (0.98 times, 95 % interval 0.90 to 1.00)."),
+        (Ratio(1.02, None), "1.02 times as fast as PyTorch."),  # too few rounds for an interval
+    ],
+)
+def test_a_speedup_whose_interval_holds_1_is_called_none(report: BenchReport, ratio: Ratio, words: str) -> None:
+    slow = replace(ROWS[0], latencies=ROWS[1].latencies)
+    form = replace(ROWS[3], latencies=(replace(ROWS[3].latencies[0], on_demand_speedup=ratio),))
+    sentence = headline(replace(wished(report), rows=(slow, form)))
+    assert sentence.startswith("INT8 on ONNX Runtime is the fastest") and words in sentence
+
+
 def test_the_choice_is_kept_in_the_bundle_and_goes_where_nothing_fits(
     cli: Any, tiny_images: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from vitdeploy.evaluation.limits import Limits, is_over
 from vitdeploy.evaluation.statistics import drop_bound
 from vitdeploy.evaluation.vectors import VectorQuality
 from vitdeploy.report.formatting import backend_name, named, points
-from vitdeploy.report.records import BenchReport, Row
+from vitdeploy.report.records import BenchReport, Ratio, Row
 from vitdeploy.report.settings import BenchSettings
 
 __all__ = ["can_show", "choice", "headline", "outside", "pareto_front", "recommended"]
@@ -167,7 +167,7 @@ def _recommended(report: BenchReport) -> str:
         sentence += f": {best.latency.ms.p50:.2f} ms per {_unit(best.latency.batch_size)}"
         sentence += f" on {backend_name(best)}" if is_base else ""
         if best.latency.speedup is not None and not is_base:
-            sentence += f", {best.latency.speedup.ratio:.2f} times as fast as {base.get('name', 'the baseline')}"
+            sentence += f", {_as_fast(best.latency.speedup, str(base.get('name', 'the baseline')))}"
     sentence += "."
     if (busy := _busy(best)) is not None:
         sentence += f" Its speed-up was not measured: the machine was busy ({busy})."
@@ -184,6 +184,13 @@ def _recommended(report: BenchReport) -> str:
                 f" show {_points(settings)}."
             )
     return sentence
+
+
+def _as_fast(found: Ratio, baseline: str) -> str:
+    if found.ci95 is not None and found.ci95[0] <= 1 <= found.ci95[1]:
+        low, high = found.ci95
+        return f"as fast as {baseline} within noise ({found.ratio:.2f} times, 95 % interval {low:.2f} to {high:.2f})"
+    return f"{found.ratio:.2f} times as fast as {baseline}"
 
 
 def _superlative(settings: BenchSettings) -> str:

@@ -50,7 +50,7 @@ def compared(report: BenchReport) -> list[Row]:
 
 
 def tradeoff(report: BenchReport, width: int, class_: str) -> str | None:
-    """Change of the main metric by median latency, paired intervals, the Pareto front, the budget; None without both."""
+    """Change of the metric by median latency, paired intervals, the Pareto front, the budget; None without both."""
     rows = compared(report)
     if len(rows) < 2:
         return None
