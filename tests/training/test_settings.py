@@ -18,11 +18,12 @@ from PIL import Image
 from vitdeploy.core.errors import InputError
 from vitdeploy.core.machine import BusyMeter
 from vitdeploy.models.checkpoints import load_checkpoint
-from vitdeploy.training import FinetuneConfig, dry_run, finetune, read_settings
+from vitdeploy.training import FinetuneConfig, dry_run, estimate, finetune, read_settings
 from vitdeploy.training.card import model_card
 from vitdeploy.training.confusion import count_confusion, draw_confusion
 from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.loop import make_plan
+from vitdeploy.training.objective import CrossEntropy
 from vitdeploy.training.parameters import parameter_counts
 from vitdeploy.training.result import Curve
 from vitdeploy.training.settings import to_toml
@@ -131,6 +132,22 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(short: Short, tmp_pat
     assert plan.seconds > plan.step_seconds * plan.steps > 0
     result = finetune(config)
     assert result.steps == plan.steps and len(result.curve.validation) == plan.evaluations
+
+
+@pytest.mark.parametrize("validation", [12, 0])
+def test_a_dry_run_expects_each_look_at_images(short: Short, monkeypatch: pytest.MonkeyPatch, validation: int) -> None:
+    """With a second an image that is looked at and none for a step, the seconds are the images of a true run."""
+    looked = []
+
+    class Counting(CrossEntropy):
+        def __call__(self, module: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+            looked.append(0 if module.training else len(batch["labels"]))
+            return super().__call__(module, batch)
+
+    asked: dict[str, Any] = {"max_steps": None, "epochs": 2, "validation": validation}
+    finetune(short("run", **asked), objective=Counting())
+    monkeypatch.setattr(estimate, "_measure", lambda run, objective: estimate._Measured(0.0, 0.0, 1.0, 0, "cpu"))
+    assert dry_run(short("plan", **asked)).seconds == sum(looked) > 0
 
 
 @pytest.mark.parametrize("share", [0.5, 0.0])

@@ -91,7 +91,8 @@ def dry_run(config: FinetuneConfig, *, processes: int = 1) -> DryRun:
     )
     evaluations = 0 if splits.validation is None else 1 + math.ceil(plan.steps / plan.evaluate_every)
     validation = 0 if splits.validation is None else len(splits.validation)
-    forwards = (evaluations * validation + len(splits.test)) / processes
+    looks = evaluations + (splits.validation is not None)  # the last one is at the weights that are kept
+    forwards = (looks * validation + len(splits.test)) / processes
     if config.linear_probe:  # every image goes through the backbone once, its features through the head in each epoch
         step_seconds = _head_seconds(run) * config.accumulate
         seconds = measured.image_seconds * (len(splits.train) + validation + len(splits.test)) / processes
