@@ -18,7 +18,7 @@ from vitdeploy.data import load_dataset
 from vitdeploy.report.comparison import _TIMES, Comparison, _log, compare
 from vitdeploy.report.conditions import evaluate, parse
 from vitdeploy.report.merge_accuracy import with_accuracy
-from vitdeploy.report.records import Samples
+from vitdeploy.report.records import Memory, Samples
 
 
 def change(comparison: Comparison, metric: str, key: str = "int8/openvino") -> Any:
@@ -109,6 +109,32 @@ def test_other_machines_and_other_rows_are_noted() -> None:
     assert any("processor differs" in note for note in comparison.notes)
     row = comparison.rows[1]
     assert row.after is None and row.changes == ()
+
+
+def test_sizes_memory_and_cold_starts_are_compared_as_they_are() -> None:
+    def report(size: int, memory: int, start: float) -> BenchReport:
+        found = report_of()
+        latency = replace(found.rows[1].latencies[0], memory=Memory(memory, memory // 2))
+        form = replace(found.rows[1], size_bytes=size, cold_start_ms=start, latencies=(latency,))
+        return replace(found, rows=(found.rows[0], form))
+
+    comparison = compare(report(1000, 200, 50.0), report(1001, 205, 75.0))
+    found = {name: change(comparison, name) for name in ("size", "memory", "cold_start")}
+    amounts = {name: (each.before, each.after, each.amount, each.beyond_noise) for name, each in found.items()}
+    assert amounts["size"] == (1000, 1001, 1.001, True)
+    assert amounts["memory"] == (300, 307, 307 / 300, False)
+    assert amounts["cold_start"] == (50, 75, 1.5, None)
+    more = compare(report(1000, 200, 50.0), report(1000, 208, 50.0))
+    assert change(more, "memory").beyond_noise is True and change(more, "size").beyond_noise is False
+
+
+def test_partial_and_noisy_runs_are_noted_once_a_side() -> None:
+    sides = [
+        [replace(report_of(seed=seed), partial=True, noise=("heat",)) for seed in seeds] for seeds in ((1, 2), (3, 4))
+    ]
+    notes = compare(*sides).notes
+    said = {words: notes.count(words) for words in notes if "run is" in words}
+    assert said == {f"a {side} run is {what}": 1 for side in ("first", "second") for what in ("partial", "noisy")}
 
 
 def test_times_of_two_machines_are_not_compared() -> None:
@@ -306,6 +332,10 @@ def test_resampling_keeps_rounds_together() -> None:
     assert drawn.shape == (400,) and np.all(drawn == 0)
     value, drawn = _log(times, times, _TIMES["p50"], 0)  # beside itself nothing changes, whichever rounds are drawn
     assert value == 0 and np.all(drawn == 0)
+    for place in (0, 9):  # each round may be among those that are drawn: a slow one shows in two of three
+        slow = replace(times, samples=tuple(9.0 if number // 5 == place else 1.0 for number in range(50)))
+        _, drawn = _log(slow, None, lambda drawn: drawn.max(axis=-1), 0)
+        assert 0.55 < (drawn > 0).mean() < 0.75
 
 
 @pytest.mark.parametrize(
