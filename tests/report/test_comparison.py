@@ -15,6 +15,8 @@ from tests.tools.forms import CLASSES, Clock, KnownRunner, Pictures, form, noisy
 from vitdeploy.bench import BenchReport, bench, render_html
 from vitdeploy.core.errors import InputError
 from vitdeploy.data import load_dataset
+from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
+from vitdeploy.evaluation.vectors import Kept, Neighbours, VectorQuality
 from vitdeploy.report.comparison import _TIMES, Comparison, _log, compare
 from vitdeploy.report.conditions import evaluate, parse
 from vitdeploy.report.merge_accuracy import with_accuracy
@@ -101,6 +103,81 @@ def test_accuracy_is_compared_in_pairs_on_the_same_images() -> None:
     assert apart.amount == pytest.approx(-0.01)
     assert apart.ci95[1] - apart.ci95[0] > found.ci95[1] - found.ci95[0]
     assert any("independent samples" in note for note in other.notes)
+
+
+def answering(**kept: Any) -> BenchReport:
+    """The report of a model of another task: its row of INT8 keeps this in the place of accuracy."""
+    report = report_of()
+    rows = [replace(row, accuracy=None, **(kept if row.form == "int8" else {})) for row in report.rows]
+    return replace(report, rows=tuple(rows))
+
+
+def vectors(recall: float, **changes: Any) -> BenchReport:
+    kept = Kept(recall, (recall - 0.01, recall + 0.01))
+    drop = Neighbours(0.9, (0.88, 0.92), delta=recall - 1, delta_ci95=(recall - 1.001, recall - 0.999))
+    quality = VectorQuality(
+        10, 1000, cosine=Kept(0.9999, (0.9998, 1.0)), recall=kept, queries=kept, index=kept, knn=drop
+    )
+    return answering(embedding=replace(quality, **changes))
+
+
+def several_labels(precision: float) -> BenchReport:
+    found = MultiLabelAccuracy(
+        precision, (precision - 0.01, precision + 0.01), 0.7, 0.6, 0.3, (0.27, 0.33), 0.5, 1000, 3, (0.9, 0.8, None),
+        delta=precision - 0.8, delta_ci95=(precision - 0.801, precision - 0.799), agreement=0.99,
+    )  # fmt: skip
+    return answering(multi_label=found)
+
+
+def test_what_an_embedding_keeps_is_compared() -> None:
+    comparison = compare(vectors(0.99), vectors(0.90))
+    found = change(comparison, "recall")
+    assert found.amount == pytest.approx(-0.09) and found.beyond_noise and found.count == 1000
+    assert found.ci95 == pytest.approx((-0.09 - 0.01 * 2**0.5, -0.09 + 0.01 * 2**0.5))  # of independent samples
+    assert change(comparison, "drop").after == pytest.approx(10)
+    same = change(compare(vectors(0.99), vectors(0.99)), "cosine")
+    assert same.amount == 0 and same.beyond_noise is False
+    other = compare(vectors(0.99), vectors(0.90, k=5))  # 5 neighbours are found more easily than 10
+    assert not any(change(other, metric) for metric in ("recall", "queries", "index", "knn", "drop"))
+    assert change(other, "cosine") and any("numbers of neighbours" in note for note in other.notes)
+
+
+@pytest.mark.parametrize(
+    ("condition", "state"),
+    [
+        ("int8.recall < 0.95", "met"),
+        ("int8.recall < -0.5pt", "met"),
+        ("int8.queries < 0.85", "not met"),
+        ("int8.cosine < 0.999", "not met"),
+        ("int8.drop > 1", "met"),
+    ],
+)
+def test_conditions_hold_an_embedding_to_what_it_keeps(condition: str, state: str) -> None:
+    assert evaluate(parse(condition), compare(vectors(0.99), vectors(0.90))).state == state
+
+
+@pytest.mark.parametrize(
+    ("condition", "state"),
+    [
+        ("int8.map < 0.75", "met"),
+        ("int8.map < -1pt", "met"),
+        ("int8.exact_match < 0.2", "not met"),
+        ("int8.exact_match < -0.5pt", "inconclusive"),  # 1,000 images show four points of it
+        ("int8.f1 < 0.7", "not met"),
+        ("int8.agreement < 0.98", "not met"),
+        ("int8.drop > 1", "met"),
+    ],
+)
+def test_conditions_hold_several_labels_to_what_they_find(condition: str, state: str) -> None:
+    assert evaluate(parse(condition), compare(several_labels(0.8), several_labels(0.7))).state == state
+
+
+def test_a_number_of_another_task_is_an_error_that_names_those_there_are() -> None:
+    with pytest.raises(InputError, match="no such number") as caught:
+        evaluate(parse("int8.top1 < 0.5"), compare(several_labels(0.8), several_labels(0.8)))
+    assert caught.value.hint == "of its answers it has: map, f1, exact_match, agreement, drop"
+    apart = compare(several_labels(0.8), vectors(0.9))
+    assert not change(apart, "drop") and any("answer otherwise" in note for note in apart.notes)
 
 
 def test_other_machines_and_other_rows_are_noted() -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.tools.forms import report_of
+from vitdeploy.evaluation.vectors import Kept, VectorQuality
 from vitdeploy.report.comparison import Comparison, compare
 from vitdeploy.report.comparison_text import comparison_markdown, comparison_table
 
@@ -47,3 +48,12 @@ def test_sizes_that_changed_show_both(comparison: Comparison) -> None:
     for text in (drawn(comparison, 220), comparison_markdown(comparison)):
         assert f"{grown.before / 1e6:.1f} → {grown.after / 1e6:.1f} MB" in text
         assert f"→ {same.after / 1e6:.1f} MB" not in text and f"{same.after / 1e6:.1f} MB" in text
+
+
+def test_the_column_is_called_what_the_task_is_judged_by() -> None:
+    quality = VectorQuality(5, 200, recall=Kept(0.97, (0.96, 0.98)))
+    report = report_of(seed=1)
+    rows = tuple(replace(row, accuracy=None, embedding=quality if row.form == "int8" else None) for row in report.rows)
+    same = replace(report, rows=rows)
+    text = drawn(compare(same, replace(same, created="2026-01-02")), 200)
+    assert "recall@5" in text and "top-1" not in text and "97.00% → 97.00%" in text and "same" in text

@@ -10,6 +10,9 @@
   machines: another processor is not as much faster or slower with every form.
 - Accuracy on the same images: paired, by the bits that each report keeps (Bonett and Price's interval, as in
   `statistics`). On other images: Newcombe's (1998) interval for two independent proportions, from Wilson's.
+- What embeddings keep, and mAP, F1 and exact match of several labels: a report has their intervals but not what each
+  image adds, so they are compared as if of two independent samples (Zou and Donner 2008, which is Newcombe's way with
+  any intervals). On the same images that interval is too wide rather than too narrow.
 - Sizes are exact. Memory counts from 3 % on. Cold start is one sample: what is noise is not known (None).
 """
 
@@ -27,7 +30,9 @@ from vitdeploy.backends.registry import known
 from vitdeploy.core.errors import InputError
 from vitdeploy.evaluation.accuracy import Accuracy
 from vitdeploy.evaluation.changes import unpacked
+from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
 from vitdeploy.evaluation.statistics import Interval, paired_difference, wilson
+from vitdeploy.evaluation.vectors import Kept, Neighbours
 from vitdeploy.report.records import BenchReport, Latency, Row, Samples
 
 __all__ = ["METRICS", "SHARES", "Change", "Comparison", "RowComparison", "compare"]
@@ -39,7 +44,10 @@ _TIMES: dict[str, _Statistic] = {
     "p95": lambda samples: np.percentile(samples, 95, axis=-1),
     "p99": lambda samples: np.percentile(samples, 99, axis=-1),
 }  # no minimum and no mean: of so few calls they follow a single one, and their intervals held too seldom
-SHARES = ("top1", "top5", "agreement", "calibration_error")
+_SEVERAL_LABELS = {"map": "mean_average_precision", "f1": "f1_micro", "exact_match": "exact_match"}
+_OF_K_NEAREST = ("recall", "queries", "index")
+_VECTORS = ("cosine", "cosine_p1", "neighbour", *_OF_K_NEAREST)
+SHARES = ("top1", "top5", "agreement", "calibration_error", *_SEVERAL_LABELS, *_VECTORS, "knn")
 RATIOS = (*_TIMES, "throughput", "speedup")
 METRICS = (*RATIOS, "drop", *SHARES, "size", "memory", "cold_start")
 BETWEEN_RUNS = 0.03  # standard deviation, on a logarithmic scale, of a form's time relative to the baseline's
@@ -119,8 +127,8 @@ def compare(before: BenchReport | Sequence[BenchReport], after: BenchReport | Se
         first, second = old.get(key), new.get(key)
         changes: list[Change] = []
         if first is not None and second is not None:
-            changes = [*_times(key, *sides, drift, machines), *_accuracy(first, second, same_images)]
-            changes += _rest(first, second, machines)
+            kept = [*_accuracy(first, second, same_images), *_several_labels(first, second), *_vectors(first, second)]
+            changes = [*_times(key, *sides, drift, machines), *kept, *_rest(first, second, machines)]
         rows.append(RowComparison(key, first, second, tuple(changes)))
     return Comparison(*sides, tuple(rows), tuple(_notes(*sides, drift)), drift, machines)
 
@@ -211,10 +219,13 @@ def _notes(before: _Side, after: _Side, drift: float | None) -> list[str]:
         notes.append(f"versions differ: {', '.join(changed)}")
     if one.dataset.get("fingerprint") != other.dataset.get("fingerprint"):
         notes.append("the images differ, so accuracy is compared as of two independent samples")
-    if any(row.multi_label for report in (one, other) for row in report.rows):
-        notes.append("mAP, F1 and exact match of several labels are not compared: look at both reports")
-    if any(row.embedding for report in (one, other) for row in report.rows):
-        notes.append("what embeddings keep is not compared: look at both reports")
+    elif _tasks(one) - {"accuracy"}:
+        notes.append("what is kept is compared as of two independent samples: smaller changes may be real")
+    neighbours = [{row.embedding.k for row in report.rows if row.embedding} for report in (one, other)]
+    if all(neighbours) and neighbours[0] != neighbours[1]:
+        notes.append("other numbers of neighbours were looked at, so what they find is not compared")
+    if _tasks(one) and _tasks(other) and _tasks(one) != _tasks(other):
+        notes.append("the bundles answer otherwise (classes, several labels, an embedding): answers are not compared")
     timed = any(row.latency for report in (one, other) for row in report.rows)
     if timed and drift is None:
         notes.append("the baselines differ, so a change of the machine can't be told from a change of a form")
@@ -359,6 +370,11 @@ def _same_point(one: Latency, other: Latency) -> bool:
     return (one.batch_size, one.image_size) == (other.batch_size, other.image_size)
 
 
+def _tasks(report: BenchReport) -> set[str]:
+    kinds = ("accuracy", "multi_label", "embedding")
+    return {kind for row in report.rows for kind in kinds if getattr(row, kind) is not None}
+
+
 def _accuracy(first: Row, second: Row, same_images: bool) -> list[Change]:
     one, other = first.accuracy, second.accuracy
     if one is None or other is None:
@@ -366,16 +382,73 @@ def _accuracy(first: Row, second: Row, same_images: bool) -> list[Change]:
     amount, interval = _top1(one, other, same_images)
     count = min(one.count, other.count)
     changes = [Change("top1", one.top1, other.top1, amount, interval, _leaves_out(interval, 0.0), count=count)]
-    for name in SHARES[1:]:
-        a, b = getattr(one, name), getattr(other, name)
-        if a is not None and b is not None:
-            changes.append(Change(name, a, b, b - a, None, None if a != b else False))
-    if one.delta is not None and other.delta is not None:
-        drops = -100 * one.delta, -100 * other.delta
-        own = None if other.delta_ci95 is None else (-100 * other.delta_ci95[1], -100 * other.delta_ci95[0])
-        beyond = None if drops[0] != drops[1] else False
-        changes.append(Change("drop", *drops, drops[1] - drops[0], None, beyond, count=other.count, own_ci95=own))
+    for name in ("top5", "agreement", "calibration_error"):
+        changes += _alone(name, getattr(one, name), getattr(other, name))
+    return [*changes, *_drop(one, other, other.count)]
+
+
+def _several_labels(first: Row, second: Row) -> list[Change]:
+    one, other = first.multi_label, second.multi_label
+    if one is None or other is None:
+        return []
+    count = min(one.count, other.count)
+    changes: list[Change] = []
+    for metric, name in _SEVERAL_LABELS.items():
+        intervals = "ci95" if metric == "map" else f"{name}_ci95"
+        was, now = ((getattr(found, name), getattr(found, intervals)) for found in (one, other))
+        changes += _apart(metric, was, now, count)
+    return [*changes, *_alone("agreement", one.agreement, other.agreement), *_drop(one, other, other.count)]
+
+
+def _vectors(first: Row, second: Row) -> list[Change]:
+    one, other = first.embedding, second.embedding
+    if one is None or other is None:
+        return []
+    count = min(one.count, other.count)
+    changes: list[Change] = []
+    for name in _VECTORS:
+        kept: list[Kept | None] = [getattr(one, name), getattr(other, name)]
+        if one.k == other.k or name not in _OF_K_NEAREST:
+            was, now = ((None, None) if found is None else (found.value, found.ci95) for found in kept)
+            changes += _apart(name, was, now, count)
+    if one.k == other.k and one.knn is not None and other.knn is not None:
+        was, now = ((found.top1, found.ci95) for found in (one.knn, other.knn))
+        changes += _apart("knn", was, now, count)
+        changes += _drop(one.knn, other.knn, other.count)
     return changes
+
+
+_Measured = tuple[float | None, Interval | None]  # a share and its interval
+
+
+def _apart(metric: str, one: _Measured, other: _Measured, count: int) -> list[Change]:
+    """The change of a share of which both sides have an interval, as of two independent samples."""
+    (was, around), (now, around_now) = one, other
+    if was is None or now is None:
+        return []
+    if around is None or around_now is None:
+        return _alone(metric, was, now)
+    interval = _independent(was, around, now, around_now)
+    return [Change(metric, was, now, now - was, interval, _leaves_out(interval, 0.0), count=count)]
+
+
+def _alone(metric: str, was: float | None, now: float | None) -> list[Change]:
+    """The change of a share of which no interval is known."""
+    if was is None or now is None:
+        return []
+    return [Change(metric, was, now, now - was, None, None if was != now else False)]
+
+
+def _drop(
+    one: Accuracy | MultiLabelAccuracy | Neighbours, other: Accuracy | MultiLabelAccuracy | Neighbours, count: int
+) -> list[Change]:
+    """The change of the points that are lost against each report's baseline."""
+    if one.delta is None or other.delta is None:
+        return []
+    drops = -100 * one.delta, -100 * other.delta
+    own = None if other.delta_ci95 is None else (-100 * other.delta_ci95[1], -100 * other.delta_ci95[0])
+    beyond = None if drops[0] != drops[1] else False
+    return [Change("drop", *drops, drops[1] - drops[0], None, beyond, count=count, own_ci95=own)]
 
 
 def _top1(one: Accuracy, other: Accuracy, same_images: bool) -> tuple[float, Interval]:
@@ -383,11 +456,15 @@ def _top1(one: Accuracy, other: Accuracy, same_images: bool) -> tuple[float, Int
     if same_images and one.correct and other.correct and one.count == other.count:
         right, now = unpacked(one.correct, one.count), unpacked(other.correct, other.count)
         return paired_difference(int((right & ~now).sum()), int((now & ~right).sum()), one.count)
-    amount = other.top1 - one.top1
-    (low1, high1), (low2, high2) = (wilson(round(item.top1 * item.count), item.count) for item in (one, other))
-    below = math.hypot(other.top1 - low2, high1 - one.top1)
-    above = math.hypot(high2 - other.top1, one.top1 - low1)
-    return amount, (amount - below, amount + above)
+    around = [wilson(round(item.top1 * item.count), item.count) for item in (one, other)]
+    return other.top1 - one.top1, _independent(one.top1, around[0], other.top1, around[1])
+
+
+def _independent(was: float, around: Interval, now: float, around_now: Interval) -> Interval:
+    """The interval of now - was from that of each, of independent samples."""
+    below = math.hypot(now - around_now[0], around[1] - was)
+    above = math.hypot(around_now[1] - now, was - around[0])
+    return now - was - below, now - was + above
 
 
 def _rest(first: Row, second: Row, machines: str | None) -> list[Change]:

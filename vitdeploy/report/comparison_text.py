@@ -23,13 +23,15 @@ __all__ = ["SIGNS", "comparison_json", "comparison_markdown", "comparison_table"
 SIGNS = {"met": "✗", "not met": "✓", "noise": "✓", "inconclusive": "?"}
 
 _HEAD = ("form", "p50 ms", "ratio", "", "top-1", "change", "", "memory", "size")
+_KEPT = 4  # the place of what answers are judged by, which depends on the task
+_JUDGED_BY = ("top1", "map", "knn", "recall")  # of one class, several labels, and an embedding with and without classes
 _NONE = "–"
 # What a narrow terminal leaves out of _HEAD, by place, until the rest fits; first the intervals.
 _LESS_NEEDED = ((-1,), (7,), (7, 8), (4, 7, 8))
 
 
 def comparison_table(comparison: Comparison, width: int = 160) -> RenderableType:
-    """For a terminal of so many columns: without intervals, memory, size and both sides' top-1 where they would not
+    """For a terminal of so many columns: without intervals, memory, size and both sides' shares where they would not
     fit."""
     from rich.console import Group
     from rich.text import Text
@@ -51,7 +53,7 @@ def _drawn(comparison: Comparison, left_out: tuple[int, ...], *, intervals: bool
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1) if intervals else 0, header_style="bold")
     for place in shown:
         justify: Any = "left" if place in (0, 3, 6) else "right"
-        table.add_column(_HEAD[place], justify=justify, no_wrap=place > 0, overflow="fold")
+        table.add_column(_head(comparison)[place], justify=justify, no_wrap=place > 0, overflow="fold")
     styles = {"slower": "red", "lower": "red", "faster": "green", "higher": "green"}
     for row in comparison.rows:
         for line in _lines(row, several=_several(comparison)):
@@ -64,7 +66,7 @@ def comparison_markdown(comparison: Comparison, outcomes: Sequence[Outcome] = ()
     """For a pull request or a job's summary."""
     lines = [f"- {SIGNS[item.state]} `{item.condition.text}`: {outcome_words(item)}" for item in outcomes]
     lines += [""] * bool(lines)
-    lines += [table_row(*_HEAD), "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |"]
+    lines += [table_row(*_head(comparison)), "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |"]
     for row in comparison.rows:
         cells = _lines(row, several=_several(comparison))
         lines += [table_row(*line) for line in cells]
@@ -114,6 +116,13 @@ def _change_json(change: Change) -> dict[str, Any]:
     return {**values, **{name: value and list(value) for name, value in values.items() if isinstance(value, tuple)}}
 
 
+def _head(comparison: Comparison) -> list[str]:
+    """The heads of the columns."""
+    rows = [row for side in (comparison.after, comparison.before) for row in side[0].rows]
+    metrics = (row.quality.metric for row in rows if row.quality is not None)
+    return [*_HEAD[:_KEPT], next(metrics, _HEAD[_KEPT]), *_HEAD[_KEPT + 1 :]]
+
+
 def _inconclusive(comparison: Comparison) -> list[str]:
     """Why times are inconclusive."""
     reasons = {change.inconclusive: None for row in comparison.rows for change in row.changes if change.inconclusive}
@@ -151,12 +160,12 @@ def _line(row: RowComparison, shown: Row, time: Change | None, *, first: bool, s
         cells[3] = f"{row.before.status} → {row.after.status}"
     if not first:
         return [*cells, *[""] * 5]
-    top1 = row.find("top1")
+    judged = next((found for metric in _JUDGED_BY if (found := row.find(metric)) is not None), None)
     kept = [_NONE, _NONE, ""]
-    if top1 is not None and top1.ci95 is not None:
-        low, high = top1.ci95
-        change = f"{points(top1.amount)} [{points(low)}, {points(high)}]"
-        kept = [f"{top1.before:.2%} → {top1.after:.2%}", change, _word(top1, "higher", "lower", zero=0.0)]
+    if judged is not None and judged.ci95 is not None:
+        low, high = judged.ci95
+        change = f"{points(judged.amount)} [{points(low)}, {points(high)}]"
+        kept = [f"{judged.before:.2%} → {judged.after:.2%}", change, _word(judged, "higher", "lower", zero=0.0)]
     return [*cells, *kept, _bytes(row.find("memory")), _bytes(row.find("size"))]
 
 

@@ -126,9 +126,12 @@ def _evaluate_row(
             of = "baselines that differ" if condition.metric == "speedup" else "so few calls (give it more rounds)"
             few = f"{condition.metric} can't be told from {of}"
             return "inconclusive", f": {times.inconclusive or few}"
+        kept = [known.metric for known in row.changes if known.metric in (*SHARES, "drop")]
+        hint = "measure the same batch and image sizes, with latency, accuracy and memory, in both"
+        if kept and condition.metric in (*SHARES, "drop"):
+            hint = f"of its answers it has: {', '.join(kept)}"
         raise InputError(
-            f"{condition.text!r} can't be evaluated: {row.key} has no such number in both reports",
-            hint="measure the same batch and image sizes, with latency, accuracy and memory, in both",
+            f"{condition.text!r} can't be evaluated: {row.key} has no such number in both reports", hint=hint
         )
     alone = not condition.unit and change.inconclusive == machines  # a value is what it is on its own machine
     if change.inconclusive is not None and not alone:
