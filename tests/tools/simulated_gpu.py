@@ -82,6 +82,13 @@ class SimulatedTensorRT(ModuleType):
 
         self.compiled = 0  # kernels, one for each shape that was new
 
+    def fails(self, logger: Any) -> bool:
+        """Whether this call is the one that shall fail; then its reason is logged."""
+        reason, self.fail_next = self.fail_next, None
+        if reason is not None:
+            logger.log(ILogger.ERROR, reason)
+        return reason is not None
+
     def Runtime(self, logger: Any) -> Runtime:
         return Runtime(self, logger)
 
@@ -174,6 +181,8 @@ class Runtime:
         self.trt, self.logger = trt, logger
 
     def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+        if self.trt.fails(self.logger):
+            return None
         try:
             return Engine(self, json.loads(data))
         except ValueError:
@@ -292,9 +301,7 @@ class Context:
         cuda = trt.cuda
         assert stream in cuda.streams
         assert cuda.device_of[stream] == cuda.on(), "the thread's device is not the stream's"
-        if trt.fail_next is not None:
-            self.engine.runtime.logger.log(ILogger.ERROR, trt.fail_next)
-            trt.fail_next = None
+        if trt.fails(self.engine.runtime.logger):
             return False
         shape, classes, changes = self.shape, self.engine.plan["classes"], self.changes
         assert shape is not None

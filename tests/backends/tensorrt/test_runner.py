@@ -106,6 +106,30 @@ def test_a_run_that_fails_is_said_and_survived(here: Here, tmp_path: Path) -> No
     assert here.released()
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)", OutOfMemoryError),
+        ("Error Code 1: Cuda Runtime (out of memory)", OutOfMemoryError),
+        ("Error Code 1: Cuda Runtime (an illegal memory access was encountered)", EngineError),
+    ],
+)
+def test_what_tensorrt_itself_finds_no_memory_for_is_said_as_that(
+    here: Here, tmp_path: Path, said: str, kind: type[Exception]
+) -> None:
+    runner = TensorRTRunner(write_engine_bundle(tmp_path / "b"))
+    here.trt.fail_next = said
+    with pytest.raises(kind, match="can't load tensorrt-fp16"), runner:
+        pass
+    with runner:
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+        here.trt.fail_next = said
+        with pytest.raises(kind, match="failed on an input of shape"):
+            logits(runner, images(1))
+        np.testing.assert_array_equal(logits(runner, images(1)), model(images(1), 4))
+    assert here.released()
+
+
 def test_what_another_library_still_writes_on_the_default_stream_is_waited_for(here: Here, tmp_path: Path) -> None:
     pixels = images(2, seed=5)
     address, owner = here.cuda.lend(pixels)

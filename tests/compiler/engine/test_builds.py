@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from tests.tools.engines import FORMS, Recorder, fixed, needs_rtx
 from vitdeploy.bundle import Bundle
 from vitdeploy.compiler.engine import EngineOptions, Profile, build_engine
 from vitdeploy.compiler.engine.builder import _configure as configure
+from vitdeploy.compiler.engine.builder import _open_timing_cache as open_timing_cache
+from vitdeploy.compiler.engine.watch import BuildLog
 from vitdeploy.core import machine
 from vitdeploy.core.errors import EngineError, InputError, VitdeployError
 from vitdeploy.inspection.graph import read_graph
@@ -246,3 +249,23 @@ def test_a_device_builds_from_a_finished_bundle_with_tensorrt_alone(tiny_bundle_
     artifact = bundle.find(kind="engine", precision="int8", target="tensorrt-rtx")
     assert artifact is not None and artifact.built_with["precision"] == "int8"
     assert bundle.file(artifact).stat().st_size == artifact.size_bytes
+
+
+@pytest.mark.parametrize("severity", ["WARNING", "ERROR"])
+def test_a_timing_cache_that_tensorrt_leaves_unused_is_refused_however_it_says_so(
+    severity: str, tmp_path: Path
+) -> None:
+    """RTX 1.7 warns, TensorRT 8.6 called the same words an error; both go on with an empty cache."""
+    log, cache = BuildLog(io.StringIO()), tmp_path / "timing.cache"
+    cache.write_bytes(b"of another GPU")
+
+    class Config:
+        def create_timing_cache(self, content: bytes) -> object:
+            log.add(severity, "The timing cache will not be used!")
+            return object()
+
+        def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> bool:
+            return True
+
+    with pytest.raises(EngineError, match="is damaged, or of another GPU"):
+        open_timing_cache(Config(), EngineOptions(flavour="tensorrt", timing_cache=cache), log)

@@ -6,6 +6,7 @@ An engine without its weights takes them from the graph that it was built from; 
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ _DTYPES = {  # by the name of trt.DataType's member
     "BOOL": "bool",
 }
 _AXES = ("batch", "height", "width")
+_NO_MEMORY = re.compile("out ?of ?memory|insufficient memory|failed to allocate", re.IGNORECASE)
 _REBUILD = (
     "an engine fits the TensorRT version and the GPU it was built for: build it again here with vitdeploy build-engine"
 )
@@ -47,6 +49,7 @@ class LoadedEngine:
         kernels: what `compiled` gave of TensorRT-RTX in an earlier run: those kernels are not compiled again.
 
     Raises:
+        OutOfMemory: the GPU has no memory for it.
         EngineError: TensorRT can't load it, or its weights do not fit.
     """
 
@@ -71,7 +74,7 @@ class LoadedEngine:
         except (RuntimeError, TypeError):  # what a null pointer becomes in Python
             engine = None
         if engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} can't load {name}: {self.reason()}", hint=_REBUILD)
+            raise self.failure(f"TensorRT {trt.__version__} can't load {name}", "free memory of the GPU", _REBUILD)
         self._engine = engine
         if weights is not None:
             self._refit(logger, weights)
@@ -122,10 +125,9 @@ class LoadedEngine:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy if self._settings is None else self._settings)
         if context is None or not context.set_optimization_profile_async(profile, stream):
-            reason = self.reason()
-            raise (OutOfMemory if "memory" in reason.lower() else EngineError)(
-                f"TensorRT can't prepare {self.name} to run: {reason}",
-                hint="free memory of the GPU, or build the engine for smaller batches and images",
+            raise self.failure(
+                f"TensorRT can't prepare {self.name} to run",
+                "free memory of the GPU, or build the engine for smaller batches and images",
             )
         return context
 
@@ -142,6 +144,14 @@ class LoadedEngine:
     def reason(self) -> str:
         """The first error that TensorRT reported since this thread last tried something."""
         return self._heard.reason()
+
+    def failure(self, what: str, free: str, otherwise: str | None = None) -> OutOfMemory | EngineError:
+        """The error for what TensorRT did not do, with the reason that it gave. Where that is want of memory the next
+        step is `free`, else `otherwise` (None: the same)."""
+        reason = self.reason()
+        if _NO_MEMORY.search(reason):
+            return OutOfMemory(f"{what}: {reason}", hint=free)
+        return EngineError(f"{what}: {reason}", hint=otherwise or free)
 
     def forget_errors(self) -> None:
         """Begin to listen anew, before something is tried."""

@@ -309,8 +309,9 @@ class Execution:
         if memory.reserve(size_bytes):
             self._drop_graphs()
 
-    def _failure(self, shapes: Iterable[tuple[int, ...]]) -> EngineError:
-        return EngineError(
-            f"{self._engine.name} failed on an input of shape {', '.join(map(str, shapes))}: {self._engine.reason()}",
-            hint="try a smaller batch; if it stays, build the engine again or use another form of the bundle",
+    def _failure(self, shapes: Iterable[tuple[int, ...]]) -> OutOfMemory | EngineError:
+        return self._engine.failure(
+            f"{self._engine.name} failed on an input of shape {', '.join(map(str, shapes))}",
+            "use a smaller batch or image, or free GPU memory",
+            "try a smaller batch; if it stays, build the engine again or use another form of the bundle",
         )

@@ -259,10 +259,10 @@ def _open_timing_cache(config: Any, options: EngineOptions, log: BuildLog) -> An
     path = options.timing_cache
     if path is None:
         return None
-    heard = len(log.warnings)
+    warned, failed = len(log.warnings), len(log.errors)  # TensorRT 8 called it an error, RTX 1.7 a warning
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     # Of a damaged one TensorRT makes an empty one and warns; the timings in the file would be overwritten.
-    damaged = any(_NO_CACHE.search(warning) for warning in log.warnings[heard:])
+    damaged = any(_NO_CACHE.search(message) for message in [*log.warnings[warned:], *log.errors[failed:]])
     if cache is None or damaged or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(
             f"the timing cache {path} is damaged, or of another GPU or TensorRT version",
