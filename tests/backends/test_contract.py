@@ -22,15 +22,20 @@ from vitdeploy.backends.registry import backends as registered
 from vitdeploy.core.errors import InputError, ModelError, RunnerClosedError, VitdeployError
 from vitdeploy.core.machine import gpus, has_module
 
-ENGINE_HERE = bool(gpus()) and has_module("tensorrt")
+ENGINE_HERE = find("tensorrt").obstacle() is None and find("tensorrt").missing() is None
 
 
 def providers() -> tuple[str, ...]:
-    """The further providers of the ONNX Runtime that is installed: of onnxruntime-gpu, of onnxruntime-openvino."""
+    """The further providers of the ONNX Runtime that is installed: of onnxruntime-gpu, of onnxruntime-openvino.
+
+    onnxruntime-gpu names its provider for TensorRT beside any TensorRT, and can load it beside one major version.
+    """
     available = __import__("onnxruntime").get_available_providers() if has_module("onnxruntime") else []
     names = {"openvino": "OpenVINOExecutionProvider"}
     if gpus():
-        names |= {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+        names["cuda"] = "CUDAExecutionProvider"
+    if gpus() and find("onnxruntime-tensorrt").obstacle() is None:
+        names["tensorrt"] = "TensorrtExecutionProvider"
     return tuple(f"onnxruntime-{name}" for name, provider in names.items() if provider in available)
 
 
@@ -43,7 +48,8 @@ BACKENDS = (
 ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 # The order of float32 sums may change with the batch: a few units in the last of 24 bits of logits near 1. TensorRT
 # takes other kernels for other batches, and may multiply in TF32, of 11 bits.
-FLOAT32 = 1e-2 if ENGINE_HERE or gpus() else 2e-5
+FLOAT32 = 1e-2 if gpus() else 2e-5
+SAME = FLOAT32 if gpus() else 0.0  # of the same call again: on a GPU another kernel may be the fastest by a hair
 
 
 def make(backend: str, model: str | Path) -> Runner:
@@ -149,7 +155,7 @@ def test_leaving_twice_is_fine_and_it_opens_again(runner: Runner) -> None:
         first = logits(runner, images(1))
     runner.__exit__(None, None, None)
     with runner:
-        np.testing.assert_array_equal(logits(runner, images(1)), first)
+        np.testing.assert_allclose(logits(runner, images(1)), first, atol=SAME, rtol=0)
 
 
 def test_entering_twice_is_refused_and_harmless(runner: Runner) -> None:
@@ -199,7 +205,8 @@ def test_results_belong_to_the_caller(runner: Runner) -> None:
         np.testing.assert_array_equal(first, kept)  # a later call does not write to it
         assert not np.array_equal(other, kept)
         first[:] = 7
-        np.testing.assert_array_equal(logits(runner, pixels), kept)  # writing to it changes no later call
+        # writing to it changes no later call
+        np.testing.assert_allclose(logits(runner, pixels), kept, atol=SAME, rtol=0)
         pixels[:] = 0
     np.testing.assert_array_equal(first, np.full_like(first, 7))
 
@@ -216,14 +223,15 @@ def test_feeds_are_only_read(runner: Runner) -> None:
     kept = pixels.copy()
     pixels.flags.writeable = False
     with runner:
-        np.testing.assert_array_equal(logits(runner, pixels), logits(runner, kept))
+        np.testing.assert_allclose(logits(runner, pixels), logits(runner, kept), atol=SAME, rtol=0)
     np.testing.assert_array_equal(pixels, kept)
 
 
 def test_strided_feeds(runner: Runner) -> None:
     wide = images(2, width=120)
     with runner:
-        np.testing.assert_array_equal(logits(runner, wide[:, :, ::2]), logits(runner, wide[:, :, ::2].copy()))
+        found, expected = logits(runner, wide[:, :, ::2]), logits(runner, wide[:, :, ::2].copy())
+        np.testing.assert_allclose(found, expected, atol=SAME, rtol=0)
 
 
 def test_the_first_answer_is_the_lasting_one(runner: Runner) -> None:

@@ -46,7 +46,8 @@ def test_a_row_says_whether_it_ran_as_cuda_graphs(report: BenchReport, runtime_f
         row = report.row(f"{precision}/{runtime_flavour}")
         by = "TensorRT" if runtime_flavour == "tensorrt-rtx" else "vitdeploy"
         assert row.cuda_graphs is not None and row.cuda_graphs.by == by and row.cuda_graphs.why_not is None, row
-        assert by == "TensorRT" or row.cuda_graphs.kept >= 2  # one a batch size
+        # that of the last batch size: when memory grew for it, the graphs of the first were dropped
+        assert by == "TensorRT" or row.cuda_graphs.kept >= 1
     assert any(note.startswith("CUDA graphs, ") for note in report.notes)
 
 

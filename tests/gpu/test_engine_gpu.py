@@ -34,7 +34,7 @@ pytestmark = [
 
 # Largest difference from ONNX Runtime on the same graph, as a share of the logits' range. FP32 products use TF32 (10
 # bits of mantissa), as FP16 does; INT8 results round to other integers where sums differ in the last bit.
-TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.15, "int8": 0.06}
+TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.05, "int8": 0.06}
 FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx"}
 # What an engine's answers are compared with: ONNX Runtime on the same graph, which on a CPU has few kernels for BF16.
 REFERENCES = {**FORMS, "bf16": FORMS["fp32"]}
@@ -272,7 +272,8 @@ def test_a_timing_cache_is_kept_and_used_again(
     size = (tmp_path / "cache").stat().st_size
     second = build_engine(tiny_bundle / FORMS["fp16"], tmp_path / "b", cached)
     assert size > 0 and first.timing_cache_sha256 and second.timing_cache_sha256
-    assert (tmp_path / "cache").stat().st_size == size  # the second build timed nothing new
+    # The second build timed (nearly) nothing new: without the first one's times it would be as many again.
+    assert (tmp_path / "cache").stat().st_size <= 1.2 * size
     (tmp_path / "cache").write_bytes(b"damaged")
     with pytest.raises(EngineError, match="timing cache"):
         build_engine(tiny_bundle / FORMS["fp16"], tmp_path / "c", cached)
