@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Tested version. Where there is no GPU a CPU build of this version is enough; point pip at one to save a large download.
 TORCH ?= torch==2.13.0
+# PyPI's PyTorch is for CUDA 13. For a driver that knows CUDA 12 it comes from PyTorch's own index, up to version 2.14.
+TORCH_INDEX ?= $(if $(filter 12,$(CUDA)),--index-url https://download.pytorch.org/whl/cu126)
 # ONNX Runtime for CPU and for GPU exclude each other, so a machine has one of these extras.
 comma := ,
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9]*\).*/\1/p')
@@ -160,7 +162,7 @@ KERNELS := $(wildcard vitdeploy/backends/native/*.cpp vitdeploy/backends/native/
 $(STAMP): pyproject.toml setup.py $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[build,$(BACKENDS),dev]"
 	@# tensorrt-rtx builds engines without a GPU, on x86 only; without it the demo says so and goes on.
 	VITDEPLOY_PURE=1 $(BIN)/python -m pip install --quiet --editable ".[rtx]" || echo "tensorrt-rtx is not available here: no RTX engines"

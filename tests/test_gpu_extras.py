@@ -137,6 +137,28 @@ def test_an_extra_resolves_to_packages_for_one_cuda(extra: str, python: str, mac
     assert not [name for name in found if re.search(r"-cu1[1-3]\b", name) and f"-cu{cuda}" not in name]
 
 
+def test_the_bindings_for_cuda_12_are_not_laid_under_those_for_cuda_13() -> None:
+    """PyPI's PyTorch asks for the latter; an old cuda-python, which has the same files, asks for nothing."""
+    (python,) = (line for line in requirements("gpu-cu12", "3.12", "x86_64") if line.startswith("cuda-python"))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--quiet",
+            "--target",
+            folder,
+        ]
+        command += ["--only-binary", ":all:", python, "cuda-bindings>=13.0.3,<14"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode != 0:
+        skip_without_index(done.stderr)
+    assert done.returncode != 0 and "conflict" in done.stderr, done.stderr
+
+
 def needed(url: str, name: str) -> set[str]:
     """The libraries that a file in a wheel is linked to, but for the system's own."""
     with tempfile.NamedTemporaryFile(suffix=".so") as file, wheel(url).open(name) as content:

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, as far as they can be tried without one: their tolerances, what takes part, their report."""
+"""The tests that need a GPU, as far as they can be tried without: tolerances, what takes part, the report."""
 
 from __future__ import annotations
 

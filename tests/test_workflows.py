@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -116,3 +117,20 @@ def test_a_release_needs_its_tag_its_version_and_its_entry() -> None:
     assert release.obstacles(f"v{__version__}", __version__, entry) == []
     assert len(release.obstacles(__version__, __version__, "## [Unreleased]\n")) == 2
     assert len(release.obstacles("v0.0.1", __version__, entry)) == 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="needs make")
+@pytest.mark.parametrize(
+    ("cuda", "extra"), [("12.8", "gpu-cu12,openvino"), ("13.0", "gpu-cu13,openvino"), (None, "cpu")]
+)
+def test_what_is_installed_beside_a_gpu_is_for_its_driver(cuda: str | None, extra: str, tmp_path: Path) -> None:
+    """ONNX Runtime, TensorRT and PyTorch: PyPI's PyTorch is for CUDA 13, and clashes with the extra for CUDA 12."""
+    table = f"| NVIDIA-SMI 570.86.15    Driver Version: 570.86.15    CUDA Version: {cuda}    |"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{table}'\n" if cuda else "#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "--dry-run", "--always-make", "VENV=none", "none/.installed"]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert f'".[build,{extra},dev]"' in said
+    (torch,) = (line for line in said.splitlines() if "torch==" in line)
+    assert ("https://download.pytorch.org/whl/cu126" in torch) == (extra.startswith("gpu-cu12"))

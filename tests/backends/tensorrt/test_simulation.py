@@ -21,7 +21,8 @@ from tests.tools.simulated_gpu import (
     TensorIOMode,
 )
 from vitdeploy.backends.tensorrt import runner
-from vitdeploy.core.errors import DependencyError
+from vitdeploy.backends.tensorrt.cuda import on_device
+from vitdeploy.core.errors import DependencyError, EngineError
 
 SIMULATED = {
     simulated_gpu.RuntimeCache: "IRuntimeCache",
@@ -108,3 +109,13 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DependencyError, match="cuda-python") as caught:
         runner._cuda_runtime("gpu")
     assert caught.value.hint == "pip install cuda-python"
+
+
+def test_a_driver_that_is_too_old_or_not_there_is_said_with_the_next_step() -> None:
+    """The real cuda-python, where CUDA finds no driver: it calls that too old."""
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    if int(cuda.cudaGetDevice()[0]) != int(cuda.cudaError_t.cudaErrorInsufficientDriver):
+        pytest.skip("there is a driver here that this cuda-python knows")
+    with pytest.raises(EngineError, match="cudaErrorInsufficientDriver") as caught, on_device(cuda, 0):
+        pass
+    assert "vitdeploy doctor" in str(caught.value.hint)

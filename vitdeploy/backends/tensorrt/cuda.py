@@ -17,6 +17,7 @@ from vitdeploy.core.errors import EngineError, InputError, OutOfMemoryError
 __all__ = ["Buffer", "Graph", "OutOfMemory", "Stream", "on_device"]
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_OLD_DRIVER = 35  # cudaErrorInsufficientDriver: also where there is none
 
 
 class OutOfMemory(OutOfMemoryError):
@@ -206,10 +207,10 @@ def checked(cuda: ModuleType, answer: tuple[Any, ...], size_bytes: int | None = 
         raise OutOfMemory(f"the GPU is out of memory{size}", hint="use a smaller batch or image, or free GPU memory")
     text = cuda.cudaGetErrorString(status)[1]
     words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-    raise EngineError(
-        f"CUDA failed: {words} ({getattr(status, 'name', int(status))})",
-        hint="check the driver with nvidia-smi; after a failed kernel the process has to be started again",
-    )
+    hint = "check the driver with nvidia-smi; after a failed kernel the process has to be started again"
+    if int(status) == _OLD_DRIVER:
+        hint = "vitdeploy doctor says which packages are for a newer CUDA than the driver, and what to install"
+    raise EngineError(f"CUDA failed: {words} ({getattr(status, 'name', int(status))})", hint=hint)
 
 
 def _address(stream: Any) -> int:
