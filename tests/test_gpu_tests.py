@@ -9,33 +9,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.backends import test_contract as contract
-from tests.gpu import test_engine_gpu as engines
-from tests.gpu.conftest import seconds_by_test
+from tests.tools import on_gpu
+from tests.tools.on_gpu import REFERENCES, SIZES, TOLERANCES, pixels, providers, seconds_by_test
 from tests.tools.simulated_gpu import GPU
 from vitdeploy.backends import registry
 from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 
 
-@pytest.mark.parametrize("precision", engines.TOLERANCES)
-@pytest.mark.parametrize("size", engines.SIZES)
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("size", SIZES)
 def test_a_tolerance_lies_well_under_what_swapped_colours_change(
     tiny_bundle: Path, precision: str, size: tuple[int, int, int]
 ) -> None:
     """An engine that is off by half of its tolerance still passes, and is told from one with its colours swapped."""
-    image = engines.pixels(*size)
-    with OnnxRuntimeRunner(tiny_bundle / engines.REFERENCES[precision]) as runner:
+    image = pixels(*size)
+    with OnnxRuntimeRunner(tiny_bundle / REFERENCES[precision]) as runner:
         expected = runner.infer({"image": image})["logits"]
         swapped = runner.infer({"image": np.ascontiguousarray(image[..., ::-1])})["logits"]
     change = float(np.abs(swapped - expected).max()) / float(np.ptp(expected))
-    assert change > 1.5 * engines.TOLERANCES[precision]
+    assert change > 1.5 * TOLERANCES[precision]
 
 
 def test_a_provider_that_can_not_be_loaded_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime-gpu names its TensorRT provider beside a TensorRT of another major version as well."""
     available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
-    monkeypatch.setattr(contract, "gpus", lambda: (GPU,))
+    monkeypatch.setattr(on_gpu, "gpus", lambda: (GPU,))
     spec = registry.find("onnxruntime-tensorrt")
     for obstacle, expected in (
         (None, ("onnxruntime-cuda", "onnxruntime-tensorrt")),
@@ -43,7 +42,7 @@ def test_a_provider_that_can_not_be_loaded_takes_no_part(monkeypatch: pytest.Mon
     ):
         changed = replace(spec, obstacle=lambda obstacle=obstacle: obstacle)  # type: ignore[misc]
         monkeypatch.setitem(registry._specs, spec.name, changed)
-        assert contract.providers() == expected
+        assert providers() == expected
 
 
 def test_the_report_counts_the_fixtures_of_a_test_and_takes_files_that_were_not_imported() -> None:

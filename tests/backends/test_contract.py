@@ -15,28 +15,15 @@ import pytest
 
 from tests.tools.backends import CPU_BACKENDS, needs_openvino
 from tests.tools.killed import ended_well
+from tests.tools.on_gpu import providers
 from vitdeploy.backends.base import Runner
 from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.registry import RunnerSpec, find, open_runner
 from vitdeploy.backends.registry import backends as registered
 from vitdeploy.core.errors import InputError, ModelError, RunnerClosedError, VitdeployError
-from vitdeploy.core.machine import gpus, has_module
+from vitdeploy.core.machine import gpus
 
 ENGINE_HERE = find("tensorrt").obstacle() is None and find("tensorrt").missing() is None
-
-
-def providers() -> tuple[str, ...]:
-    """The further providers of the ONNX Runtime that is installed: of onnxruntime-gpu, of onnxruntime-openvino.
-
-    onnxruntime-gpu names its provider for TensorRT beside any TensorRT, and can load it beside one major version.
-    """
-    available = __import__("onnxruntime").get_available_providers() if has_module("onnxruntime") else []
-    names = {"openvino": "OpenVINOExecutionProvider"}
-    if gpus():
-        names["cuda"] = "CUDAExecutionProvider"
-    if gpus() and find("onnxruntime-tensorrt").obstacle() is None:
-        names["tensorrt"] = "TensorrtExecutionProvider"
-    return tuple(f"onnxruntime-{name}" for name, provider in names.items() if provider in available)
 
 
 BACKENDS = (

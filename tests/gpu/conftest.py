@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.tools.on_gpu import seconds_by_test
 from vitdeploy.compiler.build import build
 from vitdeploy.compiler.engine import EngineOptions, Profile
 from vitdeploy.core.machine import gpus, has_module, machine, versions
@@ -83,16 +84,6 @@ def reason_of(report: Any) -> str | None:
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     return (str(report.longrepr).splitlines() or [""])[-1]
-
-
-def seconds_by_test(stats: Mapping[str, Iterable[Any]]) -> dict[str, float]:
-    """What each test took, the fixtures that were made for it included: engines are built in those."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for reports in stats.values():
-        for report in reports:
-            if hasattr(report, "duration"):  # a file that could not be imported, and a warning, have none
-                seconds[report.nodeid] += report.duration
-    return seconds
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

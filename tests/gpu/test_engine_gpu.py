@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from tests.tools.on_gpu import FORMS, REFERENCES, SIZES, TOLERANCES, pixels
 from vitdeploy.backends.onnxruntime.runner import OnnxRuntimeRunner
 from vitdeploy.backends.tensorrt.runner import TensorRTRunner, _cuda_runtime
 from vitdeploy.bundle import Bundle
@@ -31,14 +31,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not machine.gpus(), reason="needs an NVIDIA GPU and its driver, and there is none here"),
 ]
-
-# Largest difference from ONNX Runtime on the same graph, as a share of the logits' range. FP32 products use TF32 (10
-# bits of mantissa), as FP16 does; INT8 results round to other integers where sums differ in the last bit.
-TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.05, "int8": 0.06}
-FORMS = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx", "int8": "model.int8.onnx"}
-# What an engine's answers are compared with: ONNX Runtime on the same graph, which on a CPU has few kernels for BF16.
-REFERENCES = {**FORMS, "bf16": FORMS["fp32"]}
-SIZES = ((1, 32, 32), (3, 32, 32), (2, 48, 100), (1, 17, 250), (8, 64, 64))  # (batch, height, width)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +64,6 @@ def engines(forms: Path, options: EngineOptions, tmp_path_factory: pytest.TempPa
         if options.flavour == "tensorrt":
             assert info.to_json()["compute_capability"] == machine.gpus()[0].compute_capability
     return paths
-
-
-def pixels(batch: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(batch + height + width).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("precision", list(FORMS))
