@@ -370,7 +370,8 @@ def test_accuracy_is_taken_from_a_report_on_the_same_files_and_images(
     onnx = fewer.row("int8/onnxruntime").accuracy
     assert onnx is not None and onnx.agreement is not None and kept.disagreements  # random weights disagree somewhere
     assert fewer.disagreement_count == round((1 - onnx.agreement) * onnx.count) <= kept.disagreement_count
-    assert all("int8/openvino" not in item.answers for item in fewer.disagreements)
+    assert kept.disagreements[0].answers.keys() == {row.key for row in kept.rows if row.accuracy}
+    assert fewer.disagreements and all("int8/openvino" not in item.answers for item in fewer.disagreements)
     assert any("not all forms were taken" in note for note in fewer.notes)
     without = replace(timed, rows=tuple(row for row in timed.rows if row.backend != "openvino"))
     assert "INT8" in render_html(with_accuracy(without, kept))  # the earlier report knows a form that this one has not

@@ -81,11 +81,12 @@ def test_both_spellings_hold_the_same_integers_and_give_the_same_logits(tiny_bun
     calibration = calibrated(tiny_bundle, Recipe())
     assert any(group.shift for group in calibration.groups), "GELU's output is one-sided, so it is shifted"
     signed, unsigned = int8(tiny_bundle, calibration, "tensorrt"), int8(tiny_bundle, calibration, "cpu")
-    for name, value in signed.graph.initializers.items():
-        if name.endswith("weight_int8"):
-            other = unsigned.graph.initializers[name]
-            assert value.const_value is not None and other.const_value is not None
-            np.testing.assert_array_equal(value.const_value.numpy(), other.const_value.numpy())
+    weights = [name for name in signed.graph.initializers if name.endswith("weight_int8")]
+    assert len(weights) == 18
+    for name in weights:
+        value, other = (constant(model.graph.initializers[name]) for model in (signed, unsigned))
+        assert value is not None
+        np.testing.assert_array_equal(value, other)
     fresh = images(16, seed=5)
     # The same real numbers, summed in another order, and a step of GELU's output that FP16 can hold, up to 2**-11 of it
     # larger or smaller: now and then an activation rounds to the next of its 256 steps.
@@ -136,9 +137,9 @@ def test_the_bundle_records_the_images_and_the_recipe(tiny_bundle: Path) -> None
     data = json.loads((tiny_bundle / "calibration.json").read_text())
     assert data["images"]["count"] == 24 and data["images"]["fingerprint"]
     assert data["recipe"]["count"] == 24
-    for artifact in bundle.select(kind="onnx", precision="int8"):
-        cache = bundle.find(kind="calibration")
-        assert cache is not None and artifact.built_with["calibration_sha256"] == cache.sha256
+    cache, forms = bundle.find(kind="calibration"), bundle.select(kind="onnx", precision="int8")
+    assert cache is not None
+    assert [form.built_with["calibration_sha256"] for form in forms] == [cache.sha256] * 2
 
 
 def test_half_precision_after_quantisation_keeps_the_integers(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_analyze_knows_embeddings(fragile: Path, tmp_path: Path) -> None:
     build(path, ["int8"], target="onnx", recipe=RECIPE, force=True)
     asked = ("analyze", path, "--dataset", "digits", "--count", 40)
     rows = json.loads(invoke(*asked, "--json").stdout)["rows"]
-    assert all(0 < row["recall"] <= 1 and -1 <= row["cosine"] <= 1 and row["drop"] is not None for row in rows)
+    assert rows and all(0 < row["recall"] <= 1 and -1 <= row["cosine"] <= 1 and row["drop"] is not None for row in rows)
     words = invoke(*asked)
     assert words.exit_code == 0 and all(name in words.stdout for name in ("cosine", "recall", "drop", "agreement"))
     with pytest.raises(DatasetError, match="one image"):
