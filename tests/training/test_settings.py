@@ -245,6 +245,11 @@ def test_model_card_is_what_the_hub_reads(short: Short, tmp_path: Path) -> None:
     assert entry.metric_value == pytest.approx(result.test_accuracy, abs=1e-6) and entry.dataset_split == "test"
     assert "datasets" not in data and "base_model" not in data  # digits and a local folder are not on the Hub
     assert f"{result.test_accuracy:.2%} of 40 images" in card.content and str(tmp_path) not in card.content
+    best = f"{result.validation_accuracy:.2%} of 12 images"
+    assert f"**Validation accuracy**: {best} carved out of train (best weights" in card.content
+    named = dataclasses.replace(short(), validation_split="val")
+    text = model_card(named, result, model_is_local=True)
+    assert f"{best} of digits/validation (best weights" in text and "carved" not in text
     config = short(model="google/vit-base-patch16-224-in21k", dataset="cifar10")
     data = {**result.data, "test": {**result.data["test"], "name": "cifar10"}}
     text = model_card(config, dataclasses.replace(result, data=data), model_is_local=False)

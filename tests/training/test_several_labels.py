@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vitdeploy.models.checkpoints import load_checkpoint
 from vitdeploy.models.tasks import sigmoid
 from vitdeploy.report.records import BenchReport
 from vitdeploy.training import create_vit
+from vitdeploy.training.card import model_card
 from vitdeploy.training.objective import BinaryCrossEntropy
 
 LABELS = tuple(COLOURS)
@@ -103,6 +105,10 @@ def test_what_is_written_names_the_threshold_and_the_numbers(trained: Made) -> N
     results = json.loads((output / "all_results.json").read_text())
     assert {"test_mean_average_precision", "test_f1_micro", "validation_exact_match"} <= results.keys()
     card = (output / "README.md").read_text()
+    assert "**Validation mAP**: 100.00%" in card and result.validation_accuracy == 1  # which is the exact match
+    other = replace(result, metrics={**result.metrics, "validation_mean_average_precision": 0.875})
+    shown = model_card(settings(output, output, output), other, model_is_local=True)
+    assert f"**Validation mAP**: 87.50% of {result.data['validation']['count']} images carved" in shown
     assert f"from a score of {result.threshold:.4g}" in card and "micro F1 is highest on the validation" in card
     assert "confusion_matrix" not in card and "mAP, %" in (output / "training_curve.svg").read_text()
     assert re.search(r"type: mean_average_precision", card) and not re.search(r"type: accuracy", card)

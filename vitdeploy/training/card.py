@@ -89,7 +89,7 @@ def _findings(result: FinetuneResult, validation: str) -> str:
         )
     return f"""- **Test mAP**: {found.mean_average_precision:.2%} (95 % interval {low:.1%} to {high:.1%}); {f1};
   exact match {found.exact_match:.2%}, of {looked}.
-- **Validation exact match**: {validation}.
+- **Validation mAP**: {validation}.
 - **Threshold**: a label counts from a score of {found.threshold:.4g}; {chosen}."""
 
 
@@ -97,10 +97,13 @@ def _body(config: FinetuneConfig, result: FinetuneResult, name: str) -> str:
     settings, data = config.to_json(), result.data
     validation = "none"
     if result.validation_accuracy is not None:
-        count = data["validation"]["count"]
-        validation = (
-            f"{result.validation_accuracy:.2%} of {count} images carved out of train (best weights chosen by it)"
-        )
+        chosen = data["validation"]
+        value = result.validation_accuracy
+        if result.multi_label is not None:  # what the weights were chosen by
+            value = result.metrics["validation_mean_average_precision"]
+        named = config.validation_split is not None
+        where = f"of {chosen['name']}/{chosen['split']}" if named else "carved out of train"
+        validation = f"{value:.2%} of {chosen['count']} images {where} (best weights chosen by it)"
     shown = {key: value for key, value in settings.items() if value not in (None, False, 0, 0.0, "none", "")}
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in shown.items() if key != "output")
     classes = ", ".join(result.labels[:50]) + (" ..." if len(result.labels) > 50 else "")
