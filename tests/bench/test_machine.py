@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vitdeploy.bench.machine import BusyMeter, machine, memory_bytes, public_text, usable_cores, versions
+from vitdeploy.bench.machine import BusyMeter, load_average, machine, memory_bytes, public_text, usable_cores, versions
 
 pytestmark = pytest.mark.usefixtures("real_meters")
 
@@ -36,6 +36,18 @@ def test_the_machine_is_described() -> None:
     assert found["memory_bytes"] is None or found["memory_bytes"] > 1e8
     assert memory_bytes("NoSuchLine") is None
     assert {"python", "numpy", "vitdeploy"} <= set(versions())
+
+
+def test_a_system_without_a_load_average_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows, which has no such function, or a container that may not read it."""
+    assert load_average() is not None
+    for missing in (OSError, AttributeError):
+
+        def refuses(missing: type[Exception] = missing) -> None:
+            raise missing
+
+        monkeypatch.setattr("os.getloadavg", refuses)
+        assert load_average() is None
 
 
 def test_own_work_does_not_count_as_that_of_others() -> None:

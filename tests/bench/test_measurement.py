@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from vitdeploy.bench.measurement import Benchmark, batch_feeds, typical_images
 from vitdeploy.report.html import render_html
 from vitdeploy.report.markdown import markdown
 from vitdeploy.report.recommendation import recommended
-from vitdeploy.report.records import BenchReport
+from vitdeploy.report.records import BenchReport, Ratio
 from vitdeploy.report.settings import BenchSettings
 
 
@@ -228,12 +229,57 @@ def test_the_report_survives_json_and_its_samples_are_enough_to_compute_it_again
         assert times["p99"] is None and times["count"] == 40  # p99 of 40 calls would be the slowest one
 
 
+@pytest.mark.parametrize(
+    ("batch_sizes", "where"), [((1,), ["batch 1"]), ((2, 8), ["batch 2 of 4x6", "batch 8 of 4x6"])]
+)
+def test_noise_names_the_form_and_where_there_are_several_the_size(batch_sizes: Any, where: list[str]) -> None:
+    """Calls of which every seventh takes four times as long."""
+    clock, calls, images = Clock(), itertools.count(), Pictures(40, CLASSES, ((4, 6),))
+    unsteady = KnownRunner(clock, CLASSES, takes_ms=lambda: 40.0 if next(calls) % 7 == 0 else 10.0)
+    asked: dict[str, Any] = {"batch_sizes": batch_sizes, "accuracy": False, "phases": False, "rounds": 30}
+    found = report_on([form("int8", "openvino", unsteady)], clock, images, **asked)
+    said = [line.partition(": ")[0] for line in found.noise if line.startswith("int8")]
+    assert said == [f"int8/openvino, {at}" for at in where]
+
+
+def test_a_form_that_failed_is_timed_no_more() -> None:
+    clock = Clock()
+    breaks = KnownRunner(clock, CLASSES, breaks_after=30)
+    forms = [form("fp32", "pytorch", KnownRunner(clock, CLASSES)), form("int8", "openvino", breaks)]
+    found = report_on(forms, clock, batch_sizes=(1, 4), callers=(1,), accuracy=False, rounds=20, load_seconds=3)
+    row = found.row("int8/openvino")
+    assert row.status == "failed" and str(row.reason).startswith("batch 1 of 4x4: RuntimeError")
+    assert breaks.calls == 31 and found.row("fp32/pytorch").load.closed
+
+
+def test_rates_are_of_images_and_not_of_calls() -> None:
+    """Batches of four, 20 ms each of one form and 5 ms of the other, alone and with two callers."""
+    clock = Clock()
+    forms = [
+        form("fp32", "pytorch", KnownRunner(clock, CLASSES, takes_ms=lambda: 20.0)),
+        form("int8", "openvino", KnownRunner(clock, CLASSES, takes_ms=lambda: 5.0)),
+    ]
+    asked: dict[str, Any] = {"batch_sizes": (4, 1), "callers": (1,), "load_seconds": 3, "phases": False, "rounds": 8}
+    base, fast = report_on(forms, clock, **asked).rows
+    assert [[item.images_per_s for item in row.latencies] for row in (base, fast)] == [
+        pytest.approx([200, 50]),
+        pytest.approx([800, 200]),
+    ]
+    assert [row.load.closed[0].images_per_s for row in (base, fast)] == pytest.approx([200, 800])
+    for item in fast.latencies:
+        assert item.on_demand_speedup == Ratio(pytest.approx(4), (pytest.approx(4), pytest.approx(4)))
+        assert item.steady_speedup == item.on_demand_speedup
+    assert fast.images_per_s == pytest.approx(800), "the most that was seen"
+
+
 def test_large_images_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
     images = Pictures(40, 4, ((4, 4), (8, 8), (8, 8)))
     monkeypatch.setattr(measurement, "HELD_BYTES", 300)
     sample = typical_images(images)
     assert 1 <= len(sample) <= 3 and {pixels.shape for pixels in sample} == {(8, 8, 3)}
     assert [len(feeds) for feeds in batch_feeds(sample, 4)] == [4]
+    monkeypatch.setattr(measurement, "HELD_BYTES", 3 * 192)  # three of 8x8
+    assert len(typical_images(Pictures(40, 4, ((8, 8),)))) == 3
     monkeypatch.setattr(measurement, "HELD_BYTES", 1)
     assert [pixels.shape for pixels in typical_images(images)] == [(8, 8, 3)]
 
@@ -319,5 +365,8 @@ def test_clocks_of_the_gpu_that_differ_between_forms_are_flagged() -> None:
     forms = [form("fp32", "pytorch", slow, **cuda), form("int8", "tensorrt", fast, **cuda)]
     report = report_on(forms, clock, gpu_clock=lambda: 1200.0 if last[-1] is slow else 1980.0)
     (noise,) = report.noise
-    assert "1200 MHz for fp32/pytorch-cuda and 1980 MHz for int8/tensorrt" in noise and "--keep-gpu-busy" in noise
+    assert noise.startswith(
+        "batch 1: the GPU's clock was 1200 MHz for fp32/pytorch-cuda and 1980 MHz for int8/tensorrt"
+    )
+    assert "--keep-gpu-busy" in noise
     assert [row.latency.gpu_mhz for row in report.rows if row.latency] == [1200.0, 1980.0]

@@ -60,6 +60,16 @@ def test_every_form_is_a_row_on_every_backend_it_is_for(report: BenchReport) -> 
         assert row.accuracy is not None and row.accuracy.count == 40 and row.cold_start_ms is not None
 
 
+def test_a_form_that_runs_has_its_memory_and_the_parts_of_its_start(small: Path, images: ImageDataset) -> None:
+    asked: dict[str, Any] = {**QUICK, "memory": True, "accuracy": False, "precisions": ["fp32"], "batch_sizes": (1, 4)}
+    row = bench(small, images, backends=["onnxruntime"], **asked).row("fp32/onnxruntime")
+    assert row.cold_start is not None and row.cold_start_ms == pytest.approx(row.cold_start.total_ms, abs=1e-3)
+    assert min(row.cold_start.import_ms, row.cold_start.load_ms, row.cold_start.first_ms) > 0
+    one, four = (item.memory.host_peak_bytes if item.memory else None for item in row.latencies)
+    assert one is not None and four is not None and 10**7 < one <= four
+    assert row.memory is not None and row.memory.device_peak_bytes is None and row.memory.total_bytes == one
+
+
 def test_an_engine_without_a_gpu_is_skipped_in_plain_words(report: BenchReport) -> None:
     row = report.row("int8/tensorrt-rtx")
     if row.reason is not None and "no NVIDIA GPU" not in row.reason:
