@@ -14,7 +14,7 @@ import pytest
 
 from vitdeploy.bench import BenchReport, BenchSettings, csv_text, markdown, render_html
 from vitdeploy.evaluation.accuracy import Accuracy
-from vitdeploy.evaluation.changes import Changes, Confusion
+from vitdeploy.evaluation.changes import Changes, Confusion, Disagreement
 from vitdeploy.evaluation.multi_label import MultiLabelAccuracy
 from vitdeploy.evaluation.vectors import Kept, Neighbours, VectorQuality
 from vitdeploy.report.records import (
@@ -256,6 +256,19 @@ def test_the_page_shows_what_answers_became() -> None:
     assert by_class["cat"] == [{"baseline": "93.0 %", "INT8TensorRT": "−2.00"}]
     assert by_class["dog"] == [{"baseline": "83.2 %", "INT8TensorRT": "+1.10"}]
     assert "McNemar p" in page and "INT8 on TensorRT 0.093<" in page
+
+
+def test_of_an_interrupted_run_the_page_counts_the_images_that_were_seen() -> None:
+    """Of 2,000: the baseline saw 900, and the forms were compared on 600 and 640 of them."""
+    assert BASE.accuracy is not None and FORM.accuracy is not None
+    base = replace(BASE, accuracy=replace(BASE.accuracy, count=900))
+    rows = [replace(FORM, key=f"{n}", accuracy=replace(FORM.accuracy, count=n)) for n in (640, 600)]
+    disputed = Disagreement(3, "cat", {base.key: ("cat", 0.7), "640": ("dog", 0.6)}, "")
+    for forms, images in ((rows, "600 to 640"), (rows[:1], "640")):
+        found = replace(REPORT, rows=(base, *forms), disagreements=(disputed,), disagreement_count=5, partial=True)
+        page = render_html(found)
+        assert f"as PyTorch on the same {images} images, what became" in page
+        assert f"On 5 of {images.partition(' ')[0]} images some form" in page and "of 2,000 images some" not in page
 
 
 def test_the_page_shows_who_is_confused() -> None:

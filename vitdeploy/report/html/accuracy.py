@@ -25,11 +25,17 @@ def changes_section(report: BenchReport) -> str:
     heads = ("agreement", "right → wrong", "wrong → right", "wrong → wrong", "confidence", "calibration error", "top-5")
     lead = (
         f"How often each form has the same best class as {escape(str(report.baseline.get('name')))} on the same "
-        f"{base.accuracy.count:,} images, what became of the other answers, and how sure of them it is: the "
+        f"{_images(rows)}, what became of the other answers, and how sure of them it is: the "
         "mean score of its best class, and its expected calibration error (the baseline's is "
         f"{percent(base.accuracy.calibration_error)})."
     )
     return section("Changed answers", lead, table_card("form", columns(heads), lines)) + _flows(report, rows)
+
+
+def _images(rows: list[Row]) -> str:
+    """On how many images rows were compared: after an interruption some on fewer than others."""
+    counts = sorted({row.accuracy.count for row in rows if row.accuracy})
+    return " to ".join([*(f"{number:,}" for number in counts[:-1][:1]), count(counts[-1], "image")])
 
 
 def _changes_line(row: Row) -> str:
@@ -164,10 +170,10 @@ def images_section(report: BenchReport) -> str:
     if not report.disagreements:
         return ""
     cards = "".join(_image(report, item) for item in report.disagreements)
-    images = count(report.dataset.get("count"), "image")
+    seen = min((row.accuracy.count for row in report.rows if row.accuracy), default=report.dataset.get("count"))
     lead = (
-        f"On {report.disagreement_count:,} of {images} some form's best class is not the baseline's. These are "
-        "the most disputed, with each answer and its score."
+        f"On {report.disagreement_count:,} of {count(seen, 'image')} some form's best class is not the baseline's."
+        " These are the most disputed, with each answer and its score."
     )
     return section("Where the forms disagree", lead, f'<div class="images">{cards}</div>')
 
