@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 from tests.tools.forms import Clock
+from vitdeploy.bench import latency
 from vitdeploy.bench.latency import LatencyRun, Track, Visit
 from vitdeploy.evaluation.statistics import percentiles, speedup
 from vitdeploy.report.settings import BenchSettings
@@ -190,6 +193,32 @@ def test_what_was_measured_survives_an_interruption() -> None:
         run.run()
     own, other = run.tracks["a"].paired_with(run.tracks["b"])
     assert 0 < len(own) == len(other) < 50
+
+
+def test_the_garbage_collector_is_given_its_due_before_a_timed_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded is frozen out of its walks, and garbage that is there already is not frozen with it."""
+    monkeypatch.setattr(latency, "gc", gc)
+
+    class Cycle:
+        pass
+
+    garbage, clock, frozen = Cycle(), Clock(), []
+    garbage.itself = garbage  # type: ignore[attr-defined]
+    known = weakref.ref(garbage)
+    gc.disable()
+    try:
+        del garbage
+        assert known() is not None
+
+        def call(number: int) -> None:
+            frozen.append((gc.get_freeze_count() > 1000, known() is None))
+            clock.seconds += 0.01
+
+        before = gc.get_freeze_count()
+        measured({"a": call}, clock, rounds=2)
+        assert set(frozen) == {(True, True)} and gc.get_freeze_count() == before == 0
+    finally:
+        gc.enable()
 
 
 def test_time_limits_the_rounds_but_not_below_the_least() -> None:

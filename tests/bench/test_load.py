@@ -47,6 +47,18 @@ def test_waiting_is_what_queueing_theory_says() -> None:
     assert waits.mean() == pytest.approx(5, rel=0.1)
 
 
+def test_each_latency_is_that_of_a_queue_by_hand() -> None:
+    clock, found = Clock(), OpenLoop(rate=80, callers=1)
+    clock.seconds = 100.0  # a clock begins anywhere
+    open_loop(taking(clock, 10), 80, 1, 5, clock, found, seed=4)
+    free, wanted = 0.0, []
+    for due in arrivals(80, 5, 4):
+        free = max(free, due) + 0.010
+        wanted.append(1000 * (free - due))
+    assert found.latency_ms == pytest.approx(wanted) and max(wanted) > 20
+    assert found.service_ms == pytest.approx([10] * len(wanted)) and found.seconds == 5
+
+
 @pytest.mark.parametrize(("rate", "keeps_up"), [(50, True), (90, True), (110, False), (400, False)])
 def test_a_rate_beyond_what_it_can_do_is_told(rate: float, keeps_up: bool) -> None:
     clock, found = Clock(), OpenLoop(rate=rate, callers=1)
