@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.tools.command_line import invoke
+from tests.tools.small_bundle import write_small_bundle
 from tests.tools.tiny import LABELS
 from vitdeploy import BundleError, load
 
@@ -166,6 +167,46 @@ def test_patterns_and_addresses(tiny_bundle: Path, tmp_path: Path) -> None:
     for options in ((), ("--output", tmp_path / "rows.csv")):
         outcome = invoke("predict", tiny_bundle, str(tmp_path / "*.jpg"), *options)
         assert outcome.exit_code == 1 and "without quotes" in outcome.stderr
+    for command, more in (("embed", ("--output", tmp_path / "v.npy")), ("explain", ())):
+        outcome = invoke(command, tiny_bundle, str(tmp_path / "*.jpg"), *more)
+        assert outcome.exit_code == 1 and "without quotes" in outcome.stderr and ".csv" not in outcome.stderr
     outcome = invoke("predict", tiny_bundle, "https://example.com/cat.jpg?size=2", "--threads", 1)
     assert outcome.exit_code == 1
     assert "curl -fLO 'https://example.com/cat.jpg?size=2'" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "{}", "cat.jpg"),
+        ("inspect", "{}"),
+        ("verify", "{}"),
+        ("export", "{}", "--output", "out"),
+        ("bench", "small", "--dataset", "{}"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://huggingface.co/someone/vit-b.16/tree/main", "someone/vit-b.16"),
+        ("https://hf.co/someone/vit", "someone/vit"),
+        ("https://example.com/vit", None),
+    ],
+)
+def test_the_address_of_a_page_is_not_taken_for_a_path(
+    arguments: tuple[str, ...], address: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "small" in arguments:
+        write_small_bundle(tmp_path / "small")
+    outcome = invoke(*(argument.format(address) for argument in arguments))
+    assert outcome.exit_code == 1 and f"{address} is an address" in outcome.stderr
+    said = "download it first" if name is None else f"name it as the Hub does: {name}\n"
+    assert said in outcome.stderr and "https:/h" not in outcome.stderr
+
+
+def test_a_form_that_is_missing_is_made_by_the_option_that_the_hint_names(
+    tiny_bundle: Path, photos: list[Path]
+) -> None:
+    outcome = invoke("predict", tiny_bundle, photos[0], "--precision", "fp8")
+    assert outcome.exit_code == 1 and "no form for fp8" in outcome.stderr and " --fp8 adds forms" in outcome.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitdeploy.core import installing
-from vitdeploy.core.installing import extras_line, package_line, update_words
+from vitdeploy.core.installing import extras_line, package_line, update_words, wheel_line
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_from_an_index(installed: Path) -> None:
     assert extras_line("build", "cpu", upgrade=True) == "pip install --upgrade 'vitdeploy[build,cpu]'"
     assert extras_line() == "pip install vitdeploy"
     assert update_words() == "pip install --upgrade vitdeploy"
+    assert wheel_line("wheels") is None  # pip finds it there again
 
 
 def test_from_a_folder_or_a_wheel(installed: Path, tmp_path: Path) -> None:
@@ -46,6 +47,8 @@ def test_from_a_folder_or_a_wheel(installed: Path, tmp_path: Path) -> None:
         assert extras_line("gpu") == "pip install 'cuda-python>=13'"  # what an extra that it names brings
         place.mkdir()
         assert shlex.split(extras_line("cpu")) == ["pip", "install", f"./{name}[cpu]"]
+        made = ["pip", "wheel", "--no-deps", "--wheel-dir", "a b", f"./{name}"]
+        assert shlex.split(wheel_line("a b") or "") == made
         assert "from where this one came from" in update_words()
 
 
@@ -58,6 +61,7 @@ def test_from_a_repository(installed: Path) -> None:
     installed.write_text(json.dumps(record))
     assert extras_line("cpu") == "pip install 'vitdeploy[cpu] @ git+https://example.com/v.git'"
     assert update_words().startswith("pip install --upgrade 'vitdeploy @ git+https")
+    assert (wheel_line("w") or "").endswith(" --wheel-dir w 'vitdeploy @ git+https://example.com/v.git'")
 
 
 def test_from_a_checkout_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +70,7 @@ def test_from_a_checkout_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(installing, "_ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert extras_line("cpu") == "pip install -e '.[cpu]'"
+    assert wheel_line("k8s/wheels") == "pip wheel --no-deps --wheel-dir k8s/wheels ."
     monkeypatch.chdir(tmp_path / "sub")
     assert shlex.split(extras_line("cpu")) == ["pip", "install", "-e", f"{tmp_path}[cpu]"]
 

@@ -186,6 +186,9 @@ def test_the_command_replaces_only_its_own_folder(tiny_bundle: Path, tmp_path: P
     assert shown.exit_code == 0, shown.stderr
     assert "deployment.yaml" in json.loads(shown.stdout)["files"]
     assert cli(*arguments).exit_code == 1
+    written = cli(*arguments, "--overwrite")  # this copy is from no index, so the image needs its wheel
+    assert f"Next: pip wheel --no-deps --wheel-dir {output}/wheels " in written.stdout, written.stdout
+    assert f" && docker build -t {IMAGE} {output}" in written.stdout
     (output / "wheels" / "vitdeploy.whl").write_bytes(b"")
     assert cli(*arguments, "--overwrite").exit_code == 0
     (output / "notes.txt").write_text("mine")

@@ -151,6 +151,7 @@ def test_a_checkpoint_without_its_tokenizer_or_with_too_long_a_sentence(
 def test_other_words_take_the_calibration_over(checkpoints: dict[str, Path], tiny_images: Path, tmp_path: Path) -> None:
     """INT8 of a tower is the same whatever its words: made without an image, it is what calibrating anew makes."""
     from vitdeploy.inspection.bundle import inspect
+    from vitdeploy.inspection.next_step import next_steps
 
     recipe = Recipe(dataset=str(tiny_images), count=16)
     first = export(checkpoints["clip"], tmp_path / "first", task="zero-shot", labels=LABELS)
@@ -162,6 +163,9 @@ def test_other_words_take_the_calibration_over(checkpoints: dict[str, Path], tin
     asked = ["export", checkpoints["clip"], "--task", "zero-shot", "--labels", words, "--from", first.path]
     done = invoke(*asked, "--output", tmp_path / "second")
     assert done.exit_code == 0, done.stderr
+    assert f"Next: vitdeploy build-engine {tmp_path / 'second'} --fp16 --int8\n" in done.stdout  # it needs no images
+    steps = {step.path: step.command for step in next_steps(tmp_path)}
+    assert steps[tmp_path / "second"] == f"vitdeploy build-engine {tmp_path / 'second'} --fp16 --int8"
     assert inspect(tmp_path / "second").calibration["recipe"]["count"] == 16  # type: ignore[index,union-attr]
     built = invoke("build-engine", tmp_path / "second", "--int8", "--target", "onnx")
     assert built.exit_code == 0, built.stderr

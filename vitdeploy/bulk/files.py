@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from vitdeploy.core.addresses import is_address
 from vitdeploy.core.errors import DatasetError, ImageError, InputError, VitdeployError, require
 from vitdeploy.core.storage import open_regular
-from vitdeploy.data.images import is_address, unreadable
+from vitdeploy.data.images import unreadable
 from vitdeploy.data.outside import path_in_table
 
 __all__ = ["LARGEST_BYTES", "ArrowFiles", "Files", "LocalFiles", "arrow_files", "printable", "without_secrets"]

@@ -14,9 +14,10 @@ from typing import Any
 from vitdeploy.bulk.files import ArrowFiles, Files, LocalFiles, arrow_files, printable, without_secrets
 from vitdeploy.bulk.tables import Item, Table
 from vitdeploy.core import progress
+from vitdeploy.core.addresses import is_address
 from vitdeploy.core.errors import DatasetError, require
 from vitdeploy.data.folders import kind_words
-from vitdeploy.data.images import image_suffixes, is_address
+from vitdeploy.data.images import image_suffixes
 
 __all__ = ["Done", "Images", "find_images", "tables_below"]
 

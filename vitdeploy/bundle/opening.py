@@ -13,6 +13,7 @@ from vitdeploy.bundle import editing
 from vitdeploy.bundle.graphs import named_files
 from vitdeploy.bundle.migrations import read_manifest
 from vitdeploy.bundle.records import CALIBRATIONS, MANIFEST, Artifact, Manifest
+from vitdeploy.core.addresses import hub_hint, is_address
 from vitdeploy.core.errors import BundleError
 from vitdeploy.core.specs import Choice
 from vitdeploy.core.storage import check_output, holds_only, refuse_pointer, staged_folder
@@ -52,6 +53,8 @@ class Bundle:
             BundleError: there is no such folder, it is not a bundle, it is damaged, or its schema is newer.
         """
         folder = Path(path)
+        if is_address(os.fspath(path)):  # as text: a path has no two slashes
+            raise BundleError(f"{path} is an address, not a bundle", hint=hub_hint(os.fspath(path), "bundle"))
         if not folder.exists():
             raise BundleError(f"there is no bundle at {folder}", hint=_instead(folder))
         if not (folder / MANIFEST).is_file():

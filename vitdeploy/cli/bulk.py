@@ -12,7 +12,7 @@ import click
 
 from vitdeploy.cli.parameters import backend_option, precision_option
 from vitdeploy.cli.terminal import echo, echo_json, echo_problem
-from vitdeploy.data.images import is_address
+from vitdeploy.core.addresses import is_address
 
 if TYPE_CHECKING:
     from vitdeploy.bulk import BulkResult
@@ -152,8 +152,8 @@ def answer_files(
     return _show(result, form, as_json)
 
 
-def check_patterns(images: tuple[str, ...]) -> None:
-    """Refuse a pattern that the shell did not expand.
+def check_patterns(images: tuple[str, ...], instead: str = "") -> None:
+    """Refuse a pattern that the shell did not expand; `instead`: what else the hint names.
 
     Raises:
         InputError: there is one.
@@ -164,7 +164,7 @@ def check_patterns(images: tuple[str, ...]) -> None:
         if re.search(r"[*?\[]", image) and not Path(image).exists() and not is_address(image):
             raise InputError(
                 f"there is no file {image}: the pattern is in quotes, or nothing matches it",
-                hint="write it without quotes, so that the shell expands it; or give the folder and --output FILE.csv",
+                hint=f"write it without quotes, so that the shell expands it{instead}",
             )
 
 

@@ -8,6 +8,8 @@ import click
 
 from vitdeploy.cli.parameters import defaults_of, precision_option
 from vitdeploy.cli.terminal import echo, echo_json
+from vitdeploy.core.installing import wheel_line
+from vitdeploy.core.text import quoted
 from vitdeploy.deploy.kubernetes.folder import kubernetes
 from vitdeploy.deploy.kubernetes.settings import KubernetesSettings
 from vitdeploy.deploy.triton.repository import triton
@@ -142,4 +144,5 @@ def kubernetes_command(bundle: str, output: str, overwrite: bool, as_json: bool,
         if not file.startswith(("model_repository/", "wheels/")):
             echo(f"  {output}/{file}")
     echo(f"{written.name}: {written.repository.artifact.path}, in {output}/model_repository")
-    echo(f"Next: docker build -t {options['image']} {output}")
+    build = f"docker build -t {quoted(options['image'])} {quoted(output)}"
+    echo(f"Next: {' && '.join(filter(None, (wheel_line(f'{output}/wheels'), build)))}")

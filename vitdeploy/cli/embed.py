@@ -65,7 +65,7 @@ def command(
       vitdeploy embed bundles/dinov2 photos --output vectors.parquet
       vitdeploy embed bundles/clip cat.png dog.jpg --output vectors.npy
     """
-    check_patterns(images)
+    check_patterns(images, "; or give the folder")
     check_options(options, writes=True)
     opening = Opening(bundle, revision, {"backend": backend, "precision": precision, "threads": threads})
     return answer_files(opening, images, output, options, embed=True, as_json=as_json)

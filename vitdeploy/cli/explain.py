@@ -45,8 +45,10 @@ def command(
     \b
     vitdeploy explain bundles/vit cat.png --output cat-explained
     """
+    from vitdeploy.cli.bulk import check_patterns
     from vitdeploy.explain import explain
 
+    check_patterns((image,))
     folder = output or Path(f"{Path(image).stem}-explained")
     result = explain(
         model,

@@ -119,7 +119,8 @@ def command(model: str, output: str, words: Path | None, as_json: bool, **option
     what = manifest.embedding or f"{manifest.width} {TASKS[manifest.task].kind.numbers}"
     echo(f"{bundle.path / graph.path}  {graph.size_bytes / 1e6:.1f} MB, {what}")
     _show_passes(bundle.manifest.provenance["passes"])
-    echo(f"Next: {program()} build-engine {quoted(bundle.path)} --fp16 --int8 --calibration-data DATASET")
+    data = "" if bundle.find(kind="calibration") else " --calibration-data DATASET"
+    echo(f"Next: {program()} build-engine {quoted(bundle.path)} --fp16 --int8{data}")
 
 
 def _lines(file: Path) -> tuple[str, ...]:

@@ -239,7 +239,7 @@ def _built_with(artifact: Artifact) -> str:
 
 def _kept_in_single(made: dict[str, Any]) -> list[str]:
     """What a half-precision form keeps in FP32, and the reason of the first such node."""
-    parts = [f"mean |logit difference| {made['mean_logit_difference']:.2g}"] if "mean_logit_difference" in made else []
+    parts = [f"mean |difference| {made['mean_logit_difference']:.2g}"] if "mean_logit_difference" in made else []
     kept = made.get("kept_fp32")
     if kept:
         parts.append(f"{len(kept)} nodes in FP32 ({kept[0]['why']})")

@@ -91,7 +91,7 @@ def command(
       vitdeploy predict bundles/vit photos --output results.parquet
       vitdeploy predict bundles/vit s3://b/in --output s3://b/out --engine ray
     """
-    check_patterns(images)
+    check_patterns(images, "; or give the folder and --output FILE.csv")
     if _is_checkpoint(model):
         _bundles_only(model, backend, precision, output)
     check_options(options, writes=output is not None)

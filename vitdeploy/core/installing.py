@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["extras_line", "package_line", "ranges", "update_words"]
+__all__ = ["extras_line", "package_line", "ranges", "update_words", "wheel_line"]
 
 _NAME = "vitdeploy"
 _ROOT = Path(__file__).parents[2]
@@ -47,6 +47,21 @@ def extras_line(*extras: str, upgrade: bool = False) -> str:
     if "vcs_info" in record:
         url = f"{record['vcs_info']['vcs']}+{url}"
     return f"pip install {flags}" + _quoted(f"{_NAME}{chosen} @ {url}" if url else _NAME + chosen)
+
+
+def wheel_line(folder: str) -> str | None:
+    """The line that puts a wheel of this copy into a folder; None where it came from an index, which pip finds alone.
+
+    Example:
+        wheel_line("k8s/wheels")  # "pip wheel --no-deps --wheel-dir k8s/wheels ." in a checkout
+    """
+    url, record = ("", {}) if _in_place() else _origin()
+    source = _place(_ROOT) if _in_place() else None
+    if url.startswith("file:"):
+        source = _place(Path(unquote(urlsplit(url).path)))
+    elif url:
+        source = f"{_NAME} @ {record['vcs_info']['vcs']}+{url}" if "vcs_info" in record else f"{_NAME} @ {url}"
+    return None if source is None else f"pip wheel --no-deps --wheel-dir {_quoted(folder)} {_quoted(source)}"
 
 
 def update_words() -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union
 import numpy as np
 import numpy.typing as npt
 
+from vitdeploy.core.addresses import is_address
 from vitdeploy.core.errors import ImageError
 from vitdeploy.core.machine import memory_bytes
 from vitdeploy.core.storage import open_regular
@@ -38,7 +39,6 @@ __all__ = [
     "Source",
     "decode",
     "image_suffixes",
-    "is_address",
     "most_pixels",
     "picture_suffixes",
     "unreadable",
@@ -141,11 +141,6 @@ def most_pixels() -> int:
     """`MAX_PIXELS`, or fewer where the machine, or the container, has no memory for an image of so many."""
     memory = memory_bytes("MemTotal")
     return MAX_PIXELS if memory is None else min(MAX_PIXELS, memory // _BYTES_A_PIXEL)
-
-
-def is_address(text: str) -> bool:
-    """Whether text is a URL, which is never fetched."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
 
 
 def unreadable(name: str, error: Exception) -> ImageError:

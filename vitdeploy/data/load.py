@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from vitdeploy.core import progress
+from vitdeploy.core.addresses import hub_hint, is_address
 from vitdeploy.core.errors import DatasetError
 from vitdeploy.data.dataset import ImageDataset
 from vitdeploy.data.digits import DIGITS_SPLITS, load_digits
 from vitdeploy.data.folders import ARCHIVES, load_folders
-from vitdeploy.data.images import is_address
 from vitdeploy.data.metadata import METADATA_FILES
 from vitdeploy.data.sampling import stratified_sample
 from vitdeploy.data.splits import choose_split
@@ -75,7 +75,7 @@ def _load(
     if is_address(text):
         raise DatasetError(
             f"{text} is an address, and datasets are read from the Hub or from this machine",
-            hint="download it first, or give the id of a dataset on the Hub (owner/name)",
+            hint=hub_hint(text, "dataset"),
         )
     path = Path(text).expanduser()
     if path.exists():

@@ -14,6 +14,7 @@ from typing import Any
 from vitdeploy.backends.registry import runs_bundles
 from vitdeploy.bundle import CALIBRATIONS, MANIFEST, Artifact, Bundle, Manifest
 from vitdeploy.bundle.measurements import Measurements
+from vitdeploy.core.addresses import hub_hint, is_address
 from vitdeploy.core.errors import BundleError, InputError, ModelError, VitdeployError
 from vitdeploy.core.specs import PreprocessSpec
 from vitdeploy.core.text import quoted
@@ -169,6 +170,8 @@ def inspect(
     place = Path(path)
     if is_hub_name(os.fspath(path)) or revision is not None:
         place = open_bundle(path, revision).path
+    if is_address(os.fspath(path)):
+        raise InputError(f"{path} is an address, not a bundle", hint=hub_hint(os.fspath(path), "bundle"))
     if not place.exists():
         raise InputError(f"there is nothing at {place}", hint="name a bundle's folder, or a file in it")
     if place.name == MANIFEST and place.is_file():

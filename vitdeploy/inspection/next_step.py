@@ -68,8 +68,8 @@ def _of_bundle(place: Path, sources: set[str]) -> NextStep:
     if stale := bundle.out_of_date():
         return NextStep(place, f"{found}; out of date: {', '.join(stale)}", _line("inspect", place))
     if len(held) == 1:
-        options = ("--fp16", "--int8", "--calibration-data", "DATASET")
-        return NextStep(place, found, _line("build-engine", place, *options))
+        data = () if bundle.find(kind="calibration") else ("--calibration-data", "DATASET")  # export --from has it
+        return NextStep(place, found, _line("build-engine", place, "--fp16", "--int8", *data))
     if last_report(bundle) is None:
         return NextStep(place, f"{found}; not measured", _line("bench", place, "--dataset", "DATASET"))
     return NextStep(place, f"{found}; measured", _line("predict", place, "IMAGE"))

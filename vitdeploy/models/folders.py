@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.core import progress
+from vitdeploy.core.addresses import hub_hint, is_address
 from vitdeploy.core.errors import ModelError
 from vitdeploy.core.storage import read_json, refuse_pointer, sha256
 from vitdeploy.models import hub
@@ -78,6 +79,8 @@ def open_folder(
             path = last
         if _STEP.fullmatch(path.resolve().name):
             others = (path.resolve().parent,)
+    elif is_address(name):
+        raise ModelError(f"{name} is an address, not a checkpoint", hint=hub_hint(name, "checkpoint"))
     elif not isinstance(model, str) or hub.looks_like_path(name):
         raise ModelError(
             f"there is no checkpoint at {name}", hint="check the path; it must be a folder with config.json in it"

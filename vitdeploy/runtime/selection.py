@@ -105,12 +105,18 @@ def candidates(
         there = ", ".join(dict.fromkeys(c.name for c in every)) or "no graph and no engine"
         raise InputError(
             f"{bundle.path} has no form for {wished or 'this machine'}; it has {there}",
-            hint=f"vitdeploy build-engine {quoted(bundle.path)} --fp16 --int8 adds forms and engines",
+            hint=f"{_build_line(bundle, precision)} adds forms and engines",
         )
     measured = Measured(bundle)
     wish = _Wish(backend, precision, bundle.path, benchmark)
     checked = [_checked(c, measured, wish) for c in fitting]
     return sorted(checked, key=lambda c: _place(c, measured))
+
+
+def _build_line(bundle: Bundle, precision: str) -> str:
+    """The command that makes a form of a precision, or the usual ones."""
+    options = "--fp16 --int8" if precision in ("auto", "fp32") else f"--{precision}"
+    return f"vitdeploy build-engine {quoted(bundle.path)} {options}"
 
 
 def _place(candidate: Candidate, measured: Measured) -> tuple[int, float]:

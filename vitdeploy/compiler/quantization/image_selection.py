@@ -49,7 +49,7 @@ class Chosen:
         if others is None:
             raise DatasetError(
                 f"all images of {self.calibration} calibrate, so none is left to validate on",
-                hint="lower count in the recipe, or use a larger dataset",
+                hint="name other images with --dataset or --split, or calibrate with a recipe of a lower count",
             )
         return others
 

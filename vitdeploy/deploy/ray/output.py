@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitdeploy.bulk.files import ArrowFiles, arrow_files
+from vitdeploy.core.addresses import is_address
 from vitdeploy.core.errors import DatasetError, require
 from vitdeploy.core.storage import disk_errors, locked, write_atomically
-from vitdeploy.data.images import is_address
 
 __all__ = ["DONE", "JOB", "Folder", "failures", "finished", "folder_at", "is_ours", "part_name"]
 
