@@ -71,7 +71,12 @@ def test_targets(cli: Callable[..., Any], tmp_path: Path) -> None:
 def test_a_bundle(cli: Callable[..., Any], tiny_bundle: Path) -> None:
     done = cli("lint", tiny_bundle, "--json")
     assert done.exit_code == 0, done.stdout
-    graphs = {graph["file"]: graph["targets"] for graph in json.loads(done.stdout)["graphs"]}
+    found = {graph["file"]: graph for graph in json.loads(done.stdout)["graphs"]}
+    # The products of the last layer that give the class token alone are smaller for CPUs, and all are counted.
+    assert found["model.int8-cpu.onnx"]["products"] == found["model.int8.onnx"]["products"]
+    assert 0.6 < found["model.int8-cpu.onnx"]["macs"] / found["model.int8.onnx"]["macs"] < 1
+    assert found["model.int8-cpu.onnx"]["share_quantized"] > 0.6
+    graphs = {name: graph["targets"] for name, graph in found.items()}
     assert graphs["model.int8-cpu.onnx"] == ["cpu"] and "cpu" not in graphs["model.int8.onnx"]
     only = cli("lint", tiny_bundle, "--target", "cpu", "--json")
     assert [graph["file"] for graph in json.loads(only.stdout)["graphs"]] == ["model.int8-cpu.onnx"]

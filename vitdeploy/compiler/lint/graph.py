@@ -36,6 +36,7 @@ __all__ = [
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
+_OF_INTEGERS = ("MatMulInteger", "MatMulIntegerToFloat")  # products that read 8-bit integers as they are
 _HALVES = ("FLOAT16", "BFLOAT16")
 
 
@@ -68,12 +69,16 @@ class LintGraph:
     @cached_property
     def macs(self) -> dict[ir.Node, int]:
         """Multiply-accumulates of each product."""
-        return {node: product_macs(node) for node in self.nodes if node.op_type in PRODUCTS}
+        return {node: product_macs(node) for node in self.nodes if node.op_type in (*PRODUCTS, *_OF_INTEGERS)}
 
     @cached_property
     def inside(self) -> list[ir.Node]:
-        """The products whose two factors are dequantised."""
-        return [node for node in self.macs if all(dequantized(value) is not None for value in node.inputs[:2])]
+        """The products whose two factors are dequantised, or integers as they are."""
+        return [
+            node
+            for node in self.macs
+            if node.op_type in _OF_INTEGERS or all(dequantized(value) is not None for value in node.inputs[:2])
+        ]
 
     @property
     def unknown(self) -> int:
@@ -113,7 +118,7 @@ def _module(node: ir.Node) -> str:
 
 
 def product_macs(node: ir.Node) -> int:
-    """Multiply-accumulates of a MatMul, Gemm or Conv for one picture; 0 if its shapes are not known."""
+    """Multiply-accumulates of a product for one picture; 0 if its shapes are not known."""
     out, left, right = node.outputs[0].shape, node.inputs[0], node.inputs[1]
     if out is None or left is None or right is None or left.shape is None or right.shape is None:
         return 0
