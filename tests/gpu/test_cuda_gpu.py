@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tools.on_gpu import can_compile
 from vitdeploy.backends.dlpack import CUDA, view
 from vitdeploy.backends.pytorch.variants import VARIANTS
 from vitdeploy.backends.tensorrt.cuda import Buffer, OutOfMemory, Stream, on_device
@@ -156,7 +156,7 @@ def test_pytorchs_rows_of_a_benchmark(
     from vitdeploy.bench import BenchReport
 
     checkpoint = request.getfixturevalue("tiny_checkpoint")
-    ways = [name for name in VARIANTS if name and ("compile" not in name or shutil.which("gcc"))]
+    ways = [name for name in VARIANTS if name and ("compile" not in name or can_compile())]
     command = ["bench", tiny_bundle, "--dataset", request.getfixturevalue("tiny_images"), "--split", "all"]
     command += ["--baseline", checkpoint, "--also", ",".join(ways), "--device", "cuda", "--rounds", "10"]
     command += ["--no-memory", "--no-save", "--keep-gpu-busy", "--json", tmp_path / "bench.json"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tools.on_gpu import can_compile
 from vitdeploy.training import FinetuneConfig, create_vit, finetune
 from vitdeploy.training.objective import CrossEntropy
 
@@ -56,6 +57,7 @@ def test_learns_in_each_precision(precision: str, scratch: Path, tmp_path: Path)
     assert {value.dtype for value in weights.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs gcc or clang and Python's headers (python3-dev)")
 def test_compiled(scratch: Path, tmp_path: Path) -> None:
     assert finetune(settings(scratch, tmp_path / "out", compile=True)).test_accuracy > 0.6
 

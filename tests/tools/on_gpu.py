@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,12 @@ def providers() -> tuple[str, ...]:
     if gpus() and find("onnxruntime-tensorrt").obstacle() is None:
         names["tensorrt"] = "TensorrtExecutionProvider"
     return tuple(f"onnxruntime-{name}" for name, provider in names.items() if provider in available)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works on a GPU here: Triton compiles a module of Python's for each kernel."""
+    header = Path(sysconfig.get_path("include"), "Python.h")  # of a package of its own on many systems: python3-dev
+    return any(map(shutil.which, ("gcc", "clang"))) and header.is_file()
 
 
 def seconds_by_test(stats: Mapping[str, Iterable[Any]]) -> dict[str, float]:

@@ -309,6 +309,15 @@ def test_settings_out_of_range(scratch: Path, tmp_path: Path, change: dict[str, 
         short_run(scratch, tmp_path / "out", **change)
 
 
+def test_a_launch_in_shards_is_refused_without_a_gpu_too(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch --use_fsdp` says it to its processes; accelerate itself would ask for a GPU first."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="FSDP is not supported"):
+        finetune(short_run(scratch, tmp_path / "out"))
+
+
 def test_a_loss_that_explodes_is_an_error(scratch: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="loss became") as error:
         finetune(short_run(scratch, tmp_path / "out", learning_rate=1e38, max_steps=30, warmup_ratio=0))

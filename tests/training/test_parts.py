@@ -235,6 +235,6 @@ def test_objective_smooths_targets_in_training_only() -> None:
 
 
 def test_a_model_in_shards_is_refused() -> None:
-    _refuse_sharding(SimpleNamespace(is_fsdp_enabled=False))
+    _refuse_sharding(False)
     with pytest.raises(InputError, match="FSDP is not supported"):
-        _refuse_sharding(SimpleNamespace(is_fsdp_enabled=True))
+        _refuse_sharding(True)

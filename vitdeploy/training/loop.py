@@ -121,6 +121,7 @@ def build_trainer(
     transformers = require("transformers", extra="build")
     require("accelerate", extra="build")
     config = config.resolved()
+    _refuse_sharding(os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"))  # it says so to its processes
     trainer = trainer_class()(
         config=config,
         objective=objective,
@@ -136,7 +137,7 @@ def build_trainer(
         processing_class=processor,
         compute_metrics=scoring_of(train_set),
     )
-    _refuse_sharding(trainer)
+    _refuse_sharding(trainer.is_fsdp_enabled)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(run_callback(trainer, config.patience, _EVAL_CHOICE, plan.save_every))
     return trainer
@@ -183,9 +184,9 @@ def _arguments(config: FinetuneConfig, plan: Plan, work: Workspace, *, validated
     return arguments
 
 
-def _refuse_sharding(trainer: Any) -> None:
+def _refuse_sharding(wished: bool) -> None:
     """Nothing here was tried on shards of a model, and a ViT needs none."""
-    if trainer.is_fsdp_enabled:
+    if wished:
         raise InputError(
             "FSDP is not supported: every process holds the whole model",
             hint="launch it without --use_fsdp; for a large batch use --accumulate or more processes",
