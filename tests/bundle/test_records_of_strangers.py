@@ -98,6 +98,64 @@ def test_a_report_of_numbers_that_are_none_meets_no_condition_and_is_refused(val
         BenchReport.read(tmp_path / "report.json")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("steady_ms p90", 0, "a time of .* is not one that can be measured"),
+        ("steady_ms p90", -1, "p90 is -1, not 0 or more"),
+        ("steady_ms min", 5e-324, "a time of .* is not one that can be measured"),
+        ("steady_ms p50", 1e308, "a time of .* is not one that can be measured"),
+        ("steady_ms samples", [1.0, 0.0], "a time of .* is not one that can be measured"),
+        ("steady_ms samples", [], "has 0 times in rounds of"),
+        ("steady_ms calls_per_round", 0, "times in rounds of 0"),
+        ("steady_ms calls_per_round", -1, "times in rounds of -1"),
+        ("steady_ms calls_per_round", 10**18, "times in rounds of 1000000000000000000"),
+        ("images_per_s", 0, "a rate or ratio of .* is not positive"),
+        ("steady_speedup", {"ratio": 0.0, "ci95": None}, "a rate or ratio of .* is not positive"),
+        ("steady_speedup", {"ratio": -1.0, "ci95": None}, "a rate or ratio of .* is not positive"),
+        ("image_size", [0, 32], "a batch or image size of .* is not positive"),
+        ("batch_size", 10**400, "not a whole number of 64 bits"),
+    ],
+)
+def test_a_time_that_no_call_takes_is_refused_and_never_compared(place: str, value: Any, why: str) -> None:
+    data = BenchReport.read(TESTS / "report" / "frozen" / "schema-2.json").to_json()
+    *inside, name = place.split()
+    part = next(row for row in data["rows"] if row["latencies"])["latencies"][0]
+    for key in inside:
+        part = part[key]
+    part[name] = value
+    with pytest.raises(InputError, match=why) as caught:
+        BenchReport.from_json(data)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"count": 0, "correct": None}, "not of the 0 images that it names"),
+        ({"count": 10**18, "correct": "AAAA"}, "not of the 1000000000000000000 images"),
+        ({"correct": "AAAA"}, "not of the .* images that it names"),
+        ({"correct": "no base64!"}, "not a benchmark report"),
+        ({"top1": 1.5}, "top1 is 1.5, not within 0 and 1"),
+        ({"delta": 1e308}, "delta is 1e.308, not within -1 and 1"),
+    ],
+)
+def test_an_accuracy_that_no_images_give_is_refused(changes: dict[str, Any], why: str) -> None:
+    data = BenchReport.read(TESTS / "report" / "frozen" / "schema-2.json").to_json()
+    accuracy = next(row["accuracy"] for row in data["rows"] if row["accuracy"])
+    accuracy.update(changes)
+    with pytest.raises(InputError, match=why):
+        BenchReport.from_json(data)
+
+
+@pytest.mark.parametrize(("name", "value"), [("size_bytes", -1), ("size_bytes", 10**400), ("cold_start_ms", 5e-324)])
+def test_a_size_or_start_that_no_form_has_is_refused(name: str, value: Any) -> None:
+    data = BenchReport.read(TESTS / "report" / "frozen" / "schema-2.json").to_json()
+    data["rows"][0][name] = value
+    with pytest.raises(InputError, match="not a benchmark report"):
+        BenchReport.from_json(data)
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1" * 400, "Infinity", "1e999"])
 def test_a_condition_on_no_number_is_refused(number: str) -> None:
     with pytest.raises(InputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -26,6 +26,9 @@ class Whole:
     counts: Mapping[str, int] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
     on: bool = False
+    shares: tuple[Annotated[float, "0..1"] | None, ...] = ()
+    change: Annotated[float, "-1..1"] | None = None
+    ms: Annotated[float, "ms"] = 0.0
 
 
 GOOD: dict[str, Any] = {
@@ -67,11 +70,21 @@ def test_what_fits_becomes_the_record() -> None:
         ({"counts": {"n": "1"}}, "counts.n is '1'"),
         ({"rest": []}, r"rest is \[\], not an object"),
         ({"on": 1}, "on is 1, not true or false"),
+        ({"counts": {"n": 2**63}}, "counts.n is 9223372036854775808, not a whole number of 64 bits"),
+        ({"shares": [0.5, None, 1.5]}, r"shares\[2\] is 1.5, not within 0 and 1"),
+        ({"shares": [-0.5]}, r"shares\[0\] is -0.5, not within 0 and 1"),
+        ({"change": -2}, "change is -2, not within -1 and 1"),
+        ({"ms": -0.25}, "ms is -0.25, not 0 or more"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decode(Whole, {**GOOD, **change})
+
+
+def test_bounds_hold_their_ends_and_what_a_sum_of_shares_rounds_to() -> None:
+    made = decode(Whole, {**GOOD, "shares": [0, 1, 1 + 1e-12, None], "change": -1, "ms": 0})
+    assert made.shares == (0.0, 1.0, 1 + 1e-12, None) and made.change == -1.0 and made.ms == 0.0
 
 
 def test_a_missing_field_and_no_object_are_named() -> None:

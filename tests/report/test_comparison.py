@@ -69,6 +69,29 @@ def test_what_moved_the_unchanged_baseline_is_noise() -> None:
     assert any("can't be told from a change of a form" in note for note in comparison.notes)
 
 
+def test_a_size_at_which_the_baseline_failed_is_compared_without_it() -> None:
+    """As where PyTorch has no memory for the batch: only the forms have times there."""
+    before, after = report_of(seed=1), report_of(int8_ms=20.0, seed=5)
+
+    def with_batch_8(report: BenchReport) -> BenchReport:
+        rows = [
+            row if row.key == "fp32/pytorch" else replace(row, latencies=(one, replace(one, batch_size=8)))
+            for row in report.rows
+            for one in row.latencies[:1]
+        ]
+        return replace(report, rows=tuple(rows))
+
+    comparison = compare(with_batch_8(before), with_batch_8(after))
+    form = next(row for row in comparison.rows if row.key == "int8/openvino")
+    beside, alone = form.find("p50", 1), form.find("p50", 8)
+    assert beside is not None and alone is not None and comparison.drift is not None
+    assert alone.amount == pytest.approx(2.0, abs=0.1) and alone.beyond_noise
+    assert beside.ci95 is not None and alone.ci95 is not None
+    # Nothing cancels the machine's state there, so the interval is that of a time alone.
+    assert alone.ci95[1] / alone.ci95[0] > beside.ci95[1] / beside.ci95[0]
+    assert form.find("speedup", 1) is not None and form.find("speedup", 8) is None
+
+
 def test_beyond_a_drift_and_beside_busy_programs_nothing_is_said_of_times() -> None:
     moved = compare(report_of(seed=1), report_of(int8_ms=15.0, base_ms=30.0, seed=5))
     found = change(moved, "p50")

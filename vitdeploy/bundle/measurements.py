@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from vitdeploy.bundle.opening import Bundle
 from vitdeploy.bundle.records import Artifact
@@ -127,7 +127,7 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class _Times:
-    p50: float
+    p50: Annotated[float, "ms"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """JSON into frozen dataclasses by their declared types: what is missing or of another type is refused by its place.
 
 Files come from strangers, so nothing is converted: a boolean is not a number, a number is not text, and NaN and
-infinity are not measurements. Fields that a dataclass does not know come from a later version and are left out.
+infinity are not measurements, nor is a share above 1 or a time before 0 (`BOUNDS`), and whole numbers have 64 bits.
+Fields that a dataclass does not know come from a later version and are left out.
 """
 
 from __future__ import annotations
@@ -11,9 +12,17 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-__all__ = ["decode", "schema_version"]
+__all__ = ["BOUNDS", "decode", "schema_version"]
+
+BOUNDS = {  # of Annotated[float, name], as a JSON schema says it
+    "0..1": {"minimum": 0, "maximum": 1},
+    "-1..1": {"minimum": -1, "maximum": 1},
+    "ms": {"minimum": 0},
+}
+_ROUNDING = 1e-6  # sums of shares may end this far beyond their bound
+_LARGEST = 2**63
 
 _PLAIN: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -35,7 +44,7 @@ def decode(kind: Any, value: Any, place: str = "") -> Any:
 
     Args:
         kind: a dataclass, str, int, float, bool, Any, Literal, a typed dict, a union of them, tuple[...],
-            list[...] or a mapping of text.
+            list[...], a mapping of text, or Annotated[...] of one.
         place: where the value stands, for messages: "artifacts[3].path".
 
     Raises:
@@ -44,6 +53,8 @@ def decode(kind: Any, value: Any, place: str = "") -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
+    if origin is Annotated:
+        return _bounded(inner, value, place)
     if origin in (Union, types.UnionType):
         return _one_of(inner, value, place)
     if origin is Literal:
@@ -65,6 +76,17 @@ def decode(kind: Any, value: Any, place: str = "") -> Any:
     return _plain(kind, value, place)
 
 
+def _bounded(inner: tuple[Any, ...], value: Any, place: str) -> Any:
+    """`value` as the annotated type, and within the bounds of its marks."""
+    made = decode(inner[0], value, place)
+    for mark in inner[1:]:
+        ends = BOUNDS.get(mark, {}) if isinstance(mark, str) else {}
+        low, high = ends.get("minimum", -math.inf), ends.get("maximum", math.inf)
+        if isinstance(made, float) and not low - _ROUNDING <= made <= high + _ROUNDING:
+            raise _wrong(value, place, f"{low:g} or more" if math.isinf(high) else f"within {low:g} and {high:g}")
+    return made
+
+
 def _plain(kind: Any, value: Any, place: str) -> Any:
     if kind is float and type(value) is int:
         try:
@@ -73,6 +95,8 @@ def _plain(kind: Any, value: Any, place: str) -> Any:
             raise _wrong(value, place, "a finite number") from error
     if type(value) is not kind:
         raise _wrong(value, place, _PLAIN[kind])
+    if kind is int and not -_LARGEST <= value < _LARGEST:
+        raise _wrong(value, place, "a whole number of 64 bits")
     if kind is float and not math.isfinite(value):
         raise _wrong(value, place, "a finite number")
     return value
@@ -127,13 +151,13 @@ def _typed_dict(kind: Any, value: Any, place: str) -> dict[str, Any]:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
 
 
 @cache
 def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """{name: (type, whether it has no default)}"""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     return {
         field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
         for field in fields(kind)

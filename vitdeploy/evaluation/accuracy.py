@@ -15,6 +15,8 @@ from vitdeploy.core.specs import answer_of
 from vitdeploy.evaluation.batches import Images, Pixels, image_batches
 from vitdeploy.evaluation.changes import Changes, Confusion, changed, confusion, packed
 from vitdeploy.evaluation.statistics import (
+    Difference,
+    DifferenceInterval,
     Interval,
     Share,
     calibration_error,
@@ -52,9 +54,9 @@ class Accuracy:
     ci95: Interval
     calibration_error: Share
     per_class: tuple[Share | None, ...]
-    delta: float | None = None
-    delta_ci95: Interval | None = None
-    drop_bound: float | None = None
+    delta: Difference | None = None
+    delta_ci95: DifferenceInterval | None = None
+    drop_bound: Difference | None = None
     mcnemar_p: Share | None = None
     agreement: Share | None = None
     confusion: Confusion | None = None

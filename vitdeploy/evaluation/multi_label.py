@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.evaluation.accuracy import Answers
-from vitdeploy.evaluation.statistics import Interval, Share, paired_difference, wilson
+from vitdeploy.evaluation.statistics import Difference, DifferenceInterval, Interval, Share, paired_difference, wilson
 from vitdeploy.models.tasks import reached, sigmoid
 
 __all__ = [
@@ -61,13 +61,13 @@ class MultiLabelAccuracy:
     count: int
     labels: int
     per_label: tuple[Share | None, ...]
-    delta: float | None = None
-    delta_ci95: Interval | None = None
-    drop_bound: float | None = None
-    f1_micro_delta: float | None = None
-    f1_micro_delta_ci95: Interval | None = None
-    exact_match_delta: float | None = None
-    exact_match_delta_ci95: Interval | None = None
+    delta: Difference | None = None
+    delta_ci95: DifferenceInterval | None = None
+    drop_bound: Difference | None = None
+    f1_micro_delta: Difference | None = None
+    f1_micro_delta_ci95: DifferenceInterval | None = None
+    exact_match_delta: Difference | None = None
+    exact_match_delta_ci95: DifferenceInterval | None = None
     agreement: Share | None = None
     f1_micro_ci95: Interval | None = None
     f1_macro_ci95: Interval | None = None

@@ -24,6 +24,8 @@ import numpy.typing as npt
 from vitdeploy.models.tasks import SINGLE_LABEL, Task, softmax
 
 __all__ = [
+    "Difference",
+    "DifferenceInterval",
     "Interval",
     "Milliseconds",
     "Share",
@@ -43,6 +45,8 @@ __all__ = [
 Interval = tuple[float, float]
 Milliseconds = Annotated[float, "ms"]
 Share = Annotated[float, "0..1"]
+Difference = Annotated[float, "-1..1"]  # of two shares
+DifferenceInterval = tuple[Difference, Difference]
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 

@@ -30,7 +30,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.evaluation.accuracy import Answers
-from vitdeploy.evaluation.statistics import Interval, Share, drop_bound, paired_difference, wilson
+from vitdeploy.evaluation.statistics import (
+    Difference,
+    DifferenceInterval,
+    Interval,
+    Share,
+    drop_bound,
+    paired_difference,
+    wilson,
+)
 from vitdeploy.models.tasks import cosines, unit
 
 if TYPE_CHECKING:
@@ -72,9 +80,9 @@ class Neighbours:
 
     top1: Share
     ci95: Interval
-    delta: float | None = None
-    delta_ci95: Interval | None = None
-    drop_bound: float | None = None
+    delta: Difference | None = None
+    delta_ci95: DifferenceInterval | None = None
+    drop_bound: Difference | None = None
 
 
 @dataclass(frozen=True)

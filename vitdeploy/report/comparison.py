@@ -252,8 +252,9 @@ def _times(key: str, before: _Side, after: _Side, drift: float | None, machines:
         if [len(side) for side in own] != [len(before), len(after)]:
             continue
         yardstick = drift is not None and key == after[0].baseline.get("key")  # what it moves is the machine
-        relative = drift is not None and not yardstick
         bases = [[_at(report, report.baseline.get("key"), latency) for report in side] for side in (before, after)]
+        # A baseline that failed at this size, for want of memory say, is nothing to compare with there.
+        relative = drift is not None and not yardstick and all(item is not None for side in bases for item in side)
         place = (latency.batch_size, latency.image_size)
         reason = _inconclusive([item for side in own for item in side], drift) or machines
         on_demand = all(item.on_demand_ms for sides in (own, bases) for side in sides for item in side if item)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -422,15 +423,50 @@ def _check(report: BenchReport) -> None:
     if unknown := {key for item in report.disagreements for key in item.answers} - keys:
         raise ValueError(f"it has answers of {min(unknown)}, and no such row")
     for row in report.rows:
-        if any(item.batch_size < 1 or item.ms.p50 <= 0 or item.steady_ms.mean <= 0 for item in row.latencies):
-            raise ValueError(f"a time or batch size of {row.key} is not positive")
+        for latency in row.latencies:
+            _check_latency(latency, row.key)
+        if row.cold_start_ms is not None and not _possible([row.cold_start_ms]):
+            raise ValueError(f"the start of {row.key} takes {row.cold_start_ms:g} ms")
+        used = [item.memory for item in row.latencies if item.memory is not None]
+        sizes = [row.size_bytes, *(size for item in used for size in (item.host_peak_bytes, item.device_peak_bytes))]
+        if any(size is not None and size < 0 for size in sizes):
+            raise ValueError(f"a size of {row.key} is negative")
         accuracy = row.accuracy
         if row.multi_label is not None and len(row.multi_label.per_label) != len(classes):
             raise ValueError(f"the accuracy of {row.key} is not of the report's {len(classes)} labels")
         if accuracy is None:
             continue
+        if accuracy.count < 1 or (accuracy.correct is not None and not _bits(accuracy.correct, accuracy.count)):
+            raise ValueError(f"the accuracy of {row.key} is not of the {accuracy.count} images that it names")
         confusion, changes = accuracy.confusion, accuracy.changes
         parts = [] if confusion is None else [confusion.true, confusion.answer]
         parts += [] if changes is None else [changes.before, changes.after]
         if len(accuracy.per_class) != len(classes) or not all(index in classes for part in parts for index in part):
             raise ValueError(f"the accuracy of {row.key} is not of the report's {len(classes)} classes")
+
+
+_LEAST, _MOST = 1e-9, 1e12  # of milliseconds, images per second and ratios: nothing that was measured lies beyond
+
+
+def _check_latency(latency: Latency, key: str) -> None:
+    """Sizes are positive, and so is all that is divided by, or whose logarithm is taken; raises ValueError."""
+    if latency.batch_size < 1 or any(side < 1 for side in latency.image_size or ()):
+        raise ValueError(f"a batch or image size of {key} is not positive")
+    for times in filter(None, (latency.on_demand_ms, latency.steady_ms)):
+        if not 1 <= times.calls_per_round <= len(times.samples):
+            raise ValueError(f"{key} has {len(times.samples)} times in rounds of {times.calls_per_round}")
+        ends = (times.p50, times.p90, times.p95, times.p99, times.min, times.mean)
+        if not _possible([*times.samples, *(value for value in ends if value is not None)]):
+            raise ValueError(f"a time of {key} is not one that can be measured: zero, or beyond all bounds")
+    ratios = [item.ratio for item in (latency.on_demand_speedup, latency.steady_speedup) if item is not None]
+    if not _possible([latency.images_per_s, *ratios]):
+        raise ValueError(f"a rate or ratio of {key} is not positive, or beyond all bounds")
+
+
+def _possible(values: Sequence[float]) -> bool:
+    return all(_LEAST <= value <= _MOST for value in values)
+
+
+def _bits(text: str, count: int) -> bool:
+    """Whether it holds one bit for each of so many images: see `evaluation.changes.packed`."""
+    return len(base64.b64decode(text, validate=True)) == (count + 7) // 8

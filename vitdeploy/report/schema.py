@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from vitdeploy.backends.registry import PERFORMANCES, names
 from vitdeploy.bundle.measurements import SCHEMA_VERSION
+from vitdeploy.core.decoding import BOUNDS
 from vitdeploy.report.records import BenchReport
 
 __all__ = ["schema"]
@@ -27,8 +28,8 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     type(None): {"type": "null"},
 }
 _MARKS: dict[str, dict[str, Any]] = {  # what an annotation adds
-    "0..1": {"minimum": 0, "maximum": 1},
-    "ms": {"minimum": 0, "description": "milliseconds"},
+    **BOUNDS,
+    "ms": {**BOUNDS["ms"], "description": "milliseconds"},
     "sha256": {"pattern": "^[0-9a-f]{64}$"},
     "date-time": {"format": "date-time"},
     "height, width": {"description": "height, width"},
