@@ -2,11 +2,12 @@
 PYTHON ?= python3
 # Tested version. Where there is no GPU a CPU build of this version is enough; point pip at one to save a large download.
 TORCH ?= torch==2.13.0
-# PyPI's PyTorch is for CUDA 13. For a driver that knows CUDA 12 it comes from PyTorch's own index, up to version 2.14.
-TORCH_INDEX ?= $(if $(filter 12,$(CUDA)),--index-url https://download.pytorch.org/whl/cu126)
 # ONNX Runtime for CPU and for GPU exclude each other, so a machine has one of these extras.
 comma := ,
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9]*\).*/\1/p')
+# PyPI's PyTorch is for CUDA 13 and clashes with the extra for CUDA 12; up to version 2.14 PyTorch's own index has another.
+TORCH_INDEX ?= $(if $(filter 12,$(CUDA)),$(error The driver is for CUDA 12, and PyPI's PyTorch for CUDA 13. Give make the index \
+	of the build for CUDA 12.6 that https://pytorch.org/get-started/previous-versions names for $(TORCH): TORCH_INDEX='--index-url ADDRESS'))
 BACKENDS := $(if $(CUDA),$(if $(filter 12,$(CUDA)),gpu-cu12,gpu-cu13)$(comma)openvino,cpu)
 JOBS ?= 2
 VENV := .venv

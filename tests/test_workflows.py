@@ -130,10 +130,14 @@ def test_what_is_installed_beside_a_gpu_is_for_its_driver(cuda: str | None, extr
     (tmp_path / "nvidia-smi").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = ["make", "--dry-run", "--always-make", "VENV=none", "none/.installed"]
+    if extra.startswith("gpu-cu12"):
+        refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert refused.returncode == 2 and "TORCH_INDEX='--index-url ADDRESS'" in refused.stderr
+        command.append("TORCH_INDEX=--index-url https://example.org/cu126")
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert f'".[build,{extra},dev]"' in said
     (torch,) = (line for line in said.splitlines() if "torch==" in line)
-    assert ("https://download.pytorch.org/whl/cu126" in torch) == (extra.startswith("gpu-cu12"))
+    assert ("https://example.org/cu126" in torch) == (extra.startswith("gpu-cu12"))
 
 
 @pytest.mark.skipif(shutil.which("make") is None or os.name != "posix", reason="needs make")
