@@ -195,6 +195,23 @@ def test_what_was_measured_survives_an_interruption() -> None:
     assert 0 < len(own) == len(other) < 50
 
 
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ([10.0] * 8 + [50.0] * 2, "p90 is 5.0 times p50"),
+        ([10.0] * 7 + [50.0] * 2, None),  # of nine calls p90 is told by the slowest two
+        ([10.0] * 18 + [50.0] * 2, None),  # p90 is 14: between the 18th and the 19th, a tenth of the way
+        ([10.0] * 8 + [20.0] * 2, None),  # twice is still steady
+        ([10.0] * 8 + [20.1] * 2, "p90 is 2.0 times p50"),
+    ],
+)
+def test_a_baseline_is_unsteady_where_a_tenth_of_its_calls_takes_more_than_twice_as_long(
+    times: list[float], said: str | None
+) -> None:
+    track = Track("a", {place: Visit(ms, (ms,)) for place, ms in enumerate(times)})
+    assert track.unsteady() == (said and f"the baseline's own calls differ: {said}")
+
+
 def test_the_garbage_collector_is_given_its_due_before_a_timed_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is loaded is frozen out of its walks, and garbage that is there already is not frozen with it."""
     monkeypatch.setattr(latency, "gc", gc)

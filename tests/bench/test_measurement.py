@@ -243,12 +243,12 @@ def test_noise_names_the_form_and_where_there_are_several_the_size(batch_sizes: 
 
 
 def test_a_form_that_failed_is_timed_no_more() -> None:
-    clock = Clock()
+    clock, images = Clock(), Pictures(40, CLASSES, ((4, 6),))
     breaks = KnownRunner(clock, CLASSES, breaks_after=30)
     forms = [form("fp32", "pytorch", KnownRunner(clock, CLASSES)), form("int8", "openvino", breaks)]
-    found = report_on(forms, clock, batch_sizes=(1, 4), callers=(1,), accuracy=False, rounds=20, load_seconds=3)
+    found = report_on(forms, clock, images, batch_sizes=(1, 4), callers=(1,), accuracy=False, rounds=20, load_seconds=3)
     row = found.row("int8/openvino")
-    assert row.status == "failed" and str(row.reason).startswith("batch 1 of 4x4: RuntimeError")
+    assert row.status == "failed" and str(row.reason).startswith("batch 1 of 4x6: RuntimeError")
     assert breaks.calls == 31 and found.row("fp32/pytorch").load.closed
 
 

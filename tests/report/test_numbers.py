@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -269,6 +270,26 @@ def test_of_an_interrupted_run_the_page_counts_the_images_that_were_seen() -> No
         page = render_html(found)
         assert f"as PyTorch on the same {images} images, what became" in page
         assert f"On 5 of {images.partition(' ')[0]} images some form" in page and "of 2,000 images some" not in page
+
+
+def test_the_page_begins_with_the_numbers_of_the_form_to_ship() -> None:
+    def cards(key: str) -> list[str]:
+        page = render_html(replace(REPORT, recommendation={"key": key, "sentence": ""}))
+        return re.findall(r'<div class="number"><b>(.*?)</span></div>', page.replace("</b><span>", " "))
+
+    assert cards(FORM.key) == [
+        "3.95× as fast as PyTorch, 95 % interval 3.81 to 4.12",
+        "10.25 ms median latency, 12.25 ms at p95, of 204 calls",
+        "87.65 % top-1, −0.45 points against the baseline",
+        "22.9 MB size of the file, the baseline&#x27;s is 86.2 MB",
+        "169.0 MB peak memory of its process and of the GPU, the baseline&#x27;s 512.3 MB",
+    ]
+    assert cards(BASE.key) == [
+        "40.50 ms median latency, 42.50 ms at p95, of 201 calls",
+        "88.10 % top-1 of FP32 on PyTorch",
+        "86.2 MB size of the file",
+        "512.3 MB peak memory of its process",
+    ]
 
 
 def test_the_page_shows_who_is_confused() -> None:

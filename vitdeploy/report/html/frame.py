@@ -103,7 +103,8 @@ def _numbers(report: BenchReport) -> str:
     if memory is not None:
         against = base.memory.total_bytes if base is not None and base is not row and base.memory else None
         words = f", the baseline's {size_words(against)}" if against else ""
-        cards.append((size_words(memory), f"peak memory of its process{words}"))
+        both = " and of the GPU" if row.memory and row.memory.device_peak_bytes else ""
+        cards.append((size_words(memory), f"peak memory of its process{both}{words}"))
     inside = "".join(f'<div class="number"><b>{escape(n)}</b><span>{escape(w)}</span></div>' for n, w in cards)
     return f'<section class="numbers" aria-label="The recommended form">{inside}</section>\n'
 
