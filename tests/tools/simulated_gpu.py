@@ -215,7 +215,12 @@ class Engine:
         return Inspector(self)
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return scratch_bytes(tuple(self.plan["profiles"][profile]["max"]))
+        return self._scratch_bytes(tuple(self.plan["profiles"][profile]["max"]))
+
+    def _scratch_bytes(self, shape: tuple[int, ...]) -> int:
+        """None of an engine with `no_scratch`, or for less than `scratch_from` images."""
+        none = self.plan.get("no_scratch") or shape[0] < self.plan.get("scratch_from", 0)
+        return 0 if none else scratch_bytes(shape)
 
     def get_tensor_name(self, index: int) -> str:
         return ("image", "logits")[index]
@@ -274,7 +279,7 @@ class Context:
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert self.shape is not None
-        return 0 if self.engine.plan.get("no_scratch") else scratch_bytes(self.shape)
+        return self.engine._scratch_bytes(self.shape)
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size > 0, "no memory is no memory to set"
@@ -314,7 +319,11 @@ class Context:
             self.allocator.notify_shape("logits", (shape[0], classes))
         cuda.reads(self.addresses["image"])
         needed, (scratch, size) = self.update_device_memory_size_for_shapes(), self.scratch
-        assert size >= needed
+        profiles = range(self.engine.num_optimization_profiles)
+        if size == 0 and any(map(self.engine.get_device_memory_size_for_profile_v2, profiles)):
+            self.engine.runtime.logger.log(ILogger.ERROR, "Parameter check failed, condition: noDeviceMemory")
+            return False
+        assert size >= needed and (size == 0 or scratch in cuda.device), "scratch memory is too small, or was freed"
         if self.engine.plan.get("synchronises") and cuda.cudaStreamSynchronize(stream)[0] is not Status.cudaSuccess:
             self.engine.runtime.logger.log(ILogger.ERROR, "operation not permitted when stream is capturing")
             return False

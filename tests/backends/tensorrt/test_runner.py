@@ -166,6 +166,14 @@ def test_an_engine_without_scratch_memory_is_given_none(here: Here, tmp_path: Pa
     assert here.released()
 
 
+def test_scratch_memory_is_lent_for_shapes_that_need_none_if_others_do(here: Here, tmp_path: Path) -> None:
+    """TensorRT refuses a context that has none then, and one keeps what it was lent, though that has grown since."""
+    with TensorRTRunner(write_engine_bundle(tmp_path / "b", plan(scratch_from=2))) as opened:
+        for count in (1, 2, 1, 8, 1, 1, 8, 1):
+            np.testing.assert_array_equal(logits(opened, images(count, 64, 64)), model(images(count, 64, 64), 4))
+    assert here.released()
+
+
 def test_a_runner_without_memory_for_its_only_context_says_so(here: Here, tmp_path: Path) -> None:
     here.trt.most_contexts = 0
     with TensorRTRunner(write_engine_bundle(tmp_path / "b")) as runner:

@@ -38,7 +38,8 @@ _REBUILD = (
 
 
 class LoadedEngine:
-    """A deserialised engine. `profiles` says for each optimization profile what each input may be.
+    """A deserialised engine. `profiles` says for each optimization profile what each input may be, `needs_scratch`
+    whether contexts have to be lent memory.
 
     Args:
         trt: the module tensorrt or tensorrt_rtx.
@@ -89,6 +90,7 @@ class LoadedEngine:
             {spec.name: self._ranges(spec, index) for spec in self.inputs}
             for index in range(engine.num_optimization_profiles)
         )
+        self.needs_scratch = any(self._scratch_bytes())
 
     @property
     def captures_itself(self) -> bool:
@@ -138,8 +140,10 @@ class LoadedEngine:
 
     def memory(self) -> dict[str, Any]:
         """Bytes that running takes on the GPU beside inputs, outputs and the engine itself, for each profile."""
-        sizes = [int(self._engine.get_device_memory_size_for_profile_v2(index)) for index in range(len(self.profiles))]
-        return {"scratch_bytes": sizes, "aux_streams": int(self._engine.num_aux_streams)}
+        return {"scratch_bytes": self._scratch_bytes(), "aux_streams": int(self._engine.num_aux_streams)}
+
+    def _scratch_bytes(self) -> list[int]:
+        return [int(self._engine.get_device_memory_size_for_profile_v2(index)) for index in range(len(self.profiles))]
 
     def reason(self) -> str:
         """The first error that TensorRT reported since this thread last tried something."""

@@ -208,8 +208,8 @@ class Execution:
             if not context.set_input_shape(name, array.shape):
                 raise self._failure(array.shape for array in feeds.values())
         scratch_bytes = int(context.update_device_memory_size_for_shapes())
-        if scratch_bytes > 0:
-            self._reserve(self._scratch, scratch_bytes)
+        if self._engine.needs_scratch:  # TensorRT asks for some then, though these shapes need none
+            self._reserve(self._scratch, max(scratch_bytes, _ALIGNMENT))
             context.set_device_memory(self._scratch.device, self._scratch.size_bytes)
         for name, array in feeds.items():
             context.set_tensor_address(name, self._address_of(name, array))
