@@ -22,7 +22,7 @@ from vitdeploy.evaluation.judges import (
     too_few,
 )
 from vitdeploy.evaluation.limits import Limits
-from vitdeploy.evaluation.paired import Truth, compare_classes
+from vitdeploy.evaluation.paired import PairedDrop, Truth, compare_classes
 from vitdeploy.evaluation.vectors import Comparison, most_recall, summarise_vectors
 from vitdeploy.models.tasks import CLASSIFICATION, EMBEDDING, TASKS
 
@@ -72,6 +72,23 @@ def test_each_limit_is_held_against_its_bound(name: str, vectors: tuple[np.ndarr
     easy: dict[str, Any] = {"max_drop": 99.0, "min_cosine": 0.01, "min_recall": 0.01}
     assert verdict(Limits(**easy), vectors).met
     assert not verdict(Limits(**{**easy, name: at + stricter * 1e-6}), vectors).met
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_answers_that_are_no_numbers_break_each_limit(
+    bad: float, vectors: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    exact, form, classes = vectors
+    broken = form.copy()
+    broken[7, 3] = bad
+    limits = Limits(max_drop=99.0, min_cosine=0.01, min_recall=0.01)
+    with np.errstate(invalid="ignore"):
+        assert verdict(limits, vectors).met and not verdict(limits, (exact, broken, classes)).met
+    scores = np.eye(5, dtype=np.float32)[classes]
+    judge = OfClasses(classes, classes, 99.0)
+    scores[:20] = bad
+    kept = judge(judge.compared(scores), np.arange(COUNT), CONFIDENCE).kept
+    assert isinstance(kept, PairedDrop) and (kept.drop, kept.agreement) == (10, 90), "none of the 20 is right by chance"
 
 
 def test_classes_are_judged_as_ever() -> None:

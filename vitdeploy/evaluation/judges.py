@@ -6,6 +6,7 @@ limits: a drop that can't be shown to be small enough counts as too large.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ __all__ = [
     "too_few",
 ]
 
+_NO_CLASS = -1  # of scores that are not numbers: right for no image
 _LEAST_IMAGES = 100  # a half of them bounds a mean of vectors' numbers about as often as it says
 
 
@@ -88,7 +90,8 @@ class KeptVectors:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a form keeps, and by how much that is over its limits: a share, 0 or less where it keeps to all."""
+    """What a form keeps, and by how much that is over its limits: a share, 0 or less where it keeps to all; infinity
+    where vectors hold what is no number."""
 
     kept: PairedDrop | KeptVectors
     excess: float
@@ -133,6 +136,7 @@ class OfClasses:
 
     def compared(self, answers: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         best: npt.NDArray[np.int64] = answers.argmax(axis=1)
+        best[~np.isfinite(answers).all(axis=1)] = _NO_CLASS
         return best
 
     def __call__(self, found: npt.NDArray[Any], places: npt.NDArray[np.int64], confidence: float) -> Verdict:
@@ -171,7 +175,8 @@ class OfVectors:
             over.append(limits.min_cosine - bounds.cosine)
         if limits.min_recall is not None:
             over.append(limits.min_recall - bounds.recall)
-        return Verdict(KeptVectors(comparison.quality, bounds), max(over))
+        excess = max(over) if np.isfinite(found).all() else math.inf
+        return Verdict(KeptVectors(comparison.quality, bounds), excess)
 
 
 def judge_of(kind: Kind, limits: Limits, truth: Truth, answers: npt.NDArray[np.float32]) -> Judge:
