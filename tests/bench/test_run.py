@@ -22,7 +22,7 @@ from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.tensorrt import runner
 from vitdeploy.bench import BenchReport, bench, forms, markdown, render_html, save
 from vitdeploy.bench import run as run_module
-from vitdeploy.bench.forms import baseline_forms, bundle_forms
+from vitdeploy.bench.forms import _built_for, baseline_forms, bundle_forms
 from vitdeploy.bundle import Bundle
 from vitdeploy.core import machine
 from vitdeploy.core.errors import BundleError, DatasetError, ImageError, InputError
@@ -58,6 +58,21 @@ def test_every_form_is_a_row_on_every_backend_it_is_for(report: BenchReport) -> 
     for row in report.rows[:6]:
         assert [latency.batch_size for latency in row.latencies] == [1, 4]
         assert row.accuracy is not None and row.accuracy.count == 40 and row.cold_start_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("built_with", "words"),
+    [
+        ({"compute_capabilities": ["8.0", "12.0+"], "compute_capability": "9.0", "gpu": "H200"}, "8.0, 12.0+"),
+        ({"compute_capability": "9.0", "gpu": "H200"}, "compute capability 9.0"),
+        ({"gpu": "H200"}, "H200"),
+        ({"gpu": ""}, None),
+        ({}, None),
+    ],
+)
+def test_an_engine_says_which_gpus_it_was_built_for(built_with: dict[str, Any], words: str | None) -> None:
+    found = _built_for(built_with)
+    assert (found is None) if words is None else found is not None and found.endswith(words)
 
 
 def test_a_form_that_runs_has_its_memory_and_the_parts_of_its_start(small: Path, images: ImageDataset) -> None:
