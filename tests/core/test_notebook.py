@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,9 @@ from PIL import Image
 import vitdeploy
 from tests.tools.forms import report_of
 from tests.tools.small_bundle import write_small_bundle
+from vitdeploy import EmbeddingSpec
 from vitdeploy.core import progress
+from vitdeploy.evaluation.vectors import Kept, VectorQuality
 
 EVIL = "<script>alert(1)</script>"
 
@@ -46,6 +49,21 @@ def test_a_report_is_its_table() -> None:
     assert "speed-up" in page and str(report.recommendation["sentence"])[:20] in page
 
 
+def test_a_report_shows_what_its_task_is_judged_by() -> None:
+    quality = VectorQuality(5, 200, recall=Kept(0.97, (0.96, 0.98)))
+    report = report_of(seed=1)
+    rows = tuple(replace(row, accuracy=None, embedding=quality) for row in report.rows)
+    page = replace(report, rows=rows)._repr_html_()
+    assert "<th>recall@5</th>" in page and page.count("97.00%") == len(rows) and "top-1" not in page.split("<thead>")[1]
+
+
+def test_a_bundle_of_vectors_has_no_classes(tmp_path: Path) -> None:
+    small = vitdeploy.Bundle.open(write_small_bundle(tmp_path / "small"))
+    vectors = replace(small.manifest, labels=(), embedding=EmbeddingSpec("class", True, 24))
+    page = replace(small, manifest=vectors)._repr_html_()
+    assert "24 numbers an image" in page and "0 classes" not in page
+
+
 def test_an_explanation_is_its_pictures(tiny_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), (90, 40, 7)).save(tmp_path / "cat.png")
     found = vitdeploy.explain(tiny_bundle, tmp_path / "cat.png", tmp_path / "seen")
@@ -60,6 +78,7 @@ def test_every_repr_is_short(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = vitdeploy.Bundle.open(tiny_bundle)
     pixels = np.zeros((32, 32, 3), np.uint8)
     things: list[Any] = [bundle, bundle.manifest, vitdeploy.doctor(), vitdeploy.inspect(tiny_bundle)]
+    things.append(vitdeploy.verify(tiny_bundle, backend="onnxruntime", precision="fp32"))
     things += [look_inside(tiny_bundle, pixels), report_of(flip=1, seed=1)]
     things += [vitdeploy.explain(tiny_bundle, pixels, tmp_path / "seen"), vitdeploy.load_dataset("digits", "test")]
     with vitdeploy.load(tiny_bundle, threads=1) as classifier:

@@ -38,7 +38,8 @@ class Bundle:
 
         manifest, named = self.manifest, ", ".join(self.manifest.labels[:5])
         more = len(manifest.labels) - 5
-        facts = f"{manifest.model.get('name')}: {len(manifest.labels)} classes, {named}" + " ..." * (more > 0)
+        what = f"{len(manifest.labels)} classes, {named}" + " ..." * (more > 0)
+        facts = f"{manifest.model.get('name')}: {manifest.embedding or what}"
         if manifest.choice is not None:
             facts += f"; chosen: {manifest.choice.precision} on {manifest.choice.backend}"
         forms = [a for a in manifest.artifacts if a.kind in ("onnx", "engine")]

@@ -336,14 +336,15 @@ class BenchReport:
 
         rows = []
         for row in self.rows:
-            latency, accuracy = row.latency, row.accuracy
+            latency, quality = row.latency, row.quality
             texts = [row.form, row.backend] if row.status == "ok" else [row.form, f"{row.backend}: {row.status}"]
             texts.append("" if latency is None else f"{latency.ms.p50:.2f}")
             texts.append("" if latency is None or latency.speedup is None else f"{latency.speedup.ratio:.2f}×")
-            texts.append("" if accuracy is None else f"{accuracy.top1:.2%}")
-            texts.append("" if accuracy is None or accuracy.delta is None else f"{100 * accuracy.delta:+.2f}")
+            texts.append("" if quality is None else f"{quality.value:.2%}")
+            texts.append("" if quality is None or quality.delta is None else f"{100 * quality.delta:+.2f}")
             rows.append([cell(text, bold=row is self.best) for text in texts])
-        head = ("form", "backend", "p50 ms", "speed-up", "top-1", "change, points")
+        metric = next((row.quality.metric for row in self.rows if row.quality is not None), "top-1")
+        head = ("form", "backend", "p50 ms", "speed-up", metric, "change, points")
         return table(rows, head, str(self.recommendation.get("sentence", "")))
 
     @property

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -82,6 +83,10 @@ class Certificate:
     machine: dict[str, Any]
     created: str
     rows: tuple[CertificateRow, ...]
+
+    def __repr__(self) -> str:
+        found = Counter(row.status for row in self.rows)
+        return f"<Certificate of {self.bundle}: {', '.join(f'{count} {status}' for status, count in found.items())}>"
 
     @property
     def passed(self) -> bool:
