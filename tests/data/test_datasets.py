@@ -380,6 +380,29 @@ def test_files_that_number_their_classes_otherwise_are_refused(tmp_path: Path, k
     assert load_dataset(tmp_path, "train").labels == CLASSES
 
 
+@pytest.mark.parametrize(
+    ("label", "values", "message", "hint"),
+    [
+        ({"_type": "ClassLabel", "names": "ant"}, [0, 1], "class names that are no list of texts: 'ant'", "a name for"),
+        ({"_type": "ClassLabel", "names": ["ant", None]}, [0, 1], "no list of texts", "a name for each class"),
+        ({"_type": "ClassLabel", "names": ["ant", "bee"]}, [0, 5], "row 1 .* has the class 5", "correct that row"),
+        ({"_type": "ClassLabel", "names": ["ant", "bee"]}, [0, -1], "row 1 .* has the class -1", "unlabelled image"),
+    ],
+)
+def test_names_and_numbers_of_classes_that_do_not_fit_are_refused(
+    label: dict[str, Any], values: list[int], message: str, hint: str, tmp_path: Path
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    noted = json.dumps({"info": {"features": {"photo": {"_type": "Image"}, "label": label}}})
+    table = pyarrow.table(rows(values, per_class=1)).replace_schema_metadata({"huggingface": noted})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_dataset(tmp_path, "train")
+    assert hint in (caught.value.hint or "")
+
+
 def test_unreachable_hub_is_said_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(DatasetError, match="can't be reached") as error:

@@ -123,6 +123,17 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, str, str]] = {
         "make one class",
     ),
     "numbers that would be one": (LABELS, ("3", "03"), "name", "2 classes .*'3', '03'", "make one class"),
+    "-1 is not 1": (("0", "1"), ("-1", "0"), "name", "does not know 1 of the 2 .*'-1'", "images without a label"),
+    "-1 is not LABEL_1": (LABELS, ("-1", "0"), "name", "does not know 1 of the 2 .*'-1'", "images without a label"),
+    "-1 is not the second": (SIGNS, ("-1", "0"), "name", "does not know .*'-1'", "images without a label"),
+    "class -1 is not class 1": (
+        ("class 0", "class 1"),
+        ("class -1", "class 0"),
+        "name",
+        "'class -1'",
+        "numbers and no names",
+    ),
+    "a number of 5000 digits": (LABELS, ("0", "9" * 5000), "name", "does not know 1 of the 2", "numbers and no names"),
     "one of several synonyms": (
         ("tench, Tinca tinca", "cock"),
         ("tench", "cock"),

@@ -228,6 +228,17 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert load(real, "all")[0].class_counts() == {"cat": 5, "dog": 6}
 
 
+def test_a_link_out_of_a_class_never_brings_the_images_of_others(tmp_path: Path) -> None:
+    root = write(tmp_path / "data", *classes())
+    (root / "cat" / "up").symlink_to("..")
+    (root / "dog" / "top").symlink_to(tmp_path)
+    assert load(root, "all")[0].class_counts() == {"cat": 5, "dog": 5}
+    (root / "kitten").symlink_to("cat")
+    with pytest.raises(DatasetError, match="classes 'cat' and 'kitten' of .* are one folder") as caught:
+        load(root, "all")
+    assert caught.value.hint is not None and "remove the link" in caught.value.hint
+
+
 def test_pipes_sockets_and_links_to_devices_are_never_opened(tmp_path: Path) -> None:
     root = write(tmp_path / "data", *classes())
     os.mkfifo(root / "cat" / "pipe.png")
@@ -296,13 +307,30 @@ def test_metadata_beside_the_images(file: str, text: Callable[[list[tuple[str, A
         ("file_name,label\nx.png,cat\nx.png,\n", "empty values"),
         ("file_name,text\nx.png,cat\n", "has no column of the labels; its columns are file_name, text"),
         ("file_name,label\n", "has no rows"),
+        ("file_name,label\nx.png,cat\nx.png,dog\n", "rows 0 and 1 .* give x.png two labels: 'cat' and 'dog'"),
+        ("file_name,label\nx.png,tench, Tinca tinca\n", "row 0 has more cells than columns: a text with a comma"),
+        ("file_name,label,label\nx.png,cat,dog\n", "two columns 'label'"),
+        ("file_name,label\nx.png,0\nx2.png,-1\n", r"negative classes \(-1\)"),
         ("file_name,label\nx.png,\x00\udcff\n", "can't be read"),
     ],
 )
 def test_metadata_that_is_wrong_is_named(rows: str, message: str, tmp_path: Path) -> None:
-    root = write(tmp_path / "d", "x.png")
+    root = write(tmp_path / "d", "x.png", "x2.png")
     (root / "metadata.csv").write_text(rows, errors="surrogateescape")
     with pytest.raises(DatasetError, match=message):
+        load(root, "all")
+
+
+def test_metadata_may_name_an_image_twice_and_end_its_rows_with_commas(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", "x.png", "y.png")
+    (root / "metadata.csv").write_text("file_name,label\nx.png,cat,\nx.png,cat\ny.png,dog, \n")
+    assert load(root, "all")[0].class_counts() == {"cat": 2, "dog": 1}
+
+
+def test_metadata_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", "x.png")
+    (root / "metadata.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="can't be read"):
         load(root, "all")
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "label_ids_of",
     "label_names",
     "label_sets_of",
+    "own_names",
     "rarest_labels",
     "to_label_ids",
 ]
@@ -104,12 +105,29 @@ def label_names(tables: list[Any], column: str, dataset: str) -> tuple[tuple[str
 
     Without names of its own the dataset's sorted distinct values are the classes.
     """
-    feature = tables[0].features[column]
-    if getattr(feature, "names", None):
-        return tuple(feature.names), None
-    return label_ids_of(
-        (value for table in tables for value in table.unique(column)), f"the column {column!r} of {dataset}"
-    )
+    what = f"the column {column!r} of {dataset}"
+    names = own_names(tables[0].features[column], what)
+    if names is not None:
+        return names, None
+    return label_ids_of((value for table in tables for value in table.unique(column)), what)
+
+
+def own_names(feature: Any, what: str) -> tuple[str, ...] | None:
+    """The names of the classes that a column's numbers stand for, where its table has them.
+
+    Raises:
+        DatasetError: a name is no text; `what` says of which column.
+    """
+    names = getattr(item_of(feature), "names", None)
+    if not names:
+        return None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        shown = ascii(names)
+        raise DatasetError(
+            f"{what} has class names that are no list of texts: {shown[:60]}{'...' if len(shown) > 60 else ''}",
+            hint="write the table again with a name for each class, or without names",
+        )
+    return tuple(names)
 
 
 def label_ids_of(values: Iterable[Any], what: str) -> tuple[tuple[str, ...], dict[Any, int]]:
@@ -155,9 +173,12 @@ def to_label_ids(table: Any, column: str, ids: dict[Any, int] | None, dataset: s
     count = len(table.features[column].names)
     wrong = next((index for index, value in enumerate(raw) if value is None or not 0 <= value < count), None)
     if wrong is not None:
+        unlabelled = raw[wrong] is None or raw[wrong] < 0
         raise DatasetError(
             f"row {wrong} of {dataset} has the class {raw[wrong]!r}, but classes go from 0 to {count - 1}",
-            hint="-1 stands for an unlabelled image: choose another split",
+            hint="it stands for an unlabelled image: choose another split, or remove these rows"
+            if unlabelled
+            else "correct that row, or write the table again with a name for each class",
         )
     return np.array(raw, dtype=np.int64)
 

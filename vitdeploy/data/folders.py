@@ -269,8 +269,15 @@ def _class_folders(
 ) -> tuple[list[Path], NDArray[np.int64]]:
     files: list[Path] = []
     label_ids: list[int] = []
+    taken_from: dict[tuple[int, int], str] = {}
     for folder in place.folders:
         taken = folder.name in classes
+        other = taken_from.setdefault(_identity(folder.path), folder.name) if taken else folder.name
+        if other != folder.name:
+            raise DatasetError(
+                f"the classes {other!r} and {folder.name!r} of {place.path} are one folder: one is a link to the other",
+                hint="remove the link: an image can't be of both",
+            )
         if not taken and folder.has_images:  # it was left out by what it is
             continue
         images, others = folder.all_files()
@@ -338,17 +345,23 @@ def _no_columns(name: str, image_column: str | None, label_column: str | None) -
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[os.DirEntry[str]]:
-    """All that is not a folder below a folder; links to folders are followed, each folder is entered once."""
-    seen = set() if seen is None else seen
-    stat = os.stat(folder)
-    if (stat.st_dev, stat.st_ino) in seen:
+    """All that is not a folder below a folder. Links to folders are followed, each folder is entered once, and none
+    that holds this one: below it lie other classes."""
+    if seen is None:
+        seen = {_identity(parent) for parent in Path(os.path.realpath(folder)).parents}
+    if _identity(folder) in seen:
         return
-    seen.add((stat.st_dev, stat.st_ino))
+    seen.add(_identity(folder))
     for entry in _entries(folder):
         if not _is_folder(entry):
             yield entry
         elif entry.name not in _JUNK:
             yield from _walk(Path(entry), seen)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

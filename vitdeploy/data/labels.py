@@ -32,7 +32,9 @@ __all__ = ["BY_NAME", "BY_POSITION", "LabelMatch", "LabelPair", "match_dataset",
 
 BY_NAME, BY_POSITION = LABEL_WAYS
 _KINDS = ("exact", "normalised", "number", "id", "position")
-_NUMBER = re.compile(r"(?:label|class|category|cls|id)?[ _-]*([0-9]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?:(?:label|class|category|cls|id)[ _-]?)?[ _]*([0-9]{1,18})", re.IGNORECASE)
+_HYPHEN = re.compile(r"(?<=[^\s_-])-|-(?![0-9])")  # not the sign of a number: -1 is not 1
+_NEGATIVE = re.compile(r"\s*-[0-9]+\s*")
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
 _SHOWN = 3
 
@@ -251,7 +253,9 @@ def _unknown(
     first = unknown[0]
     synonyms = [name for name in ours if _plain(first) in map(_plain, name.split(","))]
     close = difflib.get_close_matches(_plain(first), list(map(_plain, ours)), n=1, cutoff=0.75)
-    if _has_numbers_only(ours) and not _has_numbers_only(theirs):
+    if _NEGATIVE.fullmatch(first):
+        hint, position = "a number below 0 mostly stands for images without a label: leave them out of the dataset", ""
+    elif _has_numbers_only(ours) and not _has_numbers_only(theirs):
         hint = (
             "the model has numbers and no names: name its classes in id2label of its config.json, and export it again"
         )
@@ -274,11 +278,11 @@ def _unknown(
 
 def _plain(name: str) -> str:
     """The name without what people write differently; "" never stands for a class."""
-    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").replace("-", " ").casefold().split()) or name
+    return " ".join(_HYPHEN.sub(" ", unicodedata.normalize("NFC", name)).replace("_", " ").casefold().split()) or name
 
 
 def _number(name: str) -> int | None:
-    """3 of "3", "03", "LABEL_3" and "class-3"; None where it is a name."""
+    """3 of "3", "03", "LABEL_3" and "class-3"; None where it is a name, as -3 is."""
     found = _NUMBER.fullmatch(name.strip())
     return None if found is None else int(found[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vitdeploy.data.columns import LABEL_NAMES
 __all__ = ["METADATA_FILES", "find_metadata", "read_metadata"]
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+_NUMBER = re.compile(r"\s*-?[0-9]{1,18}\s*")
 _FILE_NAMES = ("file_name", "filename", "file", "path", "image")
 
 
@@ -58,11 +60,25 @@ def read_metadata(
                 hint="copy the images again, or remove the row",
             )
         found.append((folder / name, value))
-    if all(isinstance(value, str) and value.strip().isdecimal() for _, value in found):
+    _refuse_contradictions(file, found)
+    if all(isinstance(value, str) and _NUMBER.fullmatch(value) for _, value in found):
         return [(path, int(str(value))) for path, value in found]  # in the order of numbers
     if file.suffix == ".csv" and all(_is_bracketed(value) for _, value in found):
         return [(path, _list(value, f"row {number} of {file}")) for number, (path, value) in enumerate(found)]
     return found
+
+
+def _refuse_contradictions(file: Path, rows: list[tuple[Path, Any]]) -> None:
+    known: dict[Path, tuple[int, Any]] = {}
+    for number, (path, value) in enumerate(rows):
+        if value in (None, "") or value != value:  # no label, which is said of all rows at once
+            continue
+        first, other = known.setdefault(path, (number, value))
+        if other != value:
+            raise DatasetError(
+                f"rows {first} and {number} of {file} give {path.name} two labels: {other!r} and {value!r}",
+                hint='keep one of them; of several labels an image write one row with a list: ["cat", "dog"]',
+            )
 
 
 def _is_bracketed(value: Any) -> bool:
@@ -89,16 +105,29 @@ def _table(file: Path) -> list[dict[str, Any]]:
         with open_regular(file) as opened:
             text = opened.read().decode("utf-8-sig")
         if file.suffix == ".csv":
-            rows: list[Any] = list(csv.DictReader(io.StringIO(text)))
+            rows = _csv_rows(text)
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise ValueError("it has no rows" if not rows else "a line is not an object")
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DatasetError(
             f"{file} can't be read: {error}",
             hint="write it as CSV or JSON Lines in UTF-8: file_name and label of each image",
         ) from error
+    return rows
+
+
+def _csv_rows(text: str) -> list[Any]:
+    """Each row by the names of its columns; raises ValueError where a cell belongs to none, or to two."""
+    table = csv.DictReader(io.StringIO(text))
+    columns = list(table.fieldnames or ())
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ValueError(f"it has two columns {twice[0]!r}")
+    rows: list[Any] = list(table)
+    for number, row in enumerate(rows):
+        if any(cell.strip() for cell in row.get(None, ())):
+            raise ValueError(f'row {number} has more cells than columns: a text with a comma needs quotes, "a, b"')
     return rows
 
 

@@ -25,9 +25,9 @@ from vitdeploy.core.text import first_line
 from vitdeploy.data.columns import (
     find_columns,
     is_list,
-    item_of,
     label_names,
     label_sets_of,
+    own_names,
     rarest_labels,
     to_label_ids,
 )
@@ -179,8 +179,8 @@ def _dataset(
     source = RowSource(table, image, (origins or {}).get(key, []))
     if is_list(table.features[label]):
         columns = {part: list(one[label]) for part, one in tables.items()}
-        own = getattr(item_of(table.features[label]), "names", None)
-        names, parts = label_sets_of(columns, own, f"the column {label!r} of {name}")
+        what = f"the column {label!r} of {name}"
+        names, parts = label_sets_of(columns, own_names(table.features[label], what), what)
         sets = parts[key]
         label_ids = rarest_labels(sets)
     else:
