@@ -122,13 +122,18 @@ def product_macs(node: ir.Node) -> int:
     out, left, right = node.outputs[0].shape, node.inputs[0], node.inputs[1]
     if out is None or left is None or right is None or left.shape is None or right.shape is None:
         return 0
-    sizes = [size for size in out if isinstance(size, int)]  # the batch is a name
-    if len(sizes) < len(out) - 1:
+    if sum(not isinstance(size, int) for size in out) > 1:  # the batch is a name
         return 0
+    sizes = [size if isinstance(size, int) else _of_one(size) for size in out]
     depth = right.shape[1:] if node.op_type == "Conv" else _depth(node, left.shape)
     if not all(isinstance(size, int) for size in depth):
         return 0
     return math.prod(sizes) * math.prod(int(size) for size in depth)
+
+
+def _of_one(batch: ir.SymbolicDim) -> int:
+    """How much of the axis of a batch is of one picture: 16 of "16*batch", whose windows lie beside each other."""
+    return math.prod(int(part) for part in (batch.value or "").split("*") if part.strip().isdecimal())
 
 
 def _depth(node: ir.Node, left: ir.Shape) -> tuple[int | ir.SymbolicDim, ...]:
