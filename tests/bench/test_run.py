@@ -18,6 +18,7 @@ from tests.tools.backends import needs_openvino
 from tests.tools.simulated_cuda import SimulatedCuda
 from tests.tools.simulated_gpu import GPU, SimulatedTensorRT, write_engine_bundle
 from tests.tools.small_bundle import write_small_bundle
+from tests.tools.tiny import write_checkpoint
 from vitdeploy.backends.native.library import kernels_obstacle
 from vitdeploy.backends.tensorrt import runner
 from vitdeploy.bench import BenchReport, bench, forms, markdown, render_html, save
@@ -403,3 +404,15 @@ def test_a_part_of_data_without_splits_is_said_everywhere(small: Path, tiny_imag
     assert any("has no splits: test is 8 of its 40 images" in note for note in report.notes)
     for page in (markdown(report), render_html(report)):
         assert "test, 8 of 40 images (it has no splits)" in page
+
+
+def test_a_baseline_of_other_weights_is_called_that(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    images = load_dataset("digits", "test")
+    settings: dict[str, Any] = {"latency": False, "precisions": ["fp32"], "backends": ["onnxruntime"], "limit": 20}
+    others = write_checkpoint(tmp_path / "other", seed=7)
+    notes = {
+        baseline: bench(tiny_bundle, images, baseline=baseline, match_labels="position", memory=False, **settings).notes
+        for baseline in (tiny_checkpoint, others)
+    }
+    said = {baseline: any("weights are not those" in note for note in found) for baseline, found in notes.items()}
+    assert said == {tiny_checkpoint: False, others: True}

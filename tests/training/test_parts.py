@@ -15,7 +15,7 @@ import pytest
 from vitdeploy.core.errors import InputError, ModelError, OutputExistsError
 from vitdeploy.data import load_dataset
 from vitdeploy.models.checkpoints import load_checkpoint, open_folder
-from vitdeploy.training import Curve, FinetuneConfig, create_vit
+from vitdeploy.training import Curve, FinetuneConfig, create_vit, finetune
 from vitdeploy.training.curve import draw_curve
 from vitdeploy.training.data import Augmenter, Batcher, Rows
 from vitdeploy.training.loop import _refuse_sharding, make_plan
@@ -99,6 +99,9 @@ def test_models_without_a_patch_size_are_refused(tmp_path: Path) -> None:
     transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="not supported for .*, a resnet model: .* no image_size"):
         load_trainable(open_folder(tmp_path), ("a", "b"), image_size=None, seed=0)
+    # Before an image is looked for: to decode a large dataset once takes minutes.
+    with pytest.raises(ModelError, match="a resnet model"):
+        finetune(FinetuneConfig(model=str(tmp_path), dataset="nowhere", output=str(tmp_path.with_name("out"))))
 
 
 def test_new_head_depends_on_the_seed_only(tiny_checkpoint: Path) -> None:

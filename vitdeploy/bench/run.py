@@ -97,6 +97,7 @@ def bench(
         "partial": partial,
     }
     reference = _reference_note(benchmark, forms, baseline)
+    reference = reference or _other_weights(opened, forms[0])
     facts |= {"notes": _notes(opened, dataset, images, match, reference), **_bundle_facts(opened)}
     return assemble(benchmark, images, _truth(opened, images, match), facts, TASKS[opened.manifest.task])
 
@@ -261,6 +262,15 @@ def _reference_note(benchmark: Benchmark, forms: list[Form], baseline: str | Pat
     row = reference.form
     why = "the baseline could not be run" if baseline is not None else "no baseline was named (--baseline MODEL)"
     return f"{why}, so {row.key} is what the others are compared with"
+
+
+def _other_weights(bundle: Bundle, baseline: Form) -> str | None:
+    """That the baseline is another checkpoint than the bundle's: then what differs is not of the forms alone."""
+    known = bundle.manifest.model.get("weights_sha256")
+    digest = None if baseline.artifact is None else baseline.artifact.sha256
+    if baseline.backend != "pytorch" or None in (known, digest) or known == digest:
+        return None
+    return "the baseline's weights are not those that the bundle was exported from: what differs may be the model"
 
 
 def _carve_note(dataset: ImageDataset) -> str | None:

@@ -17,7 +17,7 @@ from vitdeploy.models.tasks import THRESHOLD_KEY, Task, task_of
 from vitdeploy.training.regularise import takes_drop_path_rate
 from vitdeploy.training.scoring import SCORINGS, Scoring
 
-__all__ = ["Trainable", "load_trainable"]
+__all__ = ["Trainable", "load_trainable", "require_trainable"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,27 @@ def load_trainable(
     return Trainable(module, processor, (*notes, *note))
 
 
+def require_trainable(folder: CheckpointFolder) -> None:
+    """Refuse by its config.json a model that can't be fine-tuned here, before anything slow is done.
+
+    Raises:
+        ModelError: it is one.
+    """
+    _trainable_config(folder)
+
+
 def _config(folder: CheckpointFolder, labels: tuple[str, ...], scoring: Scoring) -> Any:
+    config = _trainable_config(folder)
+    config.problem_type = scoring.problem_type  # an inherited one would have it read otherwise
+    if hasattr(config, THRESHOLD_KEY):  # of the labels that it was trained for before
+        delattr(config, THRESHOLD_KEY)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.num_labels = len(labels)
+    return config
+
+
+def _trainable_config(folder: CheckpointFolder) -> Any:
     if folder.config["model_type"] == "timm_wrapper":
         raise ModelError(
             f"{folder.name} is a model of timm, which can be exported and not fine-tuned here",
@@ -93,12 +113,6 @@ def _config(folder: CheckpointFolder, labels: tuple[str, ...], scoring: Scoring)
         )
     with reading_weights(folder):
         config = configuration(folder)
-    config.problem_type = scoring.problem_type  # an inherited one would have it read otherwise
-    if hasattr(config, THRESHOLD_KEY):  # of the labels that it was trained for before
-        delattr(config, THRESHOLD_KEY)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
-    config.num_labels = len(labels)
     for name in ("image_size", "patch_size"):
         side = getattr(config, name, None)
         if isinstance(side, (list, tuple)) and len(set(side)) == 1:
@@ -107,7 +121,7 @@ def _config(folder: CheckpointFolder, labels: tuple[str, ...], scoring: Scoring)
             raise ModelError(
                 f"fine-tuning is not supported for {folder.name}, a {config.model_type} model: its config.json has no"
                 f" {name} that is one number",
-                hint="fine-tune a model of the ViT family (vit, deit, dinov2 ...); export takes this one as it is",
+                hint="fine-tune a model of the ViT family (vit, deit, dinov2 ...); export says whether it takes this",
             )
         setattr(config, name, side)
     return config

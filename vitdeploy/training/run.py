@@ -30,7 +30,7 @@ from vitdeploy.training.curve import curve_from_log
 from vitdeploy.training.data import Batcher
 from vitdeploy.training.distill import load_distillation
 from vitdeploy.training.loop import Plan, build_trainer, keep_best, look, make_plan, resolve_workers, train
-from vitdeploy.training.models import Trainable, load_trainable
+from vitdeploy.training.models import Trainable, load_trainable, require_trainable
 from vitdeploy.training.objective import Objective
 from vitdeploy.training.probe import FeatureBatcher, fold_probe, make_probe
 from vitdeploy.training.processes import Processes, joined
@@ -72,6 +72,7 @@ def prepare(config: FinetuneConfig, processes: Processes, *, decode: bool = True
     check_output(Path(config.output), overwrite=config.overwrite, ours=is_ours, what=_WHAT)
     check_apart(config.output, (config.model, config.dataset))
     folder = open_folder(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    require_trainable(folder)
     splits = load_splits(config, decode=decode)
     model = load_trainable(
         folder,
