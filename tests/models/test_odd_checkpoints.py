@@ -267,6 +267,7 @@ def test_a_processor_of_images_and_text(odd: Path, tiny_checkpoint: Path) -> Non
     [
         {"resample": "bicubic"},
         {"resample": "PIL.Image.BICUBIC"},
+        {"size": {"height": 32.0, "width": 32.0}},
         {"image_mean": [0.5], "image_std": [0.25]},
         {"image_mean": 0.5, "image_std": 0.25},
         {"image_processor_type": "DINOv3ViTImageProcessorFast"},
@@ -280,6 +281,17 @@ def test_settings_that_can_mean_one_thing_only(changes: dict[str, Any], odd: Pat
     assert spec.resize is not None and spec.resize.resample == "bicubic"
     if "image_mean" in changes:
         assert (spec.mean, spec.std) == ((0.5,) * 3, (0.25,) * 3)
+    pixels = processor(np.zeros((40, 52, 3), np.uint8), return_tensors="np")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+
+
+def test_a_filter_that_is_not_named_is_what_transformers_takes(odd: Path, notes: list[str]) -> None:
+    """Its two backends differ there: one takes bilinear, one raises."""
+    change(odd / "preprocessor_config.json", resample=None)
+    processor = load_processor(open_folder(odd))
+    assert any("no filter (resample): it is bilinear" in note for note in notes)
+    spec = spec_from_processor(processor)
+    assert spec.resize is not None and spec.resize.resample == "bilinear"
     pixels = processor(np.zeros((40, 52, 3), np.uint8), return_tensors="np")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
 
@@ -311,7 +323,13 @@ def test_classes_that_are_counted_and_not_named(odd: Path, tmp_path: Path) -> No
         assert load_checkpoint(checkpoint).labels == tuple(numbered.values())
 
 
-@pytest.mark.parametrize("size", [{"size": {"height": 32, "width": 32}}, {"height": {"height": 32}}, [[32], 32], "32"])
+WITHIN = [{"size": {"height": 32, "width": 32}}, {"height": {"height": 32}}, [[32], 32], "32"]
+NO_EDGES = [{"height": float("nan"), "width": 32}, {"shortest_edge": float("inf")}, 10**400, [-(10**400), 32]]
+
+
+@pytest.mark.parametrize(
+    "size", [{"size": {"height": 32, "width": 32}}, {"height": {"height": 32}}, [[32], 32], "32", *NO_EDGES]
+)
 def test_sizes_within_sizes_are_shown(size: Any, odd: Path) -> None:
     change(odd / "preprocessor_config.json", size=size)
     with pytest.raises(ModelError, match="has the size") as error:

@@ -29,6 +29,7 @@ _STAND_INS: dict[
     "DINOv3ViTImageProcessor": {"image_mean": list(_IMAGENET["mean"]), "image_std": list(_IMAGENET["std"])},
     "Tipsv2ImageProcessor": {"size": {"height": 448, "width": 448}, "do_normalize": False},
 }
+_MOST_PIXELS = 2**31  # of an edge
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -106,18 +107,29 @@ def _check_shapes(settings: Any, file: Path) -> None:
     for key, example in (("size", '{"height": 224, "width": 224}'), ("crop_size", '{"height": 224, "width": 224}')):
         value = settings.get(key)
         edges = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if not all(edge is None or (isinstance(edge, (int, float)) and not isinstance(edge, bool)) for edge in edges):
+        if not all(edge is None or _is_edge(edge) for edge in edges):
             raise ModelError(
                 f"{file.name} has the {key} {value!r}, whose edges are not numbers of pixels",
                 hint=f'write it plainly, as in "{key}": {example} or {{"shortest_edge": 224}}',
             )
 
 
+def _is_edge(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST_PIXELS < value < _MOST_PIXELS
+
+
 def _mended(processor: Any, file: Path) -> Any:
-    """A name instead of a filter's number, and one value for all three channels."""
+    """A filter by name or none at all, 224.0 pixels, and one value for all three channels: in the form it takes."""
     resample = getattr(processor, "resample", None)
     if isinstance(resample, str):
         processor.resample = _RESAMPLE.get(resample.rpartition(".")[2].lower(), resample)
+    elif resample is None and getattr(processor, "do_resize", None):
+        progress.note(f"Note: {file.name} names no filter (resample): it is bilinear, as transformers has it then.")
+        processor.resample = _RESAMPLE["bilinear"]
+    for key in ("size", "crop_size"):
+        value = getattr(processor, key, None)
+        edges = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        edges.update({edge: int(size) for edge, size in edges.items() if isinstance(size, float) and size.is_integer()})
     for key in ("image_mean", "image_std"):
         value = getattr(processor, key, None)
         if isinstance(value, (int, float)):

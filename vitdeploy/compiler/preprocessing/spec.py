@@ -8,6 +8,7 @@ package exists to prevent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -137,6 +138,8 @@ def _rescale(processor: Any) -> float | None:
     factor = getattr(processor, "rescale_factor", None)
     if not isinstance(factor, (int, float)) or isinstance(factor, bool):
         raise _refused("rescale_factor", factor, "it is a number")
+    if factor == 0 or not math.isfinite(factor):
+        raise _refused("rescale_factor", factor, "all images would be the same to the model")
     return float(factor)
 
 
@@ -155,7 +158,8 @@ def _normalisation(processor: Any) -> tuple[Triple | None, Triple | None]:
 
 def _channels(value: Any, setting: str) -> Triple:
     numbers = [value] * 3 if isinstance(value, (int, float)) else list(value or ())
-    if len(numbers) != 3:
+    finite = all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers)
+    if len(numbers) != 3 or not finite:
         raise _refused(setting, value, "it has one number for each of three channels")
     red, green, blue = (float(number) for number in numbers)
     return red, green, blue
