@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +213,15 @@ def test_the_dots_of_a_form_are_spread_around_its_line(report: BenchReport) -> N
     by_form = [[height for height in heights if abs(height - 58 * place - 36) <= 7] for place in range(len(forms))]
     assert sum(map(len, by_form)) == len(heights)
     assert all(max(of_one) - min(of_one) > 7 for of_one in by_form)
+
+
+@pytest.mark.parametrize("draw", [distributions, tradeoff])
+@pytest.mark.parametrize("width", [360, 1000])
+def test_a_picture_is_as_large_as_what_is_in_it(report: BenchReport, draw: Any, width: int) -> None:
+    picture = draw(report, width, "wide")
+    drawn_width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)[0])
+    down = [float(y) for y in re.findall(r' c?y[12]?="(-?[\d.]+)"', picture)]
+    assert drawn_width == width and min(down) >= 0 and height - 20 < max(down) <= height
 
 
 def test_f1_is_shown_where_there_is_one(report: BenchReport) -> None:
