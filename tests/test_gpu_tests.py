@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,3 +56,26 @@ def test_the_report_counts_the_fixtures_of_a_test_and_takes_files_that_were_not_
     }
     assert seconds_by_test(stats) == {"a": 33.0, "b": 0.5}
     assert seconds_by_test(stats)["no_such.py"] == 0.0
+
+
+@pytest.mark.full
+def test_the_tests_on_a_gpu_hold_on_a_simulated_one() -> None:
+    """All but what takes PyTorch on a GPU, a process of its own, or an output that simulated engines do not have."""
+    pytest.importorskip("tensorrt_rtx", reason="it builds in the place of TensorRT")
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    files = [f"tests/gpu/test_{name}_gpu.py" for name in ("engine", "runtime", "cuda")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.tools.simulated_h200",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-n0",
+    ]
+    command += ["-m", "gpu", "-k", "not whose_size_only and not ctrl_c", *files]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed is not None and int(passed[1]) >= 40, done.stdout[-4000:]
