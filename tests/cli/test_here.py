@@ -40,6 +40,15 @@ def test_each_state_of_a_bundle_has_its_step(tmp_path: Path, monkeypatch: pytest
     assert "can't be opened" in invoke().stdout
 
 
+def test_vectors_are_asked_for_by_embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_small_bundle(Path("vectors"), engine=False, embedding=True)
+    with Bundle.open(path).edit() as editor:
+        shutil.copy(REPORT, editor.path_for("bench/report.json"))
+        editor.add("bench/report.json", kind="bench")
+    assert commands(Path()) == ["vitdeploy embed vectors IMAGE --output vectors.parquet"]
+
+
 def test_a_checkpoint_is_exported_unless_a_bundle_of_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,12 @@ import pytest
 import vitdeploy
 from tests.tools.any_line import lines_of, raised_at
 from tests.tools.hub_server import Hub, hub_server
+from tests.tools.small_bundle import write_small_bundle
 from vitdeploy import BundleError, InputError, OutputExistsError, VitdeployError
 from vitdeploy.bundle import Bundle
 from vitdeploy.deploy import hub as pushing
 from vitdeploy.deploy.hub import push
+from vitdeploy.deploy.triton.repository import triton
 from vitdeploy.runtime.remote import is_hub_name
 
 pytest.importorskip("huggingface_hub")
@@ -64,6 +66,27 @@ def test_what_was_pushed_is_loaded_by_its_name_and_answers_the_same(
     assert logits(NAME) == logits(tiny_bundle) == logits(NAME, revision=pushed.commit)
     shown = cli("inspect", NAME, "--json")
     assert shown.exit_code == 0 and json.loads(shown.stdout)["sound"]
+    proven = cli("verify", NAME, "--precision", "fp32", "--backend", "onnxruntime", "--json")
+    assert proven.exit_code == 0, proven.stderr
+    assert json.loads(proven.stdout)["bundle"] == NAME.partition("/")[2]
+    elsewhere = cli("bench", NAME, "--dataset", "digits")  # it writes, and the cache is read
+    assert elsewhere.exit_code == 1 and f"hf download {NAME} --local-dir {NAME}" in elsewhere.stderr
+
+
+def test_the_next_step_asks_what_the_bundle_answers(
+    hub: Hub, tiny_bundle: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    pushed = cli("push", tiny_bundle, NAME)
+    assert f"Next: vitdeploy predict {NAME} IMAGE\n" in pushed.stdout
+    vectors = write_small_bundle(tmp_path / "vectors", embedding=True)
+    pushed = cli("push", vectors, "someone/vectors")
+    assert "Next: vitdeploy embed someone/vectors IMAGE --output vectors.parquet\n" in pushed.stdout, pushed.stderr
+
+
+def test_triton_calls_a_model_as_the_hub_does(hub: Hub, tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient")
+    push(tiny_bundle, NAME)
+    assert triton(NAME, tmp_path / "models").name == NAME.partition("/")[2]
 
 
 def test_the_card_names_every_hash_and_no_path_of_this_machine(hub: Hub, tiny_bundle: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = ["Hint", "command_lines", "dead_ends", "hints", "refused", "without_hi
 ROOT = Path(__file__).parents[2]
 # options of programs that are not ours, and names that pip, accelerate and Python take
 FOREIGN = {"--upgrade", "--force-reinstall", "--no-deps", "--fsdp_state_dict_type", "--use_fsdp"}  # pip, accelerate
+FOREIGN |= {"--local-dir"}  # hf
 
 
 @dataclass(frozen=True)

@@ -245,4 +245,9 @@ def _instead(folder: Path) -> str:
     beside = [path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}")]
     if close := get_close_matches(folder.name, beside, n=1):
         return f"did you mean {folder.with_name(close[0])}?"
-    return f"make one: vitdeploy export MODEL --output {quoted(folder)}"
+    make = f"make one: vitdeploy export MODEL --output {quoted(folder)}"
+    if len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.exists():  # as names on the Hub are
+        return (
+            f"{make}; or fetch that of the Hugging Face Hub: hf download {quoted(folder)} --local-dir {quoted(folder)}"
+        )
+    return make

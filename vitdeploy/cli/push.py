@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vitdeploy.bundle import Bundle
 from vitdeploy.cli.terminal import echo, echo_json
+from vitdeploy.models.tasks import TASKS
 
 if TYPE_CHECKING:
     from vitdeploy.deploy.hub import Pushed
+    from vitdeploy.models.tasks import Kind
 
 __all__ = ["command"]
 
@@ -41,10 +44,10 @@ def command(
     if as_json:
         echo_json(result.to_json())
     else:
-        _show(result)
+        _show(result, TASKS[Bundle.open(bundle).manifest.task].kind)
 
 
-def _show(result: Pushed) -> None:
+def _show(result: Pushed, kind: Kind) -> None:
     for name, size in result.files.items():
         echo(f"{size:>13,}  {name}")
     for name in result.removed:
@@ -54,4 +57,4 @@ def _show(result: Pushed) -> None:
         echo(f"{total:>13,}  bytes would be uploaded to {result.repository}")
     else:
         echo(f"{total:>13,}  bytes: {result.url}")
-        echo(f"Next: vitdeploy predict {result.repository} IMAGE")
+        echo(f"Next: {kind.line(result.repository)}")

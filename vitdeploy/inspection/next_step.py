@@ -12,6 +12,7 @@ from vitdeploy.bundle import MANIFEST, Bundle
 from vitdeploy.bundle.measurements import last_report
 from vitdeploy.core.errors import BundleError
 from vitdeploy.core.precisions import precisions, title
+from vitdeploy.models.tasks import TASKS
 
 __all__ = ["NextStep", "next_steps"]
 
@@ -72,7 +73,7 @@ def _of_bundle(place: Path, sources: set[str]) -> NextStep:
         return NextStep(place, found, _line("build-engine", place, "--fp16", "--int8", *data))
     if last_report(bundle) is None:
         return NextStep(place, f"{found}; not measured", _line("bench", place, "--dataset", "DATASET"))
-    return NextStep(place, f"{found}; measured", _line("predict", place, "IMAGE"))
+    return NextStep(place, f"{found}; measured", TASKS[bundle.manifest.task].kind.line(place))
 
 
 def _line(*words: object) -> str:

@@ -56,7 +56,8 @@ class Kind:
         numbers: what its n numbers are called, for people.
         command, method: what asks for it, on the command line and of an open bundle.
         doing: what a model does meanwhile, for people.
-        hint: how {model} is asked, as the next step of an error.
+        options: what the command needs beside a model and images.
+        hint: how a model is asked, as the next step of an error; {line} is the command.
         range: what its differences are measured by, for people.
         noun, hub_tag: what such a model is called, by people and on the Hugging Face Hub.
         same: for each image, whether two answers (images, n) say the same.
@@ -67,6 +68,7 @@ class Kind:
     output: Literal["logits", "embedding"]
     numbers: str
     command: str
+    options: str
     method: str
     doing: str
     hint: str
@@ -75,6 +77,10 @@ class Kind:
     hub_tag: str
     same: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[np.bool_]]
     same_title: str
+
+    def line(self, model: object, images: str = "IMAGE") -> str:
+        """The command that asks a bundle."""
+        return f"vitdeploy {self.command} {quoted(model)} {images}{self.options}"
 
 
 def _same_class(answers: npt.NDArray[Any], reference: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -96,9 +102,10 @@ CLASSIFICATION = Kind(
     output="logits",
     numbers="classes",
     command="predict",
+    options="",
     method="predict",
     doing="Classifying",
-    hint="vitdeploy predict {model} IMAGE says its classes; in Python .predict(images)",
+    hint="{line} says its classes; in Python .predict(images)",
     range="the logits' range",
     noun="image classifier",
     hub_tag="image-classification",
@@ -110,9 +117,10 @@ EMBEDDING = Kind(
     output="embedding",
     numbers="dimensions",
     command="embed",
+    options=" --output vectors.parquet",
     method="embed",
     doing="Embedding",
-    hint="vitdeploy embed {model} IMAGE --output vectors.parquet writes its vectors; in Python .embed(images)",
+    hint="{line} writes its vectors; in Python .embed(images)",
     range="the embeddings' range",
     noun="image embedding",
     hub_tag="image-feature-extraction",
@@ -198,7 +206,7 @@ class Task:
         if self.kind is not kind:
             raise InputError(
                 f"{what or kind.command} is not for {model}, which gives {self.title}",
-                hint=self.kind.hint.format(model=quoted(model)),
+                hint=self.kind.hint.format(line=self.kind.line(model)),
             )
 
 

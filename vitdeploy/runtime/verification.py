@@ -34,6 +34,7 @@ from vitdeploy.core.storage import read_json, write_atomically
 from vitdeploy.models.tasks import Kind, kind_of
 from vitdeploy.runtime.inputs import Several
 from vitdeploy.runtime.limits import Limits
+from vitdeploy.runtime.remote import open_bundle
 from vitdeploy.runtime.scoring import Scorer
 from vitdeploy.runtime.selection import Candidate, candidates, runner_for
 
@@ -132,7 +133,7 @@ def verify(
     """Run the bundle's self-test on every backend that is here.
 
     Args:
-        bundle: the bundle, or its folder.
+        bundle: the bundle, its folder, or `owner/name` of one on the Hub.
         backend, precision, device: only these, as `load` takes them.
         threads: CPU threads of one call; None: the backend's choice.
 
@@ -140,7 +141,8 @@ def verify(
         InputError: the bundle has no self-test, or no such form.
         BundleError: it is damaged.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = open_bundle(bundle)
+    called = opened.path if isinstance(bundle, Bundle) or Path(bundle).exists() else Path(bundle)
     selftest = Selftest.of(opened)
     found = list(_asked(opened, backend, precision, device))
     rows = []
@@ -154,7 +156,7 @@ def verify(
     machine = {**identity(), "system": system_name()}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Certificate(
-        opened.path, opened.manifest.task, model, artifact.sha256, selftest.reference, machine, now, tuple(rows)
+        called, opened.manifest.task, model, artifact.sha256, selftest.reference, machine, now, tuple(rows)
     )
 
 

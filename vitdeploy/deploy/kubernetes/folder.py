@@ -23,7 +23,7 @@ from vitdeploy.core.errors import require
 from vitdeploy.core.storage import check_output, files_below, staged_folder
 from vitdeploy.deploy.kubernetes.manifests import Served, autoscaler, kserve, plain
 from vitdeploy.deploy.kubernetes.settings import KubernetesSettings, check_text
-from vitdeploy.deploy.triton.repository import TritonRepository, triton
+from vitdeploy.deploy.triton.repository import TritonRepository, model_name, triton
 
 __all__ = ["KubernetesFolder", "kubernetes"]
 
@@ -93,7 +93,7 @@ def kubernetes(
     yaml = require("yaml", extra="triton")
     target = Path(output)
     check_output(target, overwrite=overwrite, ours=_is_ours, what="folder of ours")
-    settings = replace(settings, via=settings.route, name=settings.name or _name_of(bundle))
+    settings = replace(settings, via=settings.route, name=settings.name or model_name(bundle))
     with staged_folder(target, overwrite=overwrite, ours=_is_ours, what="folder of ours") as staging:
         repository = triton(bundle, staging / "model_repository", settings)
         name = re.sub(r"[^a-z0-9-]", "-", repository.name.lower())
@@ -118,11 +118,6 @@ def _dockerfile(settings: KubernetesSettings) -> str:
     if settings.route == "load":
         extra = {"cpu": "[cpu]", "gpu": "[gpu-cu13]"}[settings.device]
     return _DOCKERFILE.format(mark=_MARK, image=settings.image, triton=_TRITON, version=__version__, extra=extra)
-
-
-def _name_of(bundle: Bundle | str | os.PathLike[str]) -> str:
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", path.resolve().name)
 
 
 def _no_aliases(yaml: Any) -> Any:

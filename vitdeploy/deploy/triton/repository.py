@@ -36,7 +36,7 @@ from vitdeploy.models.tasks import EMBEDDING, TASKS
 from vitdeploy.runtime.remote import open_bundle
 from vitdeploy.runtime.serving import Serving
 
-__all__ = ["TritonRepository", "triton"]
+__all__ = ["TritonRepository", "model_name", "triton"]
 
 _CODE = """\
 # Written by vitdeploy, which has to be installed in the Python that Triton's python backend runs.
@@ -95,7 +95,7 @@ def triton(
         DependencyError: `tritonclient` is not installed.
     """
     opened = open_bundle(bundle)
-    name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", opened.path.resolve().name)
+    name = settings.name or model_name(bundle)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise InputError(f"{name!r} can't be the name of a model", hint="letters, digits, '_', '-' and '.'")
     opened.verify()
@@ -200,6 +200,12 @@ def _answers(bundle: Bundle, settings: TritonSettings) -> Iterator[tuple[str, st
         yield output, kind, _top_k(bundle, settings)
     if task.several:
         yield "LABELS", "TYPE_STRING", 1
+
+
+def model_name(bundle: Bundle | str | os.PathLike[str]) -> str:
+    """What a model is called where no name is given: its folder, or its repository on the Hub."""
+    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", path.resolve().name)
 
 
 def _front(name: str, bundle: Bundle, settings: TritonSettings, facts: dict[str, str]) -> str:
