@@ -154,6 +154,15 @@ def test_a_baseline_that_is_not_there_is_found_before_anything_is_measured(
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--report", "--markdown", "--csv"])
+def test_a_file_that_can_not_be_written_is_found_before_anything_is_done(
+    cli: Cli, small: Path, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "file").touch()
+    done = cli("bench", small, "--dataset", tmp_path / "none", option, tmp_path / "file" / "report.txt")
+    assert done.exit_code == 1 and "a file is in the place of one of its folders" in done.stderr
+
+
 def test_pytorch_is_the_baseline(cli: Cli, small: Path, tiny_images: Path, tiny_checkpoint: Path) -> None:
     data = as_json(cli, small, tiny_images, "--baseline", tiny_checkpoint, "--precision", "fp32")
     assert data["baseline"]["key"] == "fp32/pytorch"

@@ -18,6 +18,7 @@ from vitdeploy.core.errors import BundleError, OutOfMemoryError, OutputExistsErr
 from vitdeploy.core.storage import (
     _swap,
     check_apart,
+    check_writable,
     disk_errors,
     files_below,
     lists_all,
@@ -162,6 +163,42 @@ def test_a_forbidden_folder_is_an_error_with_the_next_step() -> None:
     with pytest.raises(VitdeployError, match="not allowed to write /x") as caught, disk_errors("/x"):
         raise PermissionError(13, "Permission denied")
     assert "--output" in str(caught.value.hint)
+
+
+def test_a_path_below_a_file_is_an_error_with_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(VitdeployError, match="a file is in the place of one of its folders") as caught:
+        write_atomically(tmp_path / "file" / "a" / "report.json", "{}")
+    assert "--output" in str(caught.value.hint)
+    with (
+        pytest.raises(VitdeployError, match="a file is in the place of one of its folders"),
+        staged_folder(tmp_path / "file" / "bundle", overwrite=False, ours=lambda _: True, what="bundle"),
+    ):
+        pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(VitdeployError, match="not allowed to write .*folder: Is a directory"):
+        write_atomically(tmp_path / "folder", "{}")
+    with pytest.raises(VitdeployError, match="File name too long"):
+        write_atomically(tmp_path / ("x" * 300), "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_can_not_be_written_is_known_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "a" / "b" / "report.json")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
+    with pytest.raises(VitdeployError, match="is a folder") as caught:
+        check_writable(tmp_path)
+    assert caught.value.hint == "name a file in it"
+    with pytest.raises(VitdeployError, match="a file is in the place of one of its folders"):
+        check_writable(tmp_path / "file" / "a" / "report.json")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(VitdeployError, match="Permission denied"):
+        check_writable(tmp_path / "report.json")
 
 
 def test_libraries_that_tell_of_a_full_disk_in_their_own_way_are_understood() -> None:

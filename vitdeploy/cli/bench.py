@@ -249,7 +249,7 @@ def command(
     """
     from vitdeploy.bench import BenchReport, bench
     from vitdeploy.bundle import Bundle
-    from vitdeploy.core.storage import check_apart
+    from vitdeploy.core.storage import check_apart, check_writable
     from vitdeploy.data import load_dataset
     from vitdeploy.report.merge_accuracy import with_accuracy
 
@@ -259,6 +259,7 @@ def command(
     for file in (json_file, html_file, markdown_file, csv_file):
         if file not in (None, "-"):
             check_apart(file, (dataset, baseline, accuracy_from, *opened.files()))
+            check_writable(file)
     save = save and _can_keep(opened)
     labelled = options["accuracy"] and opened.manifest.embedding is None
     data = load_dataset(dataset, split, image_column=image_column, label_column=label_column, labelled=labelled)

@@ -30,6 +30,7 @@ from vitdeploy.core.errors import BundleError, OutOfMemoryError, OutputExistsErr
 __all__ = [
     "check_apart",
     "check_output",
+    "check_writable",
     "disk_errors",
     "files_below",
     "fsync_path",
@@ -90,6 +91,13 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
+_IN_THE_WAY = "a file is in the place of one of its folders"
+_REFUSED = {  # and why, where the system says it worse
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
+}
+
+
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
     """Turn a full disk, a forbidden folder or a file in its place inside the block into an error with the next step.
@@ -107,9 +115,9 @@ def disk_errors(what: str) -> Iterator[None]:
                 f"no space left on the disk while writing {what}",
                 hint="free some space and run the command again; what was there before is unchanged",
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in _REFUSED:
             raise VitdeployError(
-                f"not allowed to write {what}: {os.strerror(number or 0)}",
+                f"not allowed to write {what}: {_REFUSED[number] or os.strerror(number)}",
                 hint="choose an --output that you may write to",
             ) from error
         raise
@@ -250,6 +258,23 @@ def check_apart(output: str | os.PathLike[str], inputs: Iterable[Any]) -> None:
                     f"the output {os.fspath(output)} is, or holds, the input {os.fspath(given)}",
                     hint="choose another --output: what is read is never replaced",
                 )
+
+
+def check_writable(output: str | os.PathLike[str]) -> None:
+    """Refuse a file that can't be written where it shall be, before anything is done for it.
+
+    Raises:
+        VitdeployError: it is a folder, or lies below a file, or in a folder that may not be changed.
+    """
+    place = Path(os.path.abspath(output))
+    if place.is_dir():
+        raise VitdeployError(f"{os.fspath(output)} is a folder", hint="name a file in it")
+    with disk_errors(os.fspath(output)):
+        above = next(parent for parent in place.parents if os.path.lexists(parent))
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def files_below(folder: Path) -> list[str]:
