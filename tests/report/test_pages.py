@@ -28,6 +28,7 @@ from vitdeploy.report.html.scatter import _Box, _placed, distributions, tradeoff
 from vitdeploy.report.html.style import CSS
 from vitdeploy.report.recommendation import choice, headline, pareto_front, recommended
 from vitdeploy.report.settings import BenchSettings
+from vitdeploy.report.text import _table
 
 EVIL = '<script>alert("&1")</script>'
 VOID = {"meta", "img", "br", "wbr"}
@@ -338,6 +339,12 @@ def test_the_terminal_shows_every_form_and_drops_intervals_where_it_is_narrow(re
         assert "INT8" in text and "no GPU" in text and "Noisy" in text and "fastest form" in text
         assert "…" not in text
     assert "[" in wide.split("skipped")[0] and "[" not in narrow.split("skipped")[0]
+
+
+@pytest.mark.parametrize("width", [60, 240])
+def test_in_the_terminal_names_are_to_the_left_and_numbers_to_the_right(report: BenchReport, width: int) -> None:
+    sides = [column.justify for column in _table(report, width).columns]
+    assert sides == ["left"] * 2 + ["right"] * (len(sides) - 2) and len(sides) > 4
 
 
 def test_the_front_and_the_choice(report: BenchReport) -> None:
