@@ -17,7 +17,7 @@ from PIL import Image
 from tests.tools.fuzz import rounds
 from tests.tools.image_files import PIXELS, encoded
 from vitdeploy.core.errors import ImageError
-from vitdeploy.data.images import FORMATS, MAX_PIXELS, decode
+from vitdeploy.data.images import FORMATS, MAX_PIXELS, decode, image_suffixes
 
 RGBA = np.dstack([PIXELS, np.random.default_rng(1).integers(0, 256, (9, 14), dtype=np.uint8)])
 
@@ -332,6 +332,25 @@ def test_what_is_no_image_is_called_what_it_is(content: bytes, message: str, hin
         decode(content, name="row 3 of a.parquet")
     with pytest.raises(ImageError, match="^the image "):
         decode(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("AVIF", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1"),
+        ("GIF", b"GIF89a\x01\0\x01\0\0\0\0;"),
+        ("JPEG", b"\xff\xd8\xff\xe0"),
+        ("PNG", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\0\0\0\0\0\x08\x02\0\0\0\xb3\xb5\xa9\xb9"),  # of no pixels
+        ("TIFF", b"II*\0\x08\0\0\0\0\0\x08\0\0\0"),
+        ("WEBP", b"RIFF\0\0\0\0WEBPVP8 "),
+    ],
+)
+def test_a_damaged_file_is_not_taken_for_one_of_a_format_that_is_not_read(kind: str, content: bytes) -> None:
+    if f".{kind.lower()}" not in image_suffixes() and kind != "JPEG":
+        pytest.skip(f"this Pillow does not read {kind}")
+    with pytest.raises(ImageError, match="damaged or truncated") as caught:
+        decode(content)
+    assert caught.value.hint == "make or copy the file again"
 
 
 def test_an_address_is_not_fetched() -> None:

@@ -71,6 +71,15 @@ _NOT_READ = frozenset(
     [".heic", ".heif", ".hif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".jxl", ".jpm"]
 )
 
+_STARTS = {  # of formats that are read, so that a file of theirs which no reader takes is damaged
+    "AVIF": rb"....ftypavi[fs]",
+    "GIF": rb"GIF8[79]a",
+    "HEIF": rb"....ftyp(hei|hev|mif1|msf1)",
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "WEBP": rb"RIFF....WEBP",
+}
 _OTHER_FILES = (  # what is not read: how it begins, what it is, what to do
     (
         rb"....ftyp(hei|hev|mif1|msf1)",
@@ -427,6 +436,9 @@ def _unknown(file: BinaryIO, name: str) -> ImageError:
         start = b"?"
     if not start:
         return ImageError(f"{name} is empty", hint="make or copy the file again")
+    for kind in _readers(FORMATS):
+        if kind in _STARTS and re.match(_STARTS[kind], start, re.DOTALL):
+            return ImageError(f"{name} is a damaged or truncated {kind} image", hint="make or copy the file again")
     for pattern, what, hint in _OTHER_FILES:
         if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
             return ImageError(f"{name} is {what}", hint=hint)
