@@ -6,6 +6,8 @@ import inspect
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,17 @@ def test_triton_calls_a_model_as_the_hub_does(hub: Hub, tiny_bundle: Path, tmp_p
     pytest.importorskip("tritonclient")
     push(tiny_bundle, NAME)
     assert triton(NAME, tmp_path / "models").name == NAME.partition("/")[2]
+
+
+def test_a_fetch_shows_our_progress_alone(hub: Hub, tiny_bundle: Path, tmp_path: Path) -> None:
+    """In a process of its own: the client's parts are loaded as they are used, its bars among them."""
+    push(tiny_bundle, NAME)
+    where = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    program = [sys.executable, "-m", "vitdeploy", "inspect", NAME]
+    where["PYTHONPATH"] = str(Path(vitdeploy.__file__).parents[1])
+    done = subprocess.run(program, env=where, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"Fetching {NAME} from the Hub" in done.stderr and "Fetching 1 files" not in done.stderr, done.stderr
 
 
 def test_the_card_names_every_hash_and_no_path_of_this_machine(hub: Hub, tiny_bundle: Path) -> None:

@@ -180,7 +180,7 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         hint = "name a folder that vitdeploy finetune or save_pretrained wrote"
         if (path / "manifest.json").is_file():
-            hint = f"it is a bundle; here the checkpoint that it was exported from is needed. {hint}"
+            hint = f"it is a bundle; here the checkpoint that it was exported from is needed: {hint}"
         raise ModelError(f"{name} is not a checkpoint: it has no {CONFIG}", hint=hint)
     config = _read_json(file)
     if isinstance(config, dict) and "model_type" not in config and "architecture" in config:

@@ -100,11 +100,11 @@ def fetch(
     Returns:
         The folder of the snapshot in the cache, whose name is the commit, or `into`.
     """
-    hub = require("huggingface_hub", extra)
+    download = require("huggingface_hub", extra).snapshot_download  # what it loads of the client has the bars to quiet
     online = is_reachable(extra=extra) if online is None else online
     wanted = _Wanted(repository, kind, revision, online, local_hint)
     with _refusals(wanted, error, extra), quiet_libraries(), progress.task(f"Fetching {repository} from the Hub"):
-        folder = hub.snapshot_download(
+        folder = download(
             repository,
             repo_type=kind,
             revision=revision,
