@@ -158,6 +158,8 @@ def test_what_an_embedding_keeps_is_compared() -> None:
     assert found.amount == pytest.approx(-0.09) and found.beyond_noise and found.count == 1000
     assert found.ci95 == pytest.approx((-0.09 - 0.01 * 2**0.5, -0.09 + 0.01 * 2**0.5))  # of independent samples
     assert change(comparison, "drop").after == pytest.approx(10)
+    kept = compare(vectors(1.0), vectors(1.0))
+    assert str(change(kept, "drop").after) == "0.0"  # not "-0.0"
     same = change(compare(vectors(0.99), vectors(0.99)), "cosine")
     assert same.amount == 0 and same.beyond_noise is False
     other = compare(vectors(0.99), vectors(0.90, k=5))  # 5 neighbours are found more easily than 10

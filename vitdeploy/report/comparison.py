@@ -446,7 +446,7 @@ def _drop(
     """The change of the points that are lost against each report's baseline."""
     if one.delta is None or other.delta is None:
         return []
-    drops = -100 * one.delta, -100 * other.delta
+    drops = 0.0 - 100 * one.delta, 0.0 - 100 * other.delta  # of none +0, not -0
     own = None if other.delta_ci95 is None else (-100 * other.delta_ci95[1], -100 * other.delta_ci95[0])
     beyond = None if drops[0] != drops[1] else False
     return [Change("drop", *drops, drops[1] - drops[0], None, beyond, count=count, own_ci95=own)]

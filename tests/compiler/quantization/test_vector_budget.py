@@ -24,7 +24,7 @@ from vitdeploy.compiler.quantization.calibration import Calibration, calibrate
 from vitdeploy.compiler.quantization.insert_qdq import quantize
 from vitdeploy.compiler.quantization.int8 import analyze
 from vitdeploy.compiler.quantization.recipe import Recipe
-from vitdeploy.compiler.quantization.sensitivity import analyze_layers
+from vitdeploy.compiler.quantization.sensitivity import LayerReport, analyze_layers
 from vitdeploy.core.errors import DatasetError, InputError, ModelError
 from vitdeploy.core.storage import sha256
 from vitdeploy.data import ImageDataset
@@ -32,7 +32,7 @@ from vitdeploy.evaluation.batches import answers_of, open_session
 from vitdeploy.evaluation.judges import KeptVectors
 from vitdeploy.evaluation.limits import Limits
 from vitdeploy.evaluation.paired import Truth
-from vitdeploy.evaluation.vectors import Comparison
+from vitdeploy.evaluation.vectors import Comparison, Kept, Neighbours, VectorQuality
 from vitdeploy.models.tasks import cosines
 
 RECIPE = replace(PLAIN, dataset="digits", count=16)
@@ -253,3 +253,10 @@ def test_limits_of_embeddings_are_refused_for_a_classifier(tiny_bundle: Path, tm
 def test_hash_of_the_changed_graph_is_the_manifests(fragile: Path) -> None:
     single = Bundle.open(fragile).find(kind="onnx", precision="fp32")
     assert single is not None and single.sha256 == sha256(fragile / "model.onnx")
+
+
+def test_a_layer_that_costs_nothing_costs_no_minus_nothing() -> None:
+    one = Kept(1.0, (1.0, 1.0))
+    knn = Neighbours(0.5, (0.4, 0.6), delta=0.0, delta_ci95=(0.0, 0.0), drop_bound=0.0)
+    report = LayerReport("fc1", "mlp", 0.5, 40.0, 50.0, VectorQuality(10, 100, one, one, one, one, one, one, knn))
+    assert f"{report.costs['drop']:+.2f}" == "+0.00"

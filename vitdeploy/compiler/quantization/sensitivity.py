@@ -68,7 +68,7 @@ class LayerReport:
             return {"drop": kept.drop, "agreement": kept.agreement}
         assert kept.neighbour is not None and kept.cosine is not None and kept.recall is not None
         return {
-            "drop": None if kept.delta is None else -100 * kept.delta,
+            "drop": None if kept.delta is None else 0.0 - 100 * kept.delta,  # of none +0, not -0
             "agreement": 100 * kept.neighbour.value,
             "cosine": kept.cosine.value,
             "recall": kept.recall.value,
