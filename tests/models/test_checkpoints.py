@@ -210,4 +210,6 @@ def test_the_preprocessing_of_a_timm_model_is_in_its_config(tmp_path: Path) -> N
 def test_an_error_is_told_in_one_line_of_it_or_by_its_name() -> None:
     assert first_line(ValueError("\n  no such layer\n at all\n")) == "no such layer"
     assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("Field 'size':\n   no int\nmore")) == "Field 'size': no int"
+    assert first_line(ValueError("heading:\n")) == "heading:"
     assert first_line(ValueError("x" * 301)) == "x" * 297 + "..." and first_line(ValueError("x" * 300)) == "x" * 300

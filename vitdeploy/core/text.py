@@ -42,7 +42,8 @@ def first_line(error: BaseException) -> str:
     """What an error of others says, in one line of 300 characters at most; its class where it says nothing."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error}"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # a heading alone says nothing
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
