@@ -358,6 +358,9 @@ def test_unknown_names_say_what_was_meant(tmp_path: Path) -> None:
     assert "did you mean cifar10" in str(error.value.hint)
     with pytest.raises(DatasetError, match="no dataset"):
         load_dataset(str(tmp_path / "nothing"), "test")
+    for pattern in ("photos/*", "photos/train/*/?.jpg"):  # the first looks like a name on the Hub
+        with pytest.raises(DatasetError, match="patterns are not expanded"):
+            load_dataset(pattern, "test")
     with pytest.raises(DatasetError, match="an address"):
         load_dataset("https://example.com/photos.zip", "test")
     with pytest.raises(DatasetError, match="no split 'validation'; it has test, train"):

@@ -80,6 +80,10 @@ def _load(
     path = Path(text).expanduser()
     if path.exists():
         return _from_path(path, split, image_column, label_column, labelled)
+    if set("*?") & set(text):
+        raise DatasetError(
+            f"there is no dataset {text!r}: patterns are not expanded", hint="name the folder of them all"
+        )
     if isinstance(name, str) and "/" in text and not hub.looks_like_path(text) and path.suffix != ".parquet":
         return _from_hub(text, text, split, image_column, label_column)
     close = difflib.get_close_matches(text.lower().replace("-", ""), KNOWN_DATASETS, n=1)
