@@ -413,4 +413,8 @@ def test_a_notebook_shows_the_main_numbers() -> None:
     page = REPORT._repr_html_()
     for number in ("40.50", "1.00×", "88.10%", "10.25", "3.95×", "87.65%", "-0.45"):
         assert page.count(number) == 1, number
-    assert "%" not in of_kind("vectors")._repr_html_(), "of answers that are no classes it says nothing"
+    for kind, numbers in (
+        ("several labels", ("mAP", "71.23%", "-0.65")),
+        ("vectors", ("7NN top-1", "84.17%", "83.42%", "-0.75")),
+    ):
+        assert all(number in of_kind(kind)._repr_html_() for number in numbers), kind
