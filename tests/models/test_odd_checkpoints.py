@@ -137,6 +137,14 @@ def test_class_names_in_a_list_or_the_wrong_way_round(shape: Any, odd: Path, tin
     assert load_checkpoint(odd).labels == labels
 
 
+def test_a_head_that_is_left_out_is_said(odd: Path, notes: list[str]) -> None:
+    """A class of one's own does not say whether it classifies, and its weights do."""
+    change(odd / "config.json", architectures=["MyClassifier"])
+    assert load_checkpoint(odd, request=TaskRequest()).labels == ()
+    assert "is left out: --task classification takes it" in notes[-1]
+    assert len(load_checkpoint(odd, request=TaskRequest("classification")).labels) > 1 and len(notes) == 1
+
+
 def test_two_classes_may_have_one_name(odd: Path) -> None:
     names = ["crane", "a", "crane", *"bcdefgh"]
     change(odd / "config.json", id2label=dict(enumerate(names)), label2id={"crane": 2})

@@ -236,6 +236,8 @@ def load_weights(
         raise ModelError(
             f"{folder.name} is incomplete: {len(body)} weights are missing, {body[0]} for one", hint=_AGAIN
         )
+    if tower is not None and "classifier.weight" in report["unexpected_keys"]:
+        progress.note(f"Note: the classification head of {folder.name} is left out: --task classification takes it.")
     module.config.return_dict = True
     return module.float(), missing, bool(wrong)
 
