@@ -6,6 +6,7 @@ import gc
 import signal
 import time
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.tools.forms import Clock
 from vitdeploy.bench import latency
 from vitdeploy.bench.latency import LatencyRun, Track, Visit
+from vitdeploy.core import progress
 from vitdeploy.evaluation.statistics import percentiles, speedup
 from vitdeploy.report.settings import BenchSettings
 
@@ -292,6 +294,30 @@ def test_busy_rounds_are_made_again() -> None:
     run = beside(Clock(), 6.0, rounds=20, min_rounds=5)
     assert run.busy is None and run.other_share == pytest.approx(0.01)
     assert max(run.tracks["a"].on_demand_ms) == pytest.approx(20) and len(run.tracks["a"].rounds) == 20
+
+
+def test_progress_never_passes_its_end() -> None:
+    class Bar:
+        done, ends = 0, [0.0]
+
+        def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Bar]:
+            self.done, self.ends = 0, [total or 0]
+            return nullcontext(self)
+
+        def note(self, message: str) -> None:
+            raise AssertionError(message)
+
+        def advance(self, amount: float = 1) -> None:
+            self.done += 1
+            assert self.done <= self.ends[-1]
+
+        def update(self, *, total: float | None = None, **other: object) -> None:
+            self.ends.append(total or 0)
+
+    bar = Bar()
+    with progress.use(bar):
+        beside(Clock(), 1e9, rounds=20, min_rounds=5)
+    assert (bar.done, bar.ends[0], bar.ends[-1]) == (60, 20, 60)
 
 
 def test_a_machine_that_stays_busy_is_called_that() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vitdeploy import Classifier, load
-from vitdeploy.bulk import predict_files
+from vitdeploy.bulk import embed_files, predict_files
 from vitdeploy.bulk.results import partial_folder
 from vitdeploy.bulk.sources import Done, find_images
 from vitdeploy.core import progress
@@ -50,6 +50,14 @@ def table(path: Path, images: list[Any], **columns: Any) -> Path:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"image": images, **columns}), path, row_group_size=16)
     return path
+
+
+@pytest.mark.parametrize("call", [predict_files, embed_files])
+def test_a_path_is_no_open_classifier(call: Any, tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    for path in (tiny_bundle, str(tiny_bundle)):
+        with pytest.raises(InputError, match="is a path") as caught:
+            call(path, [photos], tmp_path / "results.parquet")
+        assert f"vitdeploy.load({str(tiny_bundle)!r})" in str(caught.value.hint)
 
 
 def test_a_folder(classifier: Classifier, photos: Path, tmp_path: Path) -> None:

@@ -250,6 +250,8 @@ class LatencyRun:
                 late = index >= settings.min_rounds and self._clock.now() - began > settings.max_seconds
                 if late or len(self._quiet()) >= settings.rounds:
                     break
+                if index >= settings.rounds:  # in place of busy ones
+                    step.update(total=index + 1)
                 self._between()
                 names = sorted(self._calls)
                 for position in order.permutation(len(names)):

@@ -96,6 +96,7 @@ def predict_files(
     Example:
         predict_files(classifier, ["photos"], "results.parquet", top_k=3)
     """
+    _check_open(classifier)
     check_task(classifier.task, classifier.describe()["bundle"])
     settings = replace(settings or BulkSettings(), **options)
     run = _Run(classifier, paths, output, settings)
@@ -128,11 +129,21 @@ def embed_files(
     Example:
         embed_files(classifier, ["photos"], "vectors.parquet")
     """
+    _check_open(classifier)
     described = classifier.describe()
     classifier.task.require(EMBEDDING, described["bundle"])
     run = _Run(classifier, paths, output, replace(settings or BulkSettings(), **{**options, "top_k": 1}))
     layout = Layout(run.images.has_rows, dimensions=described["embedding"]["dimensions"])
     return run.done(layout, {"embedding": described["embedding"]})
+
+
+def _check_open(classifier: Any) -> None:
+    if isinstance(classifier, (str, os.PathLike)):
+        name = os.fspath(classifier)
+        raise InputError(
+            f"{name} is a path, and what is asked for is an open classifier",
+            hint=f"with vitdeploy.load({name!r}) as classifier: ..., so that it is opened once for many calls",
+        )
 
 
 class _Run:
