@@ -301,7 +301,7 @@ def test_progress_never_passes_its_end() -> None:
         done, ends = 0, [0.0]
 
         def task(self, description: str, total: float | None, unit: str) -> AbstractContextManager[Bar]:
-            self.done, self.ends = 0, [total or 0]
+            self.done, self.ends = 0, [np.inf if total is None else total]
             return nullcontext(self)
 
         def note(self, message: str) -> None:
