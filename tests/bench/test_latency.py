@@ -312,7 +312,7 @@ def test_progress_never_passes_its_end() -> None:
             assert self.done <= self.ends[-1]
 
         def update(self, *, total: float | None = None, **other: object) -> None:
-            self.ends.append(total or 0)
+            self.ends += [] if total is None else [total]
 
     bar = Bar()
     with progress.use(bar):
