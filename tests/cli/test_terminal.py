@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
+from tests.tools.threads import Threads
 from vitdeploy.cli import terminal
 from vitdeploy.cli.terminal import RichReporter
 
@@ -45,12 +45,12 @@ def test_a_bar_is_as_long_as_its_step_is_far(page: io.StringIO, monkeypatch: pyt
 
 
 def test_only_a_step_of_unknown_length_is_drawn_by_a_thread(page: io.StringIO) -> None:
-    before = threading.active_count()
+    threads = Threads()
     with RichReporter() as reporter:
         with reporter.task("Opening", None, ""):
-            assert threading.active_count() == before + 1
+            assert len(threads.begun()) == 1
             drawn = len(page.getvalue())
             wait_until(lambda: len(page.getvalue()) > drawn)
         with reporter.task("Measuring", 4, "calls"):
-            assert threading.active_count() == before
-    assert threading.active_count() == before
+            assert threads.begun() == []
+    assert threads.begun() == []

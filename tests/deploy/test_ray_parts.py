@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.tools.threads import Threads
 from vitdeploy import DatasetError, ImageError, InputError, OutputExistsError
 from vitdeploy.bulk.files import ArrowFiles, LocalFiles, arrow_files, without_secrets
 from vitdeploy.bulk.sources import Done, find_images
@@ -45,6 +45,7 @@ def test_blocks_are_all_images_in_order(tiny_images: Path, tmp_path: Path) -> No
 def test_the_reader_waits_for_the_decoder() -> None:
     """However slow the model is, only so many images are in memory."""
     begun: list[str] = []
+    threads = Threads()
 
     class Slow(LocalFiles):
         def read(self, path: str) -> bytes:
@@ -57,9 +58,9 @@ def test_the_reader_waits_for_the_decoder() -> None:
         assert (item.name, item.content.read()) == (str(taken - 1), str(taken - 1).encode())  # type: ignore[union-attr]
         time.sleep(0.05)
         assert len(begun) <= taken + AHEAD
-    before = threading.active_count()
+    assert threads.begun()
     source.close()  # type: ignore[attr-defined]
-    assert threading.active_count() < before
+    assert threads.begun() == []
 
 
 def test_what_can_not_be_read_is_an_error_of_its_own(tmp_path: Path) -> None:

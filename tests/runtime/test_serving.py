@@ -18,6 +18,7 @@ import pytest
 from tests.tools.backends import CPU_BACKENDS
 from tests.tools.batches import sizes_of_batches
 from tests.tools.killed import ended_well
+from tests.tools.threads import Threads
 from vitdeploy import load
 from vitdeploy.core.admission import Places
 from vitdeploy.core.errors import (
@@ -450,20 +451,18 @@ def test_closing_under_load_answers_or_says_so(tiny_bundle: Path, max_batch: int
 
 
 def test_no_thread_is_left(tiny_bundle: Path) -> None:
-    def ours() -> set[str]:
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("vitdeploy")}
-
+    threads = Threads()
     classifier = open_one(tiny_bundle, max_batch=4)
     asyncio.run(classifier.predict_async(image()))
-    assert ours()
+    assert threads.begun("vitdeploy")
     classifier.close()
-    assert ours() == set()
+    assert threads.begun("vitdeploy") == []
     forgotten = open_one(tiny_bundle, max_batch=4)
     forgotten.predict(image())
-    assert ours() == {"vitdeploy-batches"}
+    assert threads.begun("vitdeploy") == ["vitdeploy-batches"]
     del forgotten
     gc.collect()
-    assert ours() == set()
+    assert threads.begun("vitdeploy") == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tools.threads import Threads
 from vitdeploy import Classifier, load
 from vitdeploy.core.errors import DatasetError, ImageError, InputError, OutOfMemoryError, RunnerClosedError
 from vitdeploy.data.images import decode
@@ -39,8 +40,11 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def stream_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("vitdeploy-decode", "vitdeploy-model"))]
+@pytest.fixture
+def stream_threads() -> Callable[[], list[str]]:
+    """The threads of streams that the test began and that run."""
+    threads = Threads()
+    return lambda: threads.begun("vitdeploy-decode", "vitdeploy-model")
 
 
 class Recorder:
@@ -138,7 +142,9 @@ def test_decoders_wait_while_too_much_is_held(monkeypatch: pytest.MonkeyPatch) -
     assert len(list(answers)) == 299
 
 
-def test_a_bad_image_in_its_place(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_bad_image_in_its_place(
+    classifier: Classifier, tmp_path: Path, stream_threads: Callable[[], list[str]]
+) -> None:
     good = pictures(1, [(20, 20)])[0]
     (tmp_path / "bad.png").write_bytes(b"oops")
     sources = [good, tmp_path / "bad.png", good, b"oops", np.zeros((2, 2), np.float32), 7, good]
@@ -201,7 +207,9 @@ def test_decoding_goes_on_while_the_model_runs() -> None:
     assert [isinstance(answer, ImageError) for answer in answers] == [False] * 12 + [True] + [False] * 3
 
 
-def test_what_was_pulled_is_answered_before_the_source_fails(classifier: Classifier) -> None:
+def test_what_was_pulled_is_answered_before_the_source_fails(
+    classifier: Classifier, stream_threads: Callable[[], list[str]]
+) -> None:
     def source() -> Iterator[np.ndarray]:
         yield from pictures(5, [(20, 20)])
         raise DatasetError("the disk failed", hint="check it")
@@ -214,7 +222,7 @@ def test_what_was_pulled_is_answered_before_the_source_fails(classifier: Classif
     assert stream_threads() == []
 
 
-def test_a_failing_model_ends_it() -> None:
+def test_a_failing_model_ends_it(stream_threads: Callable[[], list[str]]) -> None:
     class Broken(Recorder):
         def answer(self, images: list[np.ndarray]) -> list[Any]:
             raise RuntimeError("the model failed")
@@ -259,7 +267,7 @@ def test_an_image_that_memory_does_not_hold_is_a_failure() -> None:
         list(stream(Recorder().stages(4, hungry), images))
 
 
-def test_dropping_it_ends_its_threads(classifier: Classifier) -> None:
+def test_dropping_it_ends_its_threads(classifier: Classifier, stream_threads: Callable[[], list[str]]) -> None:
     answers = classifier.stream(pictures(200, [(20, 20)]), workers=2, batch=4)
     next(answers)
     assert stream_threads()

@@ -280,7 +280,7 @@ def test_refusals_come_before_training(scratch: Path, class_folders: Path, tmp_p
         finetune(short_run(scratch, tmp_path / "out", revision="main"))
     with pytest.raises(DatasetError, match="the 8 images to train on have none of"):
         finetune(short_run(scratch, tmp_path / "out", limit_train=8, validation=0))
-    with pytest.raises(VitdeployError, match="Not a directory"):
+    with pytest.raises(VitdeployError, match="a file is in the place of one of its folders"):
         finetune(short_run(scratch, tmp_path / "mine" / "letter.txt" / "out"))
     with pytest.raises(DatasetError, match="leave none"):
         finetune(short_run(scratch, tmp_path / "out", validation=120))
