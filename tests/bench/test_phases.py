@@ -14,7 +14,7 @@ from vitdeploy.bench.phases import PhasesRun, cut_preprocessing, time_decoding
 from vitdeploy.data import load_dataset
 from vitdeploy.report.settings import BenchSettings
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), dtype=np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)  # wide: as each Pillow does
 
 
 class Split(KnownRunner):

@@ -16,7 +16,7 @@ from vitdeploy.explain.inside import undo_normalisation
 from vitdeploy.explain.module import look_inside_checkpoint
 from vitdeploy.models.checkpoints import Checkpoint, load_checkpoint
 
-IMAGE = np.random.default_rng(5).integers(0, 256, (40, 28, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(5).integers(0, 256, (28, 40, 3), dtype=np.uint8)  # wide: as each Pillow does
 
 
 @pytest.fixture(scope="module")

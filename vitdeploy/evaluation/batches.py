@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitdeploy.bundle.graphs import exact_bytes
+from vitdeploy.bundle.graphs import exact_bytes, session_of
 from vitdeploy.core.errors import InputError, require
 from vitdeploy.core.machine import HELD_BYTES
 from vitdeploy.core.specs import answer_of
@@ -68,7 +68,7 @@ def open_session(graph: Path | bytes | ir.Model, *, fuse: bool = True, threads: 
         import onnx_ir as ir
 
         graph = ir.to_proto(graph).SerializeToString()
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return session_of(onnxruntime, graph, options, ["CPUExecutionProvider"])
 
 
 def check_size(session: Any, image: np.ndarray) -> None:

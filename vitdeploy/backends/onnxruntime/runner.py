@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vitdeploy.backends.base import RunnerBase
 from vitdeploy.backends.dlpack import CUDA, DeviceArray
-from vitdeploy.bundle.graphs import GraphFile, exact_bytes, load_graph
+from vitdeploy.bundle.graphs import GraphFile, exact_bytes, load_graph, session_of
 from vitdeploy.core.errors import InputError, ModelError, OutOfMemoryError, VitdeployError, require
 from vitdeploy.core.machine import quota_threads
 from vitdeploy.core.specs import TensorSpec
@@ -120,7 +120,7 @@ class OnnxRuntimeRunner(RunnerBase):
                 sizes = list(map(len, weights.values()))
                 options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
             try:
-                return onnxruntime.InferenceSession(file.source, options, providers=providers)
+                return session_of(onnxruntime, file.source, options, providers)
             except Exception as error:  # its errors have no base class of their own
                 said = first_line(error).replace(str(file.source), str(self._path))
                 raise ModelError(
