@@ -39,10 +39,10 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images() -> npt.NDArray[np.uint8]:
-    """Twelve pictures with edges and gradients: uint8 (12, 40, 48, 3)."""
+    """Pictures with edges and gradients: uint8 (24, 40, 48, 3)."""
     generator = np.random.default_rng(7)
-    ramps = np.linspace(0, 255, 48)[None, None, :, None] * generator.random((12, 1, 1, 3))
-    return np.clip(ramps + generator.normal(0, 40, (12, 40, 48, 3)), 0, 255).astype(np.uint8)
+    ramps = np.linspace(0, 255, 48)[None, None, :, None] * generator.random((24, 1, 1, 3))
+    return np.clip(ramps + generator.normal(0, 40, (24, 40, 48, 3)), 0, 255).astype(np.uint8)
 
 
 def logits(model: Path | bytes, images: npt.NDArray[np.uint8], **options: Any) -> npt.NDArray[np.float32]:

@@ -28,7 +28,10 @@ def processor(name: str, **settings: Any) -> Any:
     """An image processor of transformers' Pillow backend, which needs no torchvision."""
     import transformers
 
-    return getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    try:
+        return getattr(transformers, f"{name}ImageProcessorPil")(**settings)
+    except ImportError:  # transformers 5.20 asks for torchvision to make Segformer's
+        pytest.skip(f"this transformers has no {name}ImageProcessorPil without torchvision")
 
 
 CASES = [

@@ -148,7 +148,8 @@ def test_half_precision_after_quantisation_keeps_the_integers(tiny_bundle: Path,
     single = logits(model, tmp_path, fresh)
     to_half(model)
     # FP16 between the products: a thousandth of the logits' spread, and now and then one step of an activation more.
-    assert error(logits(model, tmp_path, fresh), single) < 0.03
+    # ONNX Runtime 1.32 has 0.02 here, 1.22 has 0.04.
+    assert error(logits(model, tmp_path, fresh), single) < 0.05
 
 
 def test_attention_patches_and_classifier_join_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
