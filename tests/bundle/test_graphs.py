@@ -17,7 +17,7 @@ from tests.tools.fuzz import rounds
 from tests.tools.small_bundle import write_small_bundle
 from vitdeploy import load
 from vitdeploy.bundle import Bundle, graphs
-from vitdeploy.bundle.graphs import exact_bytes, external_files, read_graph
+from vitdeploy.bundle.graphs import exact_bytes, external_files, read_graph, session_of
 from vitdeploy.bundle.wire import framed
 from vitdeploy.core.errors import BundleError, ModelError, VitdeployError
 
@@ -299,3 +299,30 @@ def test_a_session_is_told_to_be_exact_only_where_products_saturate(
     else:
         with pytest.raises(RuntimeError, match="session.x64quantprecision"):
             options.get_session_config_entry("session.x64quantprecision")
+
+
+def test_products_of_fp8_are_left_as_written_where_onnxruntime_takes_them_for_bytes(tmp_path: Path) -> None:
+    """As releases before 1.32 do: `make test-lowest` runs one."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    entry, opened = "session.disable_quant_qdq", []
+
+    class Older:
+        @staticmethod
+        def InferenceSession(source: Any, options: Any, providers: list[Any]) -> Any:
+            try:
+                opened.append(options.get_session_config_entry(entry))
+            except RuntimeError:  # none
+                opened.append("")
+                raise RuntimeError("Type 'tensor(float8e4m3fn)' of MatMulIntegerToFloat is invalid") from None
+            return onnxruntime.InferenceSession(source, options, providers=providers)
+
+    bundle = write_small_bundle(tmp_path)
+    source = bundle / "model.onnx"
+    session = session_of(Older, str(source), onnxruntime.SessionOptions(), ["CPUExecutionProvider"])
+    assert opened == ["", "1"] and session.get_inputs()
+    options = onnxruntime.SessionOptions()
+    session_of(onnxruntime, str(source), options, ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeError):
+        options.get_session_config_entry(entry)  # graphs without FP8 keep their products of bytes
+    with pytest.raises(Exception, match="nowhere"):
+        session_of(onnxruntime, str(tmp_path / "nowhere.onnx"), options, ["CPUExecutionProvider"])
