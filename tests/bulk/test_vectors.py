@@ -16,7 +16,12 @@ import pytest
 from tests.tools.command_line import invoke
 from tests.tools.towers import write_tower
 from vitdeploy import Classifier, embed_files, export, load, predict_files
-from vitdeploy.core.errors import InputError, OutputExistsError
+from vitdeploy.core.errors import DependencyError, InputError, OutputExistsError
+
+ARROW = pytest.importorskip("pyarrow")
+IN_PARQUET = pytest.mark.skipif(
+    int(ARROW.__version__.partition(".")[0]) < 26, reason="this pyarrow can't read back a fixed-size list that is null"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,18 @@ def photos(tmp_path: Path, tiny_images: Path) -> Path:
     return folder
 
 
+def test_an_older_pyarrow_is_refused_before_anything_is_done(
+    model: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest.importorskip("pyarrow"), "__version__", "25.0.1")
+    with pytest.raises(DependencyError, match=r"need pyarrow 26, and 25\.0\.1") as caught:
+        embed_files(model, [photos], tmp_path / "vectors.parquet")
+    assert ".npy" in str(caught.value.hint)
+    assert not list(tmp_path.glob("vectors*"))
+    embed_files(model, [photos], tmp_path / "vectors.npy")
+
+
+@IN_PARQUET
 def test_a_parquet_file_has_a_list_of_fixed_size_a_row(model: Classifier, photos: Path, tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     output = tmp_path / "vectors.parquet"
@@ -82,7 +99,7 @@ def test_a_numpy_file_has_the_vectors_and_its_images_beside_it(model: Classifier
         embed_files(model, [photos], output)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+@pytest.mark.parametrize("suffix", [pytest.param(".parquet", marks=IN_PARQUET), ".npy"])
 def test_rows_of_a_table(suffix: str, model: Classifier, photos: Path, tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     files = sorted(photos.rglob("*/*.png"))[:9]
@@ -102,7 +119,7 @@ def test_rows_of_a_table(suffix: str, model: Classifier, photos: Path, tmp_path:
     np.testing.assert_allclose(vectors[7], model.embed(files[7])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+@pytest.mark.parametrize("suffix", [pytest.param(".parquet", marks=IN_PARQUET), ".npy"])
 def test_a_run_that_was_killed_is_gone_on_with(suffix: str, model: Classifier, photos: Path, tmp_path: Path) -> None:
     """A process that dies between two parts leaves those; the next run reads them, and gives the same file."""
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"v{suffix}"

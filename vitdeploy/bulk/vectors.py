@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdeploy.bulk.formats import Format, Layout, Parquet, Row
-from vitdeploy.core.errors import require
+from vitdeploy.core.errors import DependencyError, require
 
 __all__ = ["VECTOR_FORMATS"]
 
@@ -33,8 +33,21 @@ def _matrix(rows: list[Row], layout: Layout) -> npt.NDArray[np.float32]:
     return np.stack([nothing if row["embedding"] is None else row["embedding"] for row in rows])
 
 
+_WITH_NULLS = 26  # of pyarrow; 24 writes none, and 25 some that it can't read
+
+
 class VectorParquet(Parquet):
     """A column of fixed-size lists; the file's metadata say where the vectors come from."""
+
+    def check(self) -> None:
+        super().check()
+        found = require("pyarrow", extra="bulk").__version__
+        if int(found.partition(".")[0]) < _WITH_NULLS:
+            raise DependencyError(
+                f"vectors in parquet need pyarrow {_WITH_NULLS}, and {found} is installed: it can't write a list of"
+                " fixed size that is null, as that of an image that can't be used, and read it back",
+                hint=f"pip install 'pyarrow>={_WITH_NULLS}', which needs Python 3.11; or name a .npy file",
+            )
 
     def schema(self, layout: Layout) -> Any:
         """The columns, and their types."""
