@@ -44,9 +44,7 @@ def extras_line(*extras: str, upgrade: bool = False) -> str:
         if path.exists():
             return f"pip install {flags}{_quoted(_place(path) + chosen)}"
         return f"pip install {flags}" + " ".join(_quoted(each) for each in _requirements(extras))
-    if "vcs_info" in record:
-        url = f"{record['vcs_info']['vcs']}+{url}"
-    return f"pip install {flags}" + _quoted(f"{_NAME}{chosen} @ {url}" if url else _NAME + chosen)
+    return f"pip install {flags}" + _quoted(_fetched(_NAME + chosen, url, record) if url else _NAME + chosen)
 
 
 def wheel_line(folder: str) -> str | None:
@@ -55,13 +53,16 @@ def wheel_line(folder: str) -> str | None:
     Example:
         wheel_line("k8s/wheels")  # "pip wheel --no-deps --wheel-dir k8s/wheels ." in a checkout
     """
-    url, record = ("", {}) if _in_place() else _origin()
-    source = _place(_ROOT) if _in_place() else None
-    if url.startswith("file:"):
+    url, record = _origin()
+    if _in_place():
+        source = _place(_ROOT)
+    elif url.startswith("file:"):
         source = _place(Path(unquote(urlsplit(url).path)))
     elif url:
-        source = f"{_NAME} @ {record['vcs_info']['vcs']}+{url}" if "vcs_info" in record else f"{_NAME} @ {url}"
-    return None if source is None else f"pip wheel --no-deps --wheel-dir {_quoted(folder)} {_quoted(source)}"
+        source = _fetched(_NAME, url, record)
+    else:
+        return None
+    return f"pip wheel --no-deps --wheel-dir {_quoted(folder)} {_quoted(source)}"
 
 
 def update_words() -> str:
@@ -119,6 +120,11 @@ def _origin() -> tuple[str, dict[str, dict[str, str]]]:
         text = None
     record = json.loads(text) if text else {}
     return str(record.get("url", "")), record
+
+
+def _fetched(name: str, url: str, record: dict[str, dict[str, str]]) -> str:
+    """How pip is told to fetch this copy again from where it came: by the version control system, if one had it."""
+    return f"{name} @ {record['vcs_info']['vcs']}+{url}" if "vcs_info" in record else f"{name} @ {url}"
 
 
 def _requirements(extras: tuple[str, ...]) -> list[str]:

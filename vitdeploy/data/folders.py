@@ -349,9 +349,10 @@ def _walk(folder: Path, seen: set[tuple[int, int]] | None = None) -> Iterator[os
     that holds this one: below it lie other classes."""
     if seen is None:
         seen = {_identity(parent) for parent in Path(os.path.realpath(folder)).parents}
-    if _identity(folder) in seen:
+    here = _identity(folder)
+    if here in seen:
         return
-    seen.add(_identity(folder))
+    seen.add(here)
     for entry in _entries(folder):
         if not _is_folder(entry):
             yield entry

@@ -71,7 +71,7 @@ _NOT_READ = frozenset(
     [".heic", ".heif", ".hif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".jxl", ".jpm"]
 )
 
-_STARTS = {  # of formats that are read, so that a file of theirs which no reader takes is damaged
+_STARTS = {  # of formats: where one is read, a file of it that no reader takes is damaged
     "AVIF": rb"....ftypavi[fs]",
     "GIF": rb"GIF8[79]a",
     "HEIF": rb"....ftyp(hei|hev|mif1|msf1)",
@@ -82,11 +82,11 @@ _STARTS = {  # of formats that are read, so that a file of theirs which no reade
 }
 _OTHER_FILES = (  # what is not read: how it begins, what it is, what to do
     (
-        rb"....ftyp(hei|hev|mif1|msf1)",
+        _STARTS["HEIF"],
         "a HEIC image, which needs the package pillow-heif",
         "pip install pillow-heif, or convert it to JPEG",
     ),
-    (rb"....ftypavi[fs]", "an AVIF image, which this Pillow can't read", "pip install --upgrade pillow"),
+    (_STARTS["AVIF"], "an AVIF image, which this Pillow can't read", "pip install --upgrade pillow"),
     (rb"....ftyp", "a video", "take single frames of it: see docs/examples.md"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image", "convert it to JPEG or PNG"),
     (rb"\s*<(!doctype html|html)", "a web page, not an image", "the download went wrong: get the image itself"),
